@@ -1,0 +1,34 @@
+"""python -m monai_ext COMMAND: each command lives in the module that does its work and is imported only when asked for."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "ops": ("monai_ext.ops.command", "compile the operators and say which kernel each one uses"),
+    "phantom": ("monai_ext.data.phantom", "make brain phantoms: NIfTI files and a datalist"),
+    "index": ("monai_ext.data.layouts", "find the subjects and contrasts of a dataset folder: a datalist"),
+    "prepare": ("monai_ext.data.prepare", "put every subject on one grid, ready to be read by slice"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a fault that a person can mend is one line and exit status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m monai_ext", description=__doc__.partition(":")[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name in arguments[:1]:
+            importlib.import_module(module).configure(command)
+    args = parser.parse_args(arguments)
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"{args.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From the folders people have to the slices a network sees."""

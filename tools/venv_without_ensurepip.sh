@@ -1,0 +1,17 @@
+#!/bin/sh
+# Make a virtual environment with pip where python3 has no ensurepip (plain Debian and Ubuntu): the distribution's
+# own pip wheel is fetched by apt, unpacked inside the environment, and installs itself. Nothing outside it changes.
+set -eu
+python=$1
+venv=$2
+"$python" -m venv --without-pip "$venv"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+chmod 755 "$work"
+if ! (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download python3-pip-whl >/dev/null 2>&1 && dpkg -x python3-pip-whl_*.deb .); then
+    rm -rf "$venv"
+    echo "python3 has no ensurepip, and apt cannot fetch python3-pip-whl: run 'apt-get update' or install python3-venv, then make again" >&2
+    exit 1
+fi
+wheel=$(echo "$work"/usr/share/python-wheels/pip-*.whl)
+"$venv/bin/python" "$wheel/pip" install --quiet --no-index "$wheel"
