@@ -1,0 +1,240 @@
+"""A datalist: which subjects there are, where each contrast of each lies, and which split each person is in.
+
+The file is JSON: MONAI's split names, one flat dictionary a subject, as MONAI's dictionary transforms like it.
+
+    {"name": "ixi", "root": ".",
+     "training": [{"subject": "IXI012", "T1": "IXI-T1/IXI012-HH-1211-T1.nii.gz", "T2": "..."}],
+     "validation": [], "test": []}
+
+Paths are relative to `root`, which is relative to the JSON's own folder or absolute. `session`, `label` and
+`dataset` (where it is not the datalist's name) are optional; a contrast that a subject lacks is simply absent.
+"""
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_ext.modalities import MODALITIES
+
+SPLITS = ("training", "validation", "test")
+ENTRY_KEYS = ("subject", "session", "dataset", *MODALITIES, "label")
+
+
+class SubjectError(ValueError):
+    """One subject's fault: a batch command reports it, goes on with the others and exits non-zero."""
+
+    def __init__(self, subject: str, path: Path | None, reason: str) -> None:
+        super().__init__(
+            subject, path, reason
+        )  # as three arguments, so that it comes back whole from a worker process
+        self.subject, self.path, self.reason = subject, path, reason
+
+    def __str__(self) -> str:
+        return ": ".join([self.subject, *([str(self.path)] if self.path else []), self.reason])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One visit of one person: `images` maps canonical contrast names to absolute paths."""
+
+    subject: str
+    dataset: str
+    images: Mapping[str, Path]
+    session: str = ""
+    label: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique in a datalist, and the folder that prepared files go to."""
+        return f"{self.subject}_{self.session}" if self.session else self.subject
+
+
+@dataclass(frozen=True)
+class Datalist:
+    name: str
+    root: Path
+    splits: Mapping[str, Sequence[Subject]]
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """All of them, training first."""
+        return tuple(subject for split in SPLITS for subject in self.splits.get(split, ()))
+
+
+def read_datalist(path: Path | str, *, failures: list[SubjectError] | None = None) -> Datalist:
+    """The datalist at `path`. A subject's fault is raised, or joins `failures` while the others are read."""
+    path = absolute(Path(path))
+    content = _read_json(path)
+    unknown = sorted(set(content) - {"name", "root", *SPLITS})
+    if unknown:
+        known = ", ".join(("name", "root", *SPLITS))
+        raise ValueError(f"{path}: unknown key {unknown[0]!r}; a datalist has {known}")
+    name, root = content.get("name", path.stem), content.get("root", ".")
+    if not isinstance(name, str) or not isinstance(root, str):
+        raise ValueError(f"{path}: name and root must be text, got {name!r} and {root!r}")
+    folder = absolute(path.parent / root)
+    if not folder.is_dir():
+        raise ValueError(f"{path}: root {root!r} is not a folder: {folder}; set it to where the images are")
+
+    splits: dict[str, tuple[Subject, ...]] = {}
+    split_of: dict[tuple[str, str], str] = {}
+    names: set[str] = set()
+    for split in SPLITS:
+        entries = content.get(split, [])
+        if not isinstance(entries, list):
+            raise ValueError(f"{path}: {split} must be a list of subjects, got {type(entries).__name__}")
+        kept = []
+        for number, entry in enumerate(entries):
+            try:
+                subject = _subject(entry, where=f"{split}[{number}]", dataset=name, root=folder)
+                first = split_of.setdefault((subject.dataset, subject.subject), split)
+                if first != split:
+                    reason = f"is in {first} and in {split}; all of a person's sessions belong to one split"
+                    raise SubjectError(subject.name, path, reason)
+                if subject.name in names:
+                    raise SubjectError(subject.name, path, "is there twice; give each visit once")
+            except SubjectError as fault:
+                if failures is None:
+                    raise
+                failures.append(fault)
+            else:
+                names.add(subject.name)
+                kept.append(subject)
+        splits[split] = tuple(kept)
+    return Datalist(name=name, root=folder, splits=splits)
+
+
+def write_datalist(path: Path | str, datalist: Datalist) -> None:
+    """Written whole or not at all, in the order given, with paths relative to the datalist's root."""
+    path = absolute(Path(path))
+    root = absolute(datalist.root)
+    # Written relative where one lies in the other, because they are moved together then.
+    near = root.is_relative_to(path.parent) or path.parent.is_relative_to(root)
+    content: dict[str, Any] = {
+        "name": datalist.name,
+        "root": Path(os.path.relpath(root, path.parent)).as_posix() if near else root.as_posix(),
+    }
+    for split in SPLITS:
+        content[split] = [_entry(subject, datalist.name, root) for subject in datalist.splits.get(split, ())]
+    write_json(path, content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON for people to read, through a temporary file and a rename: no reader ever sees half of it."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"nothing was written: {error.strerror}", str(path)) from error
+
+
+def report_failures(failures: Sequence[SubjectError], *, total: int, what: str) -> int:
+    """A table of subject, file and reason on stderr, for a command that did the rest; the exit status."""
+    if not failures:
+        return 0
+    rows = [("subject", "file", "reason")]
+    rows += [(fault.subject, str(fault.path or "-"), fault.reason) for fault in failures]
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    print(f"{len(failures)} of {total} subjects could not be {what}:", file=sys.stderr)
+    for subject, file, reason in rows:
+        indented = reason.replace("\n", "\n" + " " * (first + second + 6))
+        print(f"  {subject:{first}}  {file:{second}}  {indented}", file=sys.stderr)
+    return 1
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in content:
+                raise ValueError(f"the key {key!r} is there twice in one place")
+            content[key] = value
+        return content
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_duplicates)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ValueError(f"{path}: not a datalist: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a datalist is a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def _subject(entry: Any, *, where: str, dataset: str, root: Path) -> Subject:
+    if not isinstance(entry, dict):
+        raise SubjectError(where, None, f"must be an object with a subject and its contrasts, got {entry!r}")
+    name = entry.get("subject", where)
+    for key, value in entry.items():
+        if key not in ENTRY_KEYS:
+            raise SubjectError(str(name), None, f"unknown key {key!r}; known are {', '.join(ENTRY_KEYS)}")
+        if not isinstance(value, str):
+            raise SubjectError(str(name), None, f"{key} must be text, got {value!r}")
+    if "subject" not in entry:
+        raise SubjectError(where, None, "has no key 'subject'")
+    for key in ("subject", "session"):
+        check_name(entry.get(key, "") if key == "session" else name, key=key, subject=name)
+    images = {key: _file(entry[key], name, root) for key in MODALITIES if key in entry}
+    if not images:
+        raise SubjectError(name, None, f"has no image; give at least one of {', '.join(MODALITIES)}")
+    return Subject(
+        subject=name,
+        dataset=entry.get("dataset", dataset),
+        images=images,
+        session=entry.get("session", ""),
+        label=_file(entry["label"], name, root) if "label" in entry else None,
+    )
+
+
+def check_name(value: str, *, key: str, subject: str) -> None:
+    """Names become folders: one that would leave the output folder is refused."""
+    if value in {".", ".."} or any(sign in value for sign in "/\\\0\n") or (key == "subject" and not value):
+        raise SubjectError(
+            subject or "(no name)", None, f"{key} must be a folder's plain name, got {value!r}"
+        )
+
+
+def _file(relative: str, subject: str, root: Path) -> Path:
+    path = absolute(root / relative)
+    if not path.is_relative_to(root):
+        raise SubjectError(subject, Path(relative), f"climbs out of the datalist's root {root}")
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # a ValueError is a path that no system takes, with a null byte
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SubjectError(subject, path, f"cannot be read: {reason}") from error
+    if not stat.S_ISREG(mode):
+        raise SubjectError(subject, path, "is not a file")
+    return path
+
+
+def _entry(subject: Subject, dataset: str, root: Path) -> dict[str, str]:
+    entry = {"subject": subject.subject}
+    if subject.session:
+        entry["session"] = subject.session
+    if subject.dataset != dataset:
+        entry["dataset"] = subject.dataset
+    files = {contrast: subject.images[contrast] for contrast in MODALITIES if contrast in subject.images}
+    if subject.label is not None:
+        files["label"] = subject.label
+    for key, path in files.items():
+        if not path.is_relative_to(root):
+            raise SubjectError(subject.name, path, f"is outside the datalist's root {root}")
+        entry[key] = path.relative_to(root).as_posix()
+    return entry
+
+
+def absolute(path: Path) -> Path:
+    """Without `..` and without following links: data are often links into a store."""
+    return Path(os.path.normpath(path.absolute()))
