@@ -1,0 +1,218 @@
+"""A 3D image and where it lies: read from NIfTI, MetaImage or NRRD, bad files refused, written as NIfTI."""
+
+import contextlib
+import gzip
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import DTypeLike, NDArray
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK: left, posterior positive; nibabel: right, anterior
+
+_LARGEST_SHEAR = 2e-3  # cosine between two axes: 0.2 mm at the edge of a head; float32 rounds to 1e-6
+_LARGEST_CONFLICT = 0.5  # mm
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A 3D image: `array` (i, j, k) float32, and `affine`, voxel index -> world in mm, RAS+ as in nibabel."""
+
+    array: NDArray[Any]
+    affine: NDArray[np.float64]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        i, j, k = self.array.shape
+        return i, j, k
+
+    @property
+    def spacing(self) -> NDArray[np.float64]:
+        """The voxel's edges in mm, along i, j and k."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+
+def read_volume(path: str | Path, *, allow_constant: bool = False) -> Volume:
+    """Read one 3D image; `allow_constant` is for masks and label maps, which may well be empty.
+
+    A file that cannot be trusted is refused: the ValueError names it and says what is wrong and what to do.
+    """
+    path = Path(path)
+    is_itk = path.name.lower().endswith(ITK_SUFFIXES)
+    if not is_itk and not path.name.lower().endswith(NIFTI_SUFFIXES):
+        known = " ".join(NIFTI_SUFFIXES + ITK_SUFFIXES)
+        raise ValueError(f"{path} is not an image by its name: expected one of {known}")
+    _check_first_bytes(path, is_itk=is_itk)
+    array, affine = _read_itk(path) if is_itk else _read_nifti(path)
+    _check_affine(path, affine)
+    _check_voxels(path, array, allow_constant=allow_constant)
+    return Volume(array, affine)
+
+
+def write_volume(
+    path: str | Path, volume: Volume, *, dtype: DTypeLike = np.float32, slope: float = 1.0
+) -> None:
+    """Write a NIfTI, whole or not at all; integers store `round(array / slope)`, and scl_slope undoes it."""
+    path = Path(path)
+    if not path.name.endswith(NIFTI_SUFFIXES):
+        raise ValueError(f"{path}: volumes are written as .nii or .nii.gz")
+    kind = np.dtype(dtype)
+    stored = volume.array / slope if slope != 1.0 else volume.array
+    if np.issubdtype(kind, np.integer):
+        stored, limits = np.rint(stored), np.iinfo(kind)
+        if stored.min() < limits.min or stored.max() > limits.max:
+            low, high = volume.array.min(), volume.array.max()
+            raise ValueError(f"{path}: values {low:g} to {high:g} at slope {slope:g} do not fit into {kind}")
+    image = nib.Nifti1Image(stored.astype(kind), volume.affine, dtype=kind)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(volume.affine, code="scanner")  # both, so that every viewer finds the same place
+    image.set_sform(volume.affine, code="scanner")
+    image.header.set_slope_inter(slope, 0)
+    with whole_file(path) as partial:
+        nib.save(image, partial)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to: it becomes `path` if all goes well, and is removed if not."""
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _check_first_bytes(path: Path, *, is_itk: bool) -> None:
+    """Empty files, text (an error page, a pointer to a file that was never fetched) and wrong suffixes."""
+    with path.open("rb") as file:
+        head = file.read(348)
+    if not head:
+        raise ValueError(f"{path} is empty (0 bytes): copy or download it again")
+    gzipped, named_gz = head.startswith(b"\x1f\x8b"), path.name.lower().endswith(".gz")
+    if (head.startswith(b"NRRD") or b"NDims" in head) if is_itk else (gzipped or b"\0" in head):
+        if gzipped != named_gz:
+            found = "is gzip-compressed, which its name does not say" if gzipped else "is not gzip-compressed"
+            raise ValueError(f"{path} {found}: name it .nii.gz if compressed, .nii if not")
+        return
+    with contextlib.suppress(UnicodeDecodeError):
+        line = head.decode().strip().split("\n")[0][:40]
+        raise ValueError(f"{path} is text, not an image; it begins with {line!r}: copy or download it again")
+    raise ValueError(f"{path} is not an image: its first bytes are {head[:8]!r}")
+
+
+def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    try:
+        image: Any = nib.load(path)
+        shape = _three_dimensions(path, image.shape)
+        _check_nifti_header(path, image)
+        array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape, order="F")
+    except (EOFError, zlib.error, gzip.BadGzipFile, ImageFileError, HeaderDataError, OSError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise ValueError(f"{path} is truncated or damaged ({error}): copy or download it again") from error
+    return array, np.asarray(image.affine, dtype=np.float64)
+
+
+def _check_nifti_header(path: Path, image: Any) -> None:
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        raw = image.header_class.from_fileobj(file, check=False)  # nibabel turns a spacing of zero into 1
+    _check_spacing(path, raw["pixdim"][1:4])
+    if image.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"{path} has voxels of {image.get_data_dtype()}, expected one real number a voxel")
+    qform, sform = image.get_qform(coded=True)[0], image.get_sform(coded=True)[0]
+    if qform is None or sform is None:
+        return
+    last = [size - 1 for size in image.shape[:3]]
+    corners = np.array([(*corner, 1) for corner in product(*[(0, index) for index in last])])
+    apart = np.linalg.norm((qform - sform) @ corners.T, axis=0).max()
+    if not apart <= _LARGEST_CONFLICT:
+        raise ValueError(
+            f"{path}: sform and qform disagree by up to {apart:.1f} mm about where the image lies "
+            f"({_LARGEST_CONFLICT} mm is allowed): find out which is right and set the other equal to it"
+        )
+
+
+def _read_itk(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    import itk  # slow to load, and most datasets are NIfTI
+
+    try:
+        header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+        if header is None:
+            raise ValueError(f"{path} is neither MetaImage nor NRRD")
+        header.SetFileName(str(path))
+        header.ReadImageInformation()
+        sizes = [header.GetDimensions(axis) for axis in range(header.GetNumberOfDimensions())]
+        _three_dimensions(path, sizes)
+        _check_spacing(path, [header.GetSpacing(axis) for axis in range(3)])
+        if header.GetNumberOfComponents() != 1:
+            raise ValueError(f"{path} has {header.GetNumberOfComponents()} numbers a voxel, expected one")
+        directions = np.array([header.GetDirection(axis) for axis in range(3)], dtype=np.float64)
+        _check_affine(path, np.block([[directions[:, :3].T, np.zeros((3, 1))], [np.eye(1, 4, 3)]]))
+        image = itk.imread(str(path), itk.F)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{path} is truncated or damaged ({reason}): copy or download it again") from error
+    affine = np.eye(4)
+    direction = itk.array_from_matrix(image.GetDirection())
+    affine[:3, :3] = direction[:3, :3] * np.array(image.GetSpacing())[:3]
+    affine[:3, 3] = np.array(image.GetOrigin())[:3]
+    array = itk.array_from_image(image).T.reshape(sizes[:3], order="F")
+    return array, LPS_TO_RAS @ affine
+
+
+def _three_dimensions(path: Path, sizes: Any) -> tuple[int, ...]:
+    sizes = tuple(int(size) for size in sizes)
+    if len(sizes) < 3 or any(size != 1 for size in sizes[3:]):
+        hint = ""
+        if len(sizes) == 4:
+            hint = f"; if it is a stack of {sizes[3]} contrasts or b-values, write each to a file of its own"
+        raise ValueError(f"{path} has {len(sizes)} dimensions {sizes}, expected 3{hint}")
+    if min(sizes) < 1:
+        raise ValueError(f"{path} has no voxels: its size is {sizes}")
+    return sizes[:3]
+
+
+def _check_spacing(path: Path, spacing: Any) -> None:
+    if not all(np.isfinite(step) and step != 0 for step in spacing):
+        steps = " x ".join(f"{step:g}" for step in spacing)
+        raise ValueError(f"{path} has a voxel spacing of {steps} mm: every one must be above zero")
+
+
+def _check_affine(path: Path, affine: NDArray[np.float64]) -> None:
+    axes = affine[:3, :3]
+    lengths = np.linalg.norm(axes, axis=0)
+    rows = np.array2string(axes, precision=3, separator=", ").replace("\n", "")
+    if not np.all(np.isfinite(affine)) or np.any(lengths == 0):
+        raise ValueError(f"{path} has a singular affine {rows}: its voxels have no place in the world")
+    cosines = np.abs((axes / lengths).T @ (axes / lengths) - np.eye(3))
+    if abs(np.linalg.det(axes / lengths)) < 1e-3:
+        raise ValueError(f"{path} has a singular affine {rows}: its voxels have no place in the world")
+    if cosines.max() > _LARGEST_SHEAR:
+        angle = np.degrees(np.arccos(cosines.max()))
+        raise ValueError(
+            f"{path} has a sheared affine {rows}: two axes meet at {angle:.1f} degrees, expected 90"
+        )
+
+
+def _check_voxels(path: Path, array: NDArray[np.float32], *, allow_constant: bool) -> None:
+    low, high = float(array.min()), float(array.max())  # NaN and infinity both show in these two
+    if not np.isfinite([low, high]).all():
+        bad = ~np.isfinite(array)
+        where = tuple(int(index) for index in np.argwhere(bad)[0])
+        raise ValueError(f"{path} has {bad.sum()} voxels that are NaN or infinite, the first at {where}")
+    if low == high and not allow_constant:
+        raise ValueError(f"{path} shows nothing: every voxel is {low:g}")
