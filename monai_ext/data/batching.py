@@ -1,0 +1,210 @@
+"""Modality-Consistent Batch Scheduler (PMM-Synth, arXiv 2602.19723): batches of one dataset and availability.
+
+Step 1 groups the samples by kind, step 2 fills each group's last batch, step 3 shuffles within the groups,
+cuts them into batches and shuffles the batches. Without a curriculum it serves any training on slices: every
+draw is a function of (seed, epoch, batch), so a run resumes exactly, whatever its workers did.
+"""
+
+import hashlib
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+# One stream of random numbers a purpose, so that a change to one leaves the others as they were.
+_ORDER, _BATCH = 0, 1
+
+
+class Kind(NamedTuple):
+    """What the samples of a batch must share; `available` says which contrasts a sample has."""
+
+    dataset: str
+    available: tuple[bool, ...]
+    size: tuple[int, int] = (0, 0)  # slices of unequal sizes cannot be stacked either
+
+
+class Draw(NamedTuple):
+    """A dataset's key: which sample, with which random augmentation, and the batch's synthesis condition."""
+
+    sample: int
+    seed: int
+    condition: tuple[bool, ...] | None = None  # True: a source; False: to be synthesised, or not there
+
+
+def group_by_kind(kinds: Sequence[Hashable]) -> list[np.ndarray]:
+    """Step 1: the samples' numbers by kind, in order of first appearance."""
+    groups: dict[Hashable, list[int]] = {}
+    for number, kind in enumerate(kinds):
+        groups.setdefault(kind, []).append(number)
+    return [np.array(group, dtype=np.int64) for group in groups.values()]
+
+
+def draw_batches(
+    groups: Sequence[np.ndarray], *, batch_size: int, fill: bool, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Steps 2 and 3: an epoch's batches, each out of one group, in random order.
+
+    With `fill` a group's last batch is filled with samples drawn again from the group, as in the paper;
+    without, it is short and every sample comes exactly once.
+    """
+    batches = []
+    for group in groups:
+        order = rng.permutation(group)
+        missing = -len(group) % batch_size
+        if fill and missing:
+            again = np.resize(
+                rng.permutation(group), missing
+            )  # a small group goes round as often as it takes
+            order = rng.permutation(np.concatenate([order, again]))
+        batches += np.split(order, range(batch_size, len(order), batch_size))
+    return [batches[number] for number in rng.permutation(len(batches))]
+
+
+def most_missing(available: int, *, epoch: int, curriculum: int) -> int:
+    """How many available contrasts may be targets: one at first, all but one from epoch `curriculum` on.
+
+    The epochs before it are shared evenly by the numbers, since no paper gives a pace.
+    """
+    if epoch >= curriculum:
+        return available - 1
+    return 1 + epoch * (available - 1) // curriculum
+
+
+def draw_condition(
+    available: Sequence[bool], *, epoch: int, curriculum: int, rng: np.random.Generator
+) -> tuple[bool, ...]:
+    """A synthesis condition: at least one available contrast is a source and at least one is a target.
+
+    The number of targets is drawn first, so that one-to-many is trained as often as many-to-one.
+    """
+    present = np.flatnonzero(available)
+    targets = rng.integers(1, most_missing(len(present), epoch=epoch, curriculum=curriculum) + 1)
+    condition = np.array(available, dtype=bool)
+    condition[rng.permutation(present)[:targets]] = False
+    return tuple(condition.tolist())
+
+
+class ModalityConsistentBatches(Sampler[list[Draw]]):
+    """A batch sampler for `DataLoader(dataset, batch_sampler=...)`, whose dataset takes `Draw` as key.
+
+    `curriculum=None` draws no conditions (sources and target are fixed); `curriculum=n` draws one a batch, of
+    one target in the first epoch and any number from epoch n on.
+
+    Each of `world_size` processes takes every `world_size`-th batch; the few that equal step counts need are
+    repeated. Call `advance()` after each step trained: workers fetch ahead, so only the caller knows what was
+    used, and `state_dict()` then resumes at the very next batch.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[Kind],
+        *,
+        batch_size: int = 16,
+        seed: int = 0,
+        fill: bool = False,
+        curriculum: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not len(kinds):
+            raise ValueError("kinds is empty: there is no sample to draw batches from")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("world_size", world_size, 1),
+            ("seed", seed, 0),
+            ("rank", rank, 0),
+            ("curriculum", curriculum or 0, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if rank >= world_size:
+            raise ValueError(f"rank must be below world_size, got rank={rank}, world_size={world_size}")
+
+        self._groups = group_by_kind(kinds)
+        self._kinds = list(kinds)
+        if curriculum is not None:
+            for group in self._groups:
+                kind = kinds[group[0]]
+                if sum(kind.available) < 2:
+                    raise ValueError(
+                        f"a synthesis condition needs a source and a target, but {len(group)} samples of "
+                        f"dataset {kind.dataset!r} have {sum(kind.available)} contrasts; leave them out"
+                    )
+        self.batch_size, self.seed, self.fill, self.curriculum = batch_size, seed, fill, curriculum
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.position = 0, 0
+        self._batches = sum(-(-len(group) // batch_size) for group in self._groups)
+
+    def __len__(self) -> int:
+        """Batches of this process in a whole epoch, the same in every process and every epoch."""
+        return -(-self._batches // self.world_size)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """The epoch's batches from `position` on, which `advance` and `set_epoch` no longer change."""
+        epoch, first = self.epoch, self.position
+        rng = np.random.default_rng([self.seed, epoch, _ORDER])
+        batches = draw_batches(self._groups, batch_size=self.batch_size, fill=self.fill, rng=rng)
+        own = range(self.rank, len(self) * self.world_size, self.world_size)[first:]
+        # Numbers past the end start again at the first batch, a random one, with augmentations of their own.
+        return (self._draws(batches[number % len(batches)], number, epoch) for number in own)
+
+    def _draws(self, batch: np.ndarray, number: int, epoch: int) -> list[Draw]:
+        rng = np.random.default_rng([self.seed, epoch, _BATCH, number])
+        condition = None
+        if self.curriculum is not None:
+            available = self._kinds[batch[0]].available
+            condition = draw_condition(available, epoch=epoch, curriculum=self.curriculum, rng=rng)
+        seeds = rng.integers(2**32, size=len(batch))
+        return [
+            Draw(sample, seed, condition) for sample, seed in zip(batch.tolist(), seeds.tolist(), strict=True)
+        ]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch, counted from 0; the epoch one is in already keeps its position."""
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            raise ValueError(f"epoch must be a whole number of at least 0, got {epoch!r}")
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def advance(self) -> None:
+        """One more batch has been trained on; after an epoch's last batch, the next epoch begins."""
+        self.position += 1
+        if self.position == len(self):
+            self.epoch, self.position = self.epoch + 1, 0
+
+    def _identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for group in self._groups:
+            digest.update(repr(tuple(self._kinds[group[0]])).encode() + group.tobytes())
+        names = ("batch_size", "seed", "fill", "curriculum", "world_size")
+        return {
+            "samples": len(self._kinds),
+            "kinds": digest.hexdigest()[:16],
+            **{name: getattr(self, name) for name in names},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The same in every process, so that one process's checkpoint resumes them all."""
+        return {"epoch": self.epoch, "position": self.position, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refused where the batches to come would not be those that the stopped run had before it."""
+        for name, value in self._identity().items():
+            if name not in state or state[name] != value:
+                raise ValueError(
+                    f"cannot resume: {name} is {value}, the stopped run had {state.get(name, 'none')}; "
+                    "resume with its settings and data, or start anew"
+                )
+        epoch, position = state.get("epoch"), state.get("position")
+        if (
+            not isinstance(epoch, int)
+            or not isinstance(position, int)
+            or epoch < 0
+            or not 0 <= position < len(self)
+        ):
+            raise ValueError(
+                f"cannot resume: epoch must be at least 0 and position from 0 to {len(self) - 1}, "
+                f"got epoch={epoch!r}, position={position!r}"
+            )
+        self.epoch, self.position = epoch, position
