@@ -1,13 +1,13 @@
 """A datalist: which subjects there are, where each contrast of each lies, and which split each person is in.
 
-The file is JSON: MONAI's split names, one flat dictionary a subject, as MONAI's dictionary transforms like it.
+The file is JSON: MONAI's split names, a flat dictionary a subject, as MONAI's dictionary transforms take it.
 
     {"name": "ixi", "root": ".",
      "training": [{"subject": "IXI012", "T1": "IXI-T1/IXI012-HH-1211-T1.nii.gz", "T2": "..."}],
      "validation": [], "test": []}
 
 Paths are relative to `root`, which is relative to the JSON's own folder or absolute. `session`, `label` and
-`dataset` (where it is not the datalist's name) are optional; a contrast that a subject lacks is simply absent.
+`dataset` (where it is not the datalist's name) are optional; a contrast that a subject lacks is absent.
 """
 
 import json
@@ -209,14 +209,20 @@ def _file(relative: str, subject: str, root: Path) -> Path:
     path = absolute(root / relative)
     if not path.is_relative_to(root):
         raise SubjectError(subject, Path(relative), f"climbs out of the datalist's root {root}")
+    file_size(path, subject=subject)
+    return path
+
+
+def file_size(path: Path, *, subject: str) -> int:
+    """In bytes; one that is missing, a link to nowhere or in a circle, or a folder is the subject's fault."""
     try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:  # a ValueError is a path that no system takes, with a null byte
+        status = path.stat()
+    except (OSError, ValueError) as error:  # a ValueError where the path has a null byte
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SubjectError(subject, path, f"cannot be read: {reason}") from error
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise SubjectError(subject, path, "is not a file")
-    return path
+    return status.st_size
 
 
 def _entry(subject: Subject, dataset: str, root: Path) -> dict[str, str]:

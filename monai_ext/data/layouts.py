@@ -1,0 +1,258 @@
+"""python -m monai_ext index: from a dataset's own folders and names to a datalist. No image is opened."""
+
+import argparse
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from monai_ext.data.choosing import KINDS, Choices, matches
+from monai_ext.data.datalist import (
+    SPLITS,
+    Datalist,
+    Subject,
+    SubjectError,
+    absolute,
+    check_name,
+    report_failures,
+    write_datalist,
+)
+from monai_ext.data.naming import LABEL, LAYOUTS, stem
+from monai_ext.data.splits import parse_split, split_subjects
+from monai_ext.modalities import MODALITIES, canonical
+
+SIGNATURES = {
+    "ixi": r"IXI\d+-",
+    "brats2015": r"VSD\.Brain",
+    "brats2020": r"(?i:brats)(17|18|19|20|2021)_",
+    "brats2023": r"BraTS-[A-Za-z]+-\d",
+    "isles22": r"sub-strokecase",
+    "bids": r"sub-",
+}
+DICOM = (".dcm", ".dicom", ".ima")
+
+
+@dataclass
+class Index:
+    """What a dataset's folder holds: `unused` are images that no contrast took, `left_out` is visit ->
+    reason.
+    """
+
+    layout: str
+    dataset: str
+    subjects: list[Subject] = field(default_factory=list)
+    failures: list[SubjectError] = field(default_factory=list)
+    unused: list[Path] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def detect(files: Sequence[Path]) -> str:
+    """The layout that the files' names speak of; a root that holds several datasets is refused."""
+    counts: Counter[str] = Counter()
+    for file in files:
+        layouts = (layout for layout, start in SIGNATURES.items() if re.match(start, file.name))
+        counts.update([next(layouts, "folder")])
+    named = [layout for layout, _ in counts.most_common() if layout != "folder"]
+    if len(named) > 1:
+        seen = ", ".join(f"{layout} ({counts[layout]} files)" for layout in named)
+        raise ValueError(
+            f"the names are of several datasets: {seen}; give --layout, or index one --root each"
+        )
+    return named[0] if named else "folder"
+
+
+def index(
+    root: Path,
+    *,
+    layout: str = "auto",
+    dataset: str = "",
+    choices: Choices | None = None,
+    exclude: Sequence[str] = (),
+    require: Sequence[str] = (),
+) -> Index:
+    """Every visit under `root`, sorted by name. `exclude` are patterns of files to pass over, matched as
+    `choices` are against paths relative to `root`; `require` are contrasts that a wanted visit has.
+    """
+    root = absolute(root)
+    if not root.is_dir():
+        raise ValueError(f"--root must be a folder, got {root}")
+    failures: list[SubjectError] = []
+    files = [f for f in walk(root, failures) if not any(matches(f, pattern, root) for pattern in exclude)]
+    for top in sorted({file.relative_to(root).parts[0] for file in files if file.suffix.lower() in DICOM}):
+        hint = f'convert it to NIfTI first, or pass over it with --exclude "{top}*"'
+        failures.append(SubjectError(top, root / top, f"is DICOM, which index does not read: {hint}"))
+    images = [file for file in files if stem(file)]
+    series = {
+        file.with_suffix("") for file in files if file.suffix == ".bvec"
+    }  # diffusion in many directions
+    layout = detect(images) if layout == "auto" else layout
+    dataset = dataset or (root.name if layout in {"bids", "folder"} else layout)
+    found = Index(layout=layout, dataset=dataset, failures=failures)
+
+    visits: dict[tuple[str, str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    homes: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for image in images:
+        name = LAYOUTS[layout](image.relative_to(root))
+        if name is None:
+            found.unused.append(image)
+        else:
+            key = (name.subject or root.name, name.session)
+            kind = "" if name.kind == "DWI" and image.with_name(stem(image)) in series else name.kind
+            visits[key][kind].append(image)
+            homes[key].add(name.home)
+    choices = choices or Choices()
+    choices.look_at(visits.values(), root=root)
+
+    names: dict[str, tuple[str, str]] = {}
+    for key, candidates in sorted(visits.items()):
+        subject = Subject(subject=key[0], dataset=dataset, images={}, session=key[1])
+        every = sorted(path for paths in candidates.values() for path in paths)
+        try:
+            for part, value in zip(("subject", "session"), key, strict=True):
+                check_name(value, key=part, subject=subject.name)
+            if names.setdefault(subject.name, key) != key:
+                other = names[subject.name]
+                raise SubjectError(subject.name, None, f"{other} and {key} make one name; rename one of them")
+            if len(homes[key]) > 1:
+                where = ", ".join(sorted(homes[key]))
+                reason = (
+                    f"duplicate: the folders {where} all bear its name; rename all but one, or --exclude them"
+                )
+                raise SubjectError(subject.name, None, reason)
+            picked = choices.pick(subject.name, candidates, root=root)
+            if not set(picked) - {LABEL} and (picked or layout == "folder"):
+                how = f'--choose "T1=*{every[0].name}" says which file is what'
+                reason = f"has no image with a contrast's name, only {_some(every, root)}; {how}"
+                raise SubjectError(subject.name, None, reason)
+        except SubjectError as fault:
+            found.failures.append(fault)
+            continue
+        found.unused += sorted(set(every) - set(picked.values()))
+        label = picked.pop(LABEL, None)
+        lacking = [contrast for contrast in require if contrast not in picked]
+        if not picked:
+            found.left_out[subject.name] = "none of " + ", ".join(MODALITIES)
+        elif lacking:
+            found.left_out[subject.name] = "no " + ", ".join(lacking)
+        else:
+            found.subjects.append(
+                Subject(subject=key[0], dataset=dataset, images=picked, session=key[1], label=label)
+            )
+    return found
+
+
+def walk(folder: Path, failures: list[SubjectError], above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Files in sorted order, through links to folders. A link that leads back up is a fault, and so is a
+    folder that may not be read. Hidden files are passed over.
+    """
+    above = (*above, folder.resolve())
+    try:
+        for entry in sorted(folder.iterdir()):
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                yield entry
+            elif entry.resolve() in above:
+                reason = f"is a link that leads back to {entry.resolve()}; remove it"
+                failures.append(SubjectError(entry.name, entry, reason))
+            else:
+                yield from walk(entry, failures, above)
+    except OSError as error:
+        failures.append(SubjectError(folder.name, folder, f"cannot be read: {error.strerror}"))
+
+
+def table(datalist: Datalist) -> str:
+    """How many visits, people, and images of each contrast every split has."""
+    kinds = [kind for kind in KINDS if any(_has(subject, kind) for subject in datalist.subjects)]
+    rows = [["", "visits", "people", *kinds]]
+    for name, subjects in [
+        *((split, datalist.splits[split]) for split in SPLITS),
+        ("all", datalist.subjects),
+    ]:
+        people = len({subject.subject for subject in subjects})
+        counts = [sum(_has(subject, kind) for subject in subjects) for kind in kinds]
+        rows.append([name, *map(str, (len(subjects), people, *counts))])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
+
+
+def _has(subject: Subject, kind: str) -> bool:
+    return subject.label is not None if kind == LABEL else kind in subject.images
+
+
+def _some(paths: Sequence[Path], root: Path) -> str:
+    names = [path.relative_to(root).as_posix() for path in paths[:4]]
+    return ", ".join(names) + (", ..." if len(paths) > 4 else "")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--root", type=Path, required=True, help="the dataset's folder")
+    add(
+        "--layout", choices=["auto", *LAYOUTS], default="auto", help="how its files are named (default: auto)"
+    )
+    add(
+        "--out",
+        type=Path,
+        default=Path("datalist.json"),
+        help="the datalist to write (default: datalist.json)",
+    )
+    add(
+        "--name",
+        default="",
+        help="the dataset's name (default: the layout's; the folder's for bids and folder)",
+    )
+    split = "numbers of people (500/37/40), refused where there are fewer, or parts of all of them"
+    parts = "(0.7/0.1/0.2 or 70/10/20%%; default: 80/10/10%%)"
+    add("--split", default="80/10/10%", help=f"training/validation/test: {split} {parts}")
+    add("--seed", type=int, default=0, help="another seed, another split (default: 0)")
+    add(
+        "--require", nargs="+", default=[], metavar="CONTRAST", help="leave out visits that lack one of these"
+    )
+    choose = (
+        'which file, where several could be the contrast or the label: "T1=*acq-mprage*"; the first that fits'
+    )
+    add("--choose", nargs="+", default=[], action="extend", metavar="CONTRAST=PATTERN", help=choose)
+    exclude = 'files to pass over: "derivatives/*"'
+    add("--exclude", nargs="+", default=[], action="extend", metavar="PATTERN", help=exclude)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    root, split, choices = absolute(args.root), parse_split(args.split), Choices(args.choose)
+    found = index(
+        root,
+        layout=args.layout,
+        dataset=args.name,
+        choices=choices,
+        exclude=args.exclude,
+        require=[canonical(name) for name in args.require],
+    )
+    total = len(found.subjects) + len(found.failures) + len(found.left_out)
+    status = report_failures(found.failures, total=total, what="indexed")
+    left_out = [
+        f"{len(names)} visits left out, {reason}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        for reason in sorted(set(found.left_out.values()))
+        for names in [[name for name, why in found.left_out.items() if why == reason]]
+    ]
+    if not found.subjects:
+        there = [f"images there: {_some(found.unused, root)}"] if found.unused else []
+        raise ValueError(
+            "; ".join([f"nothing to index under {root}, read as {found.layout}", *left_out, *there])
+        )
+
+    splits = split_subjects(found.subjects, split=split, seed=args.seed)
+    datalist = Datalist(name=found.dataset, root=root, splits=splits)
+    write_datalist(args.out, datalist)
+    print(f"{found.dataset}: {root}, read as {found.layout}\n\n{table(datalist)}\n")
+    print(*left_out, sep="\n", end="\n" if left_out else "")
+    beyond = len(found.subjects) - len(datalist.subjects)
+    if beyond:
+        print(f"{beyond} visits more than --split {args.split} asks for: in no split")
+    if found.unused:
+        print(f"{len(found.unused)} images not used: {_some(found.unused, root)}")
+    print(f"written: {args.out}")
+    return status
