@@ -1,0 +1,315 @@
+"""Slices of prepared subjects as training items, each read from its files when asked for.
+
+Prepared files are uncompressed NIfTI with the axial axis last, so a slice is one contiguous block: one seek,
+one read. No file stays open and no volume in memory, whatever the number of subjects and workers.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from torch.utils.data import Dataset
+
+from monai_ext.data.batching import Draw, Kind
+from monai_ext.data.datalist import Subject, SubjectError
+from monai_ext.modalities import canonical
+
+RULES = '"every", "nonempty", ("middle", n) or ("brain", n)'
+
+
+class _Row(NamedTuple):
+    """What is kept of a subject: `paths` is in the order of the dataset's contrasts."""
+
+    name: str
+    paths: tuple[str | None, ...]
+    depth: int
+    kind: Kind
+
+
+def parse_rule(rule: str | Sequence[Any]) -> tuple[str, int | None]:
+    """A slice rule as (name, count), from a config's text or list."""
+    parts = (rule,) if isinstance(rule, str) else tuple(rule)
+    if parts in (("every",), ("nonempty",)):
+        return parts[0], None
+    if len(parts) == 2 and parts[0] in ("middle", "brain"):
+        count = parts[1]
+        if isinstance(count, int) and not isinstance(count, bool) and count > 0:
+            return parts[0], count
+    raise ValueError(f"slices must be {RULES} with n at least 1, got {rule!r}")
+
+
+def choose_slices(content: np.ndarray, *, rule: str, count: int | None) -> np.ndarray:
+    """The slices' numbers, rising, by a rule; `content` is the number of foreground voxels in each slice.
+
+    Where a volume has fewer than `count` to choose from, all of them are taken.
+    """
+    if rule == "every":
+        return np.arange(len(content))
+    filled = np.flatnonzero(content)
+    if rule == "nonempty" or count is None or len(filled) <= count:
+        return filled
+    if rule == "middle":
+        first = (len(filled) - count) // 2
+        return filled[first : first + count]
+    # "brain": those that hold the most of it; a stable sort, so that ties fall alike on every machine
+    return np.sort(filled[np.argsort(-content[filled], kind="stable")[:count]])
+
+
+def read_slices(path: Path | str, first: int, stop: int) -> np.ndarray:
+    """Axial slices [first, stop) of an uncompressed NIfTI as float32 (slice, i, j); the rest is not read."""
+    raw, slope, inter = _read_raw(path, first, stop)
+    images = raw.transpose(0, 2, 1).astype(np.float32, order="C")
+    if slope is not None:
+        images *= np.float32(slope)
+    if inter:
+        images += np.float32(inter)
+    return images
+
+
+class SliceDataset(Dataset[dict[str, Any]]):
+    """Items {"sources": (M, H, W), "target": (K, H, W), "subject", "slice", "dataset", "available"}.
+
+    Images are float32 in [0, 1]; H and W are the volume's i and j axes. `available` follows `contrasts`: the
+    sources, then those targets that are no source. Sources and target are apart (a fixed task) or one list
+    (any from any): a `Draw`'s condition is then "condition", and what it leaves to synthesise is zero in
+    "sources" and whole in "target".
+
+    `slices` is "every", "nonempty", ("middle", n) of the non-empty, or ("brain", n), those with most brain.
+    `neighbours` puts n slices of either side beside each source: M * (2n + 1) channels, edge slices repeated.
+    `transform` is a MONAI dictionary transform over "sources" and "target"; a `Draw` as key seeds it.
+    `allow_missing` gives zeros for a contrast that a subject lacks. A subject that cannot serve is raised as
+    SubjectError, or joins `failures` while the others are taken.
+    """
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        *,
+        sources: Sequence[str],
+        target: Sequence[str],
+        slices: str | Sequence[Any] = "nonempty",
+        allow_missing: bool = False,
+        neighbours: int = 0,
+        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        failures: list[SubjectError] | None = None,
+    ) -> None:
+        self.sources, self.target = _names("sources", sources), _names("target", target)
+        if self.sources != self.target and set(self.sources) & set(self.target):
+            raise ValueError(
+                "sources and target must have no contrast in common, or be the same list, "
+                f"got sources={list(self.sources)}, target={list(self.target)}"
+            )
+        if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 0:
+            raise ValueError(f"neighbours must be a whole number of at least 0, got {neighbours!r}")
+        self.contrasts = tuple(dict.fromkeys(self.sources + self.target))
+        self.rule, self.count = parse_rule(slices)
+        self.allow_missing, self.neighbours, self.transform = allow_missing, neighbours, transform
+
+        self._rows: list[_Row] = []
+        chosen: list[np.ndarray] = []
+        for subject in subjects:
+            try:
+                row, numbers = self._examine(subject)
+            except SubjectError as fault:
+                if failures is None:
+                    raise
+                failures.append(fault)
+            else:
+                self._rows.append(row)
+                chosen.append(numbers)
+        if not chosen:
+            raise ValueError(f"no slices: none of the {len(subjects)} subjects can serve")
+        self._slice_of = np.concatenate(chosen).astype(np.int32)
+        self._row_of = np.repeat(np.arange(len(chosen), dtype=np.int32), [len(numbers) for numbers in chosen])
+
+    def __len__(self) -> int:
+        return len(self._slice_of)
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Each item's dataset, availability and size, for `ModalityConsistentBatches`."""
+        return [self._rows[number].kind for number in self._row_of]
+
+    def __getitem__(self, key: int | Draw) -> dict[str, Any]:
+        draw = key if isinstance(key, Draw) else None
+        index = draw.sample if draw else key
+        row, number = self._rows[self._row_of[index]], int(self._slice_of[index])
+        sources, target = self._read(row, number)
+        item: dict[str, Any] = {
+            "sources": torch.from_numpy(sources),
+            "target": torch.from_numpy(target),
+            "subject": row.name,
+            "slice": number,
+            "dataset": row.kind.dataset,
+            "available": torch.tensor(row.kind.available),
+        }
+        if self.transform is not None:
+            if draw and hasattr(self.transform, "set_random_state"):
+                self.transform.set_random_state(seed=draw.seed)
+            item = self.transform(item)
+            for name in ("sources", "target"):  # what is absent stays zero after a shift of intensity
+                plain = torch.as_tensor(item[name], dtype=torch.float32).as_subclass(torch.Tensor)
+                item[name] = self._keep(plain, getattr(self, name), row.kind.available)
+        if draw and draw.condition is not None:
+            if self.sources != self.target or len(draw.condition) != len(self.contrasts):
+                raise ValueError(
+                    "a synthesis condition has an entry a contrast, and sources and target are one list; "
+                    f"got {draw.condition}, sources={list(self.sources)}, target={list(self.target)}"
+                )
+            item["sources"] = self._keep(item["sources"], self.sources, draw.condition)
+            item["condition"] = torch.tensor(draw.condition)
+        return item
+
+    def _keep(self, images: torch.Tensor, contrasts: Sequence[str], kept: Sequence[bool]) -> torch.Tensor:
+        """Images with every channel of a contrast that is not kept set to zero."""
+        if all(kept):
+            return images
+        for channels, contrast in zip(images.chunk(len(contrasts)), contrasts, strict=True):
+            if not kept[self.contrasts.index(contrast)]:
+                channels.zero_()
+        return images
+
+    def _read(self, row: _Row, number: int) -> tuple[np.ndarray, np.ndarray]:
+        around = np.arange(number - self.neighbours, number + self.neighbours + 1).clip(0, row.depth - 1)
+        sources = np.zeros((len(self.sources), len(around), *row.kind.size), dtype=np.float32)
+        target = np.zeros((len(self.target), *row.kind.size), dtype=np.float32)
+        for contrast, path in zip(self.contrasts, row.paths, strict=True):
+            if path is None:
+                continue
+            wanted = around if contrast in self.sources else np.array([number])
+            first, stop = int(wanted[0]), int(wanted[-1]) + 1
+            try:
+                images = read_slices(path, first, stop)
+            except (OSError, ValueError) as error:
+                raise SubjectError(row.name, Path(path), f"slice {number} cannot be read: {error}") from error
+            if contrast in self.sources:
+                sources[self.sources.index(contrast)] = images[wanted - first]
+            if contrast in self.target:
+                target[self.target.index(contrast)] = images[number - first]
+        return sources.reshape(-1, *row.kind.size), target
+
+    def _examine(self, subject: Subject) -> tuple[_Row, np.ndarray]:
+        """A subject's row and its chosen slices, or a SubjectError that says why it cannot serve."""
+        images = [subject.images.get(contrast) for contrast in self.contrasts]
+        available = tuple(path is not None for path in images)
+        there = [contrast for contrast, present in zip(self.contrasts, available, strict=True) if present]
+        missing = [contrast for contrast in self.contrasts if contrast not in there]
+        if missing and not self.allow_missing:
+            reason = f"lacks {', '.join(missing)}; leave it out, or take zeros instead with allow_missing"
+            raise SubjectError(subject.name, None, reason)
+        if not any(a != b for a in there if a in self.sources for b in there if b in self.target):
+            reason = (
+                f"has {', '.join(there) or 'none'} of {', '.join(self.contrasts)}: "
+                "it takes a source and another contrast as target"
+            )
+            raise SubjectError(subject.name, None, reason)
+
+        files = [path for path in images if path is not None]
+        mask = files[0].parent / "mask.nii"
+        shapes = {path: _shape(path, subject.name, scaled=True) for path in files}
+        if mask.exists():
+            shapes[mask] = _shape(mask, subject.name, scaled=False)
+        shape = shapes[files[0]]
+        for path, other in shapes.items():
+            if other != shape:
+                raise SubjectError(
+                    subject.name, path, f"is {other}, but {files[0].name} is {shape}; prepare it again"
+                )
+        numbers = choose_slices(
+            self._content(subject.name, files, mask if mask in shapes else None, shape[2]),
+            rule=self.rule,
+            count=self.count,
+        )
+        if not len(numbers):
+            raise SubjectError(subject.name, mask if mask in shapes else files[0], "every slice is empty")
+        kind = Kind(dataset=subject.dataset, available=available, size=shape[:2])
+        paths = tuple(None if path is None else str(path) for path in images)
+        return _Row(name=subject.name, paths=paths, depth=shape[2], kind=kind), numbers
+
+    def _content(self, name: str, files: Sequence[Path], mask: Path | None, depth: int) -> np.ndarray:
+        """Foreground voxels in each slice: the mask's, or else those not zero in the emptiest contrast."""
+        if self.rule == "every":
+            return np.ones(depth, dtype=np.int64)
+        if mask is not None:
+            return _foreground(mask, depth, name)
+        if self.rule == "brain":
+            raise SubjectError(
+                name, files[0].parent, "has no mask.nii, which the rule 'brain' needs; prepare one"
+            )
+        return np.min([_foreground(path, depth, name) for path in files], axis=0)
+
+
+def _names(what: str, contrasts: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(contrasts, str) or not contrasts:
+        raise ValueError(f"{what} must be a list of at least one contrast, got {contrasts!r}")
+    names = tuple(canonical(contrast) for contrast in contrasts)
+    if len(set(names)) < len(names):
+        raise ValueError(f"{what} names a contrast twice: {list(contrasts)} means {list(names)}")
+    return names
+
+
+def _shape(path: Path, subject: str, *, scaled: bool) -> tuple[int, int, int]:
+    """A prepared file's shape, from its header alone; refused where that is not what `prepare` writes."""
+    advice = "make it with `python -m monai_ext prepare`"
+    try:
+        with path.open("rb") as file:
+            header = nib.Nifti1Header.from_fileobj(file)
+        shape = header.get_data_shape()
+        needed = header.get_data_offset() + int(np.prod(shape)) * header.get_data_dtype().itemsize
+        found = path.stat().st_size
+    except OSError as error:
+        raise SubjectError(subject, path, f"cannot be read: {error.strerror}") from error
+    except (HeaderDataError, WrapStructError, ValueError) as error:
+        raise SubjectError(subject, path, f"is no uncompressed NIfTI; {advice}") from error
+    if len(shape) != 3 or min(shape) < 1:
+        raise SubjectError(subject, path, f"has shape {shape}, expected three axes; {advice}")
+    axes = "".join(axis or "?" for axis in nib.aff2axcodes(header.get_best_affine()))
+    if axes != "RAS":
+        raise SubjectError(subject, path, f"has orientation {axes}, expected RAS; {advice}")
+    if found < needed:
+        raise SubjectError(
+            subject, path, f"is truncated: {found} bytes, its header asks for {needed}; {advice}"
+        )
+    if scaled and not _within_unit_range(header):
+        raise SubjectError(subject, path, f"is not whole numbers scaled to [0, 1]; {advice}")
+    return shape
+
+
+def _within_unit_range(header: nib.Nifti1Header) -> bool:
+    """Whether no voxel can lie outside [0, 1]: images as scanned would train to nothing, in silence."""
+    dtype = header.get_data_dtype()
+    if dtype.kind != "u":
+        return False
+    slope, inter = (value or 0.0 for value in header.get_slope_inter())
+    return slope > 0 and inter >= 0 and np.iinfo(dtype).max * slope + inter <= 1 + 1e-4
+
+
+def _foreground(path: Path, depth: int, subject: str) -> np.ndarray:
+    """Voxels not zero in each slice, read in blocks, so that no whole volume is ever held."""
+    counts: list[int] = []
+    for first in range(0, depth, 16):
+        try:
+            raw, _, _ = _read_raw(path, first, min(first + 16, depth))
+        except (OSError, ValueError) as error:
+            raise SubjectError(subject, path, f"cannot be read: {error}") from error
+        counts += [int(np.count_nonzero(image)) for image in raw]
+    return np.array(counts)
+
+
+def _read_raw(path: Path | str, first: int, stop: int) -> tuple[np.ndarray, float | None, float | None]:
+    """Stored numbers (slice, j, i), NIfTI's own order, with the slope and intercept that they go through."""
+    with Path(path).open("rb") as file:
+        header = nib.Nifti1Header.from_fileobj(file, check=False)
+        width, height, depth = header.get_data_shape()
+        if not 0 <= first < stop <= depth:
+            raise ValueError(f"slices [{first}, {stop}) are not among the {depth} of {path}")
+        raw = np.empty((stop - first, height, width), dtype=header.get_data_dtype())
+        file.seek(header.get_data_offset() + first * raw[0].nbytes)
+        if file.readinto(raw.data) != raw.nbytes:
+            raise ValueError(f"{path} is truncated")
+    return raw, *header.get_slope_inter()
