@@ -1,0 +1,176 @@
+"""Where each tissue is in the MNI152 template: nilearn's brain maps, and a head built around them."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn import functional
+
+# Every tissue that a voxel may hold a fraction of; what is left is air.
+TISSUES = (
+    "csf", "gm", "wm", "deep", "fat", "muscle", "marrow", "blood",
+    "oedema", "necrosis", "rim", "infarct", "plaque",
+)  # fmt: skip
+SHARPEN = 2.4  # the power that undoes some of the template's averaging
+CENTRE = np.array([0.0, -17.0, 10.0])  # about the brain's middle, in MNI mm: where heads turn and scale
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Several maps on one grid: values (channels, I, J, K), and the grid's first voxel and spacing in mm."""
+
+    values: torch.Tensor
+    origin: np.ndarray
+    spacing: float
+
+    def at(self, points: np.ndarray, *, padding: str = "zeros") -> np.ndarray:
+        """Points (..., 3) in mm -> (channels, ...), trilinear."""
+        size = np.array(self.values.shape[1:])
+        unit = (points - self.origin.astype(np.float32)) * (2 / self.spacing / (size - 1)).astype(
+            np.float32
+        ) - 1
+        grid = torch.from_numpy(np.ascontiguousarray(unit[..., ::-1], dtype=np.float32)).reshape(
+            1, 1, 1, -1, 3
+        )
+        out = functional.grid_sample(self.values[None], grid, padding_mode=padding, align_corners=True)
+        return out.numpy().reshape(-1, *points.shape[:-1])
+
+
+def grid_points(shape: tuple[int, ...], origin: np.ndarray, spacing: float | np.ndarray) -> np.ndarray:
+    """The mm positions of a grid's voxels: (I, J, K, 3), float32."""
+    step = np.broadcast_to(spacing, 3)
+    axes = [origin[a] + step[a] * np.arange(shape[a]) for a in range(3)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
+
+
+def soft(level: np.ndarray, width: float = 0.7) -> np.ndarray:
+    """1 where the level (mm) is well above 0, 0 well below, smooth between."""
+    return 1 / (1 + np.exp(np.clip(level / -width, -30, 30)))
+
+
+@dataclass(frozen=True)
+class Template:
+    """The maps that every subject is warped from; `head` is what skull-stripping takes away."""
+
+    brain: Maps  # csf, gm, wm, deep, at 1 mm
+    head: Maps  # csf, fat, muscle, marrow, blood, at 2 mm
+    guide: (
+        Maps  # wm, ventricles, mm to the ventricles, mm below the brain's surface, at 4 mm: where lesions go
+    )
+
+
+@lru_cache(maxsize=2)
+def template(spacing: float = 1.0) -> Template:
+    """The template, its brain maps smoothed to what a voxel of `spacing` mm averages over."""
+    t1, grey, white, origin = _mni()
+    inside = t1 > 0
+    box = tuple(slice(int(a.min()), int(a.max()) + 1) for a in np.nonzero(inside))
+    t1, grey, white, inside = (m[box] for m in (t1, grey, white, inside))
+    origin = origin + [side.start for side in box]
+    # An average of 152 heads blurs the sulci: where its T1 is darker than grey matter there was CSF in most.
+    csf = np.maximum(1 - grey - white, np.clip((150 - t1) / 80, 0, 1))
+    tissue = np.stack([csf, grey, white]) ** np.float32(SHARPEN)
+    tissue *= inside / np.maximum(tissue.sum(axis=0), 1e-6)
+    x, y, z = np.ogrid[tuple(slice(0, n) for n in inside.shape)]
+    x, y, z = np.abs(x + origin[0]) - 16, y + origin[1] - 4, z + origin[2]
+    nuclei = 1 - np.sqrt(
+        (x / 17) ** 2 + (y / 26) ** 2 + (z / 17) ** 2, dtype=np.float32
+    )  # caudate to thalamus
+    deep = tissue[1] * soft(nuclei, 0.06)
+    maps = np.concatenate([tissue, deep[None]])
+    maps[1] -= deep
+    sigma = 0.4 * np.sqrt(max(spacing**2 - 1, 0))
+    if sigma > 0:
+        maps = np.stack([ndimage.gaussian_filter(m, sigma) for m in maps])
+    brain = Maps(torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float32)), origin, 1.0)
+    return Template(brain=brain, head=_head(inside, origin), guide=_guide(maps, inside, origin))
+
+
+def _mni() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """T1 (0 to 255, 0 outside the brain), grey and white fraction at 1 mm, and the first voxel's position."""
+    try:
+        from nilearn import datasets
+    except ImportError as error:
+        raise ValueError(
+            "brain phantoms need nilearn's MNI152 maps: pip install monai-ext[phantom]"
+        ) from error
+    images = [
+        datasets.load_mni152_template(resolution=1),
+        datasets.load_mni152_gm_template(resolution=1),
+        datasets.load_mni152_wm_template(resolution=1),
+    ]
+    t1, grey, white = (image.get_fdata(dtype=np.float32) for image in images)
+    return 255 * t1 / t1.max(), grey / grey.max(), white / white.max(), images[0].affine[:3, 3]
+
+
+def _head(inside: np.ndarray, origin: np.ndarray) -> Maps:
+    """Meninges, skull, marrow, scalp, face and neck, as shells around the closed brain, at 2 mm."""
+    start = np.array([-104.0, -138.0, -112.0])
+    shape = (105, 125, 115)
+    points = grid_points(shape, start, 2.0)
+    nearest = np.clip(np.rint(points - origin).astype(int), 0, np.array(inside.shape) - 1)
+    brain = inside[nearest[..., 0], nearest[..., 1], nearest[..., 2]]  # below the template the cord goes on
+    x, y, z = points[..., 0], points[..., 1], points[..., 2]
+
+    def outward(mask: np.ndarray) -> np.ndarray:
+        signed = ndimage.distance_transform_edt(~mask, sampling=2.0)
+        return signed - ndimage.distance_transform_edt(mask, sampling=2.0)
+
+    def ellipsoid(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
+        """How far outside, in mm, about."""
+        scaled = [(points[..., a] - centre[a]) / radii[a] for a in range(3)]
+        return (np.sqrt(sum(s**2 for s in scaled)) - 1) * min(radii)
+
+    cranial = (
+        outward(outward(brain & (z > -74)) < 14) + 14
+    )  # closed: fissures and the hollows of the base filled
+    cord = outward(brain)
+    shell = np.where(z > -60, np.minimum(cranial, cord), cord)
+    skull = soft(shell - 1.5) * soft(8 - shell)
+    marrow = 0.9 * soft(shell - 3.2) * soft(6.2 - shell)
+    face = ellipsoid((0, 42, -62), (62, 50, 62))
+    neck = np.maximum(ellipsoid((0, -42, -100), (66, 64, 400)), z + 40)
+    outside = np.minimum(np.minimum(cranial - 14, face), neck)  # below 0 inside the head
+    outside = ndimage.gaussian_filter(outside, 2.0)
+    head = soft(-outside)
+    skin = soft(-outside) * soft(outside + 5)
+    air = np.zeros(shape)
+    for centre, radii in (
+        ((0, 72, -42), (14, 16, 26)),  # nose and ethmoid cells
+        ((30, 58, -70), (14, 16, 14)),  # maxillary sinuses
+        ((-30, 58, -70), (14, 16, 14)),
+        ((0, 78, -8), (20, 5, 9)),  # frontal sinus
+        ((0, 30, -88), (13, 30, 9)),  # pharynx
+    ):
+        air = np.maximum(air, soft(-ellipsoid(centre, radii)))
+    eyes = np.maximum(*(soft(-ellipsoid((side * 33, 66, -36), (12, 12, 12))) for side in (1, -1)))
+    orbits = np.maximum(*(soft(-ellipsoid((side * 31, 56, -36), (17, 26, 16))) for side in (1, -1)))
+
+    not_brain = 1 - ndimage.gaussian_filter(brain.astype(np.float32), 0.6)
+    csf = not_brain * soft(1.5 - shell)
+    free = head * (1 - soft(1.5 - shell)) * (1 - skull)  # inside the head, outside the skull
+    sinus = soft(2.6 - np.abs(x)) * soft(shell + 1) * soft(4.5 - shell) * soft(z + 25) * soft(20 - y)
+    fat = free * np.maximum(skin, 0.85 * orbits)
+    muscle = free * (1 - np.maximum(skin, 0.85 * orbits))
+    fat, muscle = (m * (1 - air) * (1 - eyes) for m in (fat, muscle))
+    csf = np.maximum(csf * (1 - sinus), free * eyes)
+    blood = not_brain * sinus
+    values = np.stack([csf, fat, muscle, marrow * head * (1 - sinus), blood]).astype(np.float32)
+    return Maps(torch.from_numpy(values), start, 2.0)
+
+
+def _guide(maps: np.ndarray, inside: np.ndarray, origin: np.ndarray) -> Maps:
+    """What lesions are placed by: white matter, ventricles, distance to them, depth below the surface."""
+    coarse = slice(None, None, 4)
+    wm, csf, mask = (
+        ndimage.uniform_filter(m, 4)[coarse, coarse, coarse] for m in (maps[2], maps[0], inside * 1.0)
+    )
+    depth = ndimage.distance_transform_edt(mask > 0.5, sampling=4.0)
+    points = grid_points(wm.shape, origin, 4.0)
+    within = (np.abs(points - (0, -20, 12)) < (36, 52, 22)).all(axis=-1) & (depth > 20)
+    ventricles = np.where(within, csf, 0)
+    away = ndimage.distance_transform_edt(ventricles < 0.5, sampling=4.0)
+    values = np.stack([wm, ventricles, away, depth]).astype(np.float32)
+    return Maps(torch.from_numpy(values), origin, 4.0)

@@ -1,0 +1,70 @@
+"""Pictures in rows, for documents and for a look at what was prepared: one small 8-bit PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from monai_ext.data.volumes import whole_file
+
+MARGIN, TITLE = 2, 12  # pixels
+
+
+def montage(
+    rows: Sequence[Sequence[np.ndarray]],
+    *,
+    titles: Sequence[str] | Sequence[Sequence[str]] = (),
+    path: Path,
+    height: int | None = None,
+) -> Path:
+    """Write grey images (2D, first axis downwards), each in its own range [0, 99.5th percentile], to `path`.
+
+    `titles` names the columns, or each image with one sequence a row; `height` resizes every image.
+    """
+    if not rows or not all(len(row) for row in rows):
+        raise ValueError("a montage needs at least one row, and one image in each row")
+    per_row = [titles] * len(rows) if not titles or isinstance(titles[0], str) else titles
+    if len(per_row) != len(rows):
+        raise ValueError(
+            f"titles must be one a column or one sequence a row, got {len(per_row)} for {len(rows)} rows"
+        )
+    strips = []
+    for row, names in zip(rows, per_row, strict=True):
+        if names and len(names) != len(row):
+            raise ValueError(
+                f"a row of {len(row)} images got {len(names)} titles: {', '.join(map(str, names))}"
+            )
+        tiles = [_tile(image, height) for image in row]
+        tall = max(tile.height for tile in tiles)
+        band = TITLE if names else 0
+        strip = Image.new("L", (sum(t.width + MARGIN for t in tiles) - MARGIN, tall + band))
+        pen = ImageDraw.Draw(strip)
+        left = 0
+        for index, tile in enumerate(tiles):
+            strip.paste(tile, (left, band))
+            if names:
+                pen.text((left + 3, 0), str(names[index]), fill=200)
+            left += tile.width + MARGIN
+        strips.append(strip)
+    page = Image.new("L", (max(s.width for s in strips), sum(s.height + MARGIN for s in strips) - MARGIN))
+    top = 0
+    for strip in strips:
+        page.paste(strip, (0, top))
+        top += strip.height + MARGIN
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        page.save(partial, format="PNG", optimize=True)
+    return path
+
+
+def _tile(image: np.ndarray, height: int | None) -> Image.Image:
+    if image.ndim != 2:
+        raise ValueError(f"a montage shows 2D images, got one of shape {image.shape}")
+    shown = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
+    foreground = shown[shown > 0]
+    top = float(np.percentile(foreground, 99.5)) if foreground.size else 1.0
+    grey = Image.fromarray((255 * np.clip(shown / top, 0, 1)).astype(np.uint8))
+    if height is None or grey.height == height:
+        return grey
+    return grey.resize((max(1, round(grey.width * height / grey.height)), height), Image.Resampling.BICUBIC)
