@@ -1,0 +1,26 @@
+// What the CPU and the CUDA kernel of selective_scan share: the shape, and where things lie.
+//
+//   decay = exp(delta A),  state = decay * state + delta B u,  y = <C, state> + D u
+//
+// u, delta, y (batch, groups * channels, length); A (groups * channels, states); B, C (batch, groups, states, length).
+// saved (batch, chunks, states, groups * channels) is the state before each chunk: the backward pass restarts there.
+#pragma once
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define MONAI_EXT_BOTH __host__ __device__ inline
+#else
+#define MONAI_EXT_BOTH inline
+#endif
+
+struct ScanShape {
+  int64_t batch, groups, channels, states, length, chunk, softplus;
+
+  MONAI_EXT_BOTH int64_t chunks() const { return (length + chunk - 1) / chunk; }
+  MONAI_EXT_BOTH int64_t width() const { return groups * channels; }
+  MONAI_EXT_BOTH int64_t row(int64_t b, int64_t channel) const { return (b * width() + channel) * length; }
+  MONAI_EXT_BOTH int64_t mix(int64_t b, int64_t g, int64_t n) const { return ((b * groups + g) * states + n) * length; }
+  MONAI_EXT_BOTH int64_t save(int64_t b, int64_t chunk_index, int64_t n) const {
+    return ((b * chunks() + chunk_index) * states + n) * width();
+  }
+};

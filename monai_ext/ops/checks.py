@@ -1,0 +1,44 @@
+"""What every operator asks of its arguments, refused in words before a kernel runs."""
+
+import torch
+from torch import Tensor
+
+
+def check_shape(name: str, tensor: Tensor, expected: str, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor that is not of this shape."""
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must be {expected} = {shape}, got {tuple(tensor.shape)}")
+
+
+def check_rank(name: str, tensor: Tensor, expected: str, *ranks: int) -> None:
+    """Refuse a tensor that has not one of these numbers of dimensions."""
+    if tensor.dim() not in ranks:
+        raise ValueError(f"{name} must be {expected}, got shape {tuple(tensor.shape)}")
+
+
+def check_alike(tensors: dict[str, Tensor | None], *, float32_too: tuple[str, ...] = ()) -> None:
+    """Refuse tensors that are not floating, or differ from the first in device or, but under autocast, in dtype."""
+    first, *_ = tensors
+    like = tensors[first]
+    assert like is not None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+        if tensor.device != like.device:
+            raise ValueError(f"{name} must be on {first}'s device, got {name} on {tensor.device}, {first} on {like.device}")
+        same = tensor.dtype == like.dtype or (name in float32_too and tensor.dtype == torch.float32)
+        if not same and not torch.is_autocast_enabled(like.device.type):
+            raise ValueError(f"{name} must have {first}'s dtype, got {name} in {tensor.dtype}, {first} in {like.dtype}")
+
+
+def check_whole(name: str, value: int, least: int) -> None:
+    """Refuse what is not a whole number of at least this."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def stands_alone() -> bool:
+    """Whether the model is being traced or exported: then it records plain PyTorch, not an operator of ours."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()

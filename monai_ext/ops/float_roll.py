@@ -1,0 +1,192 @@
+"""Group-wise rolling of convolution kernels by fractions of a step: AGI-Net, Sec. III-B, Eq. 4 and Fig. 2."""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_ext.ops import checks, loader
+
+
+def float_roll(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
+    """Roll and scale the kernels of each group of input channels, for each sample on its own.
+
+    Args:
+        weight: ``(O, C, *k)``, two or three spatial axes; the groups cut C.
+        offsets: ``(B, n, d)``, the roll of group n along kernel axis j in ``offsets[..., j]``, as ``torch.roll``
+            orders dims. A fraction interpolates between ``floor`` and ``floor + 1``, so that the gradient at a whole
+            offset is the right-sided derivative.
+        scale: ``(B, n)``, the factor of each group (lambda in Eq. 4).
+
+    Returns:
+        ``(B, O, C, *k)`` in the weight's dtype, computed in float32 or better.
+    """
+    if not torch.jit.is_scripting():
+        _check(weight, offsets, scale)
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    weight_, offsets_, scale_ = weight.to(dtype), offsets.to(dtype), scale.to(dtype)
+    if not torch.jit.is_scripting():
+        if not checks.stands_alone():
+            loader.ready("float_roll")
+            return _operator(weight_, offsets_, scale_).to(weight.dtype)
+    return float_roll_reference(weight_, offsets_, scale_).to(weight.dtype)
+
+
+def rolled_conv(
+    x: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+) -> Tensor:
+    """Convolve each sample with its own rolled kernels, all in one grouped call: (B, C, *size) -> (B, O, *size')."""
+    if not torch.jit.is_scripting():
+        _check(weight, offsets, scale)
+        checks.check_shape("x", x, "(B, C, ...)", (offsets.shape[0], weight.shape[1], *x.shape[2:]))
+        checks.check_rank("x", x, f"(B, C, {weight.dim() - 2} spatial axes) as the weight is", weight.dim())
+        checks.check_alike({"weight": weight, "x": x, "bias": bias})
+        for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+            checks.check_whole(name, value, least)
+    batch = x.shape[0]
+    kernels = float_roll(weight, offsets, scale).flatten(0, 1)
+    biases = None if bias is None else bias.repeat(batch)
+    groups = batch
+    if batch == 0:  # a convolution in no group is refused: the plain one knows the output's shape
+        kernels, biases, groups = weight, bias, 1
+    else:
+        x = x.reshape(1, batch * x.shape[1], *x.shape[2:])
+    if weight.dim() == 4:
+        y = F.conv2d(x, kernels, biases, stride, padding, dilation, groups)
+    else:
+        y = F.conv3d(x, kernels, biases, stride, padding, dilation, groups)
+    return y.reshape(batch, weight.shape[0], *y.shape[2:])
+
+
+def float_roll_reference(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
+    """float_roll in plain PyTorch: the points of each kernel times one matrix a sample and group."""
+    batch, groups = offsets.shape[0], offsets.shape[1]
+    kernels = _by_group(weight.unsqueeze(0), groups)  # (1, n, O C/n, K)
+    matrix = _roll_matrix(offsets, weight.shape[2:], -1) * scale[:, :, None, None]
+    rolled = torch.matmul(kernels, matrix.transpose(-1, -2))
+    rolled = rolled.reshape(batch, groups, weight.shape[0], -1, rolled.shape[3]).transpose(1, 2)
+    return rolled.reshape([batch] + list(weight.shape))
+
+
+def float_roll_backward_reference(
+    grad: Tensor, weight: Tensor, offsets: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of float_roll by weight, offsets and scale."""
+    groups = offsets.shape[1]
+    size = weight.shape[2:]
+    grads = _by_group(grad, groups)  # (B, n, O C/n, K)
+    matrix = _roll_matrix(offsets, size, -1)
+    kernel_grads = torch.matmul(grads, matrix * scale[:, :, None, None]).sum(0)
+    weight_grad = kernel_grads.reshape(groups, weight.shape[0], -1, grads.shape[3]).transpose(0, 1).reshape(weight.shape)
+    products = torch.matmul(grads.transpose(-1, -2), _by_group(weight.unsqueeze(0), groups))  # by each matrix entry
+    slopes = [(products * _roll_matrix(offsets, size, axis)).sum((2, 3)) for axis in range(offsets.shape[2])]
+    return weight_grad, torch.stack(slopes, -1) * scale[..., None], (products * matrix).sum((2, 3))
+
+
+def _by_group(weight: Tensor, groups: int) -> Tensor:
+    """(B, O, C, *k) -> (B, n, O C/n, K), K the points of a kernel"""
+    batch, out, channels = weight.shape[0], weight.shape[1], weight.shape[2]
+    points = weight.flatten(3).shape[3]
+    split = weight.reshape(batch, out, groups, channels // groups, points)
+    return split.transpose(1, 2).reshape(batch, groups, out * (channels // groups), points)
+
+
+def _roll_matrix(offsets: Tensor, size: list[int], slope_axis: int) -> Tensor:
+    """(B, n, d) -> (B, n, K, K): a circulant along each kernel axis, or its slope along slope_axis."""
+    matrix = torch.ones_like(offsets[:, :, :1, None])
+    for axis in range(len(size)):
+        whole = offsets[:, :, axis, None, None].floor()
+        fraction = offsets[:, :, axis, None, None] - whole
+        place = torch.arange(size[axis], device=offsets.device, dtype=offsets.dtype)
+        distance = place[:, None] - place[None, :] - whole
+        at_floor = distance.remainder(size[axis]).eq(0).to(offsets.dtype)
+        above = (distance - 1).remainder(size[axis]).eq(0).to(offsets.dtype)
+        if axis == slope_axis:
+            circulant = above - at_floor
+        else:
+            circulant = (1 - fraction) * at_floor + fraction * above
+        points = matrix.shape[2] * size[axis]
+        matrix = matrix[:, :, :, None, :, None] * circulant[:, :, None, :, None, :]
+        matrix = matrix.reshape(offsets.shape[0], offsets.shape[1], points, points)
+    return matrix
+
+
+def _check(weight: Tensor, offsets: Tensor, scale: Tensor) -> None:
+    checks.check_rank("weight", weight, "(O, C, *k) with 2 or 3 spatial axes", 4, 5)
+    checks.check_rank("offsets", offsets, "(B, n, d)", 3)
+    batch, groups, dims = offsets.shape
+    checks.check_shape("offsets", offsets, "(B, n, the weight's spatial axes)", (batch, groups, weight.dim() - 2))
+    checks.check_shape("scale", scale, "(B, n) as in offsets", (batch, groups))
+    if groups < 1 or weight.shape[1] % groups:
+        raise ValueError(f"groups must divide channels, got groups={groups}, channels={weight.shape[1]}")
+    if 0 in weight.shape[2:]:
+        raise ValueError(f"weight must have kernel axes of at least 1, got shape {tuple(weight.shape)}")
+    checks.check_alike({"weight": weight, "offsets": offsets, "scale": scale})
+
+
+_operator = torch.library.custom_op("monai_ext::float_roll", mutates_args=())(float_roll_reference)
+_backward_operator = torch.library.custom_op("monai_ext::float_roll_backward", mutates_args=())(
+    float_roll_backward_reference
+)
+
+
+@_operator.register_fake
+def _(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:  # noqa: ARG001
+    return weight.new_empty(offsets.shape[0], *weight.shape)
+
+
+@_backward_operator.register_fake
+def _(grad: Tensor, weight: Tensor, offsets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
+    return torch.empty_like(weight), torch.empty_like(offsets), torch.empty_like(scale)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG001
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    return _backward_operator(grad, *ctx.saved_tensors)
+
+
+_operator.register_autograd(_backward, setup_context=_save)
+
+
+class _Shape(ctypes.Structure):
+    """RollShape of cuda_ops/float_roll/float_roll.h."""
+
+    _fields_ = [*((name, ctypes.c_int64) for name in ("batch", "out", "groups", "channels", "dims")), ("kernel", ctypes.c_int64 * 3)]
+
+
+def _shape(weight: Tensor, offsets: Tensor) -> _Shape:
+    batch, groups, dims = offsets.shape
+    kernel = (ctypes.c_int64 * 3)(*weight.shape[2:])
+    return _Shape(batch, weight.shape[0], groups, weight.shape[1] // groups, dims, kernel)
+
+
+def _bind(kernels: loader.Kernels) -> None:
+    kernels.require("float_roll_forward", "float_roll_backward")
+
+    @_operator.register_kernel(kernels.device)
+    def _(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
+        rolled = weight.new_empty(offsets.shape[0], *weight.shape)
+        inputs = (weight.contiguous(), offsets.contiguous(), scale.contiguous())
+        kernels("float_roll_forward", _shape(weight, offsets), *inputs, rolled)
+        return rolled
+
+    @_backward_operator.register_kernel(kernels.device)
+    def _(grad: Tensor, weight: Tensor, offsets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = (grad.contiguous(), weight.contiguous(), offsets.contiguous(), scale.contiguous())
+        grads = weight.new_empty(weight.shape), weight.new_empty(offsets.shape), weight.new_empty(scale.shape)
+        kernels("float_roll_backward", _shape(weight, offsets), *inputs, *grads)
+        return grads
+
+
+loader.BINDERS["float_roll"] = _bind

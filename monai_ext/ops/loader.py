@@ -1,0 +1,331 @@
+"""Compile an operator's kernels where they run, once, and let them override its PyTorch reference.
+
+A kernel is a shared library with a C interface: it includes no header of torch, so no torch update breaks it, it
+builds in seconds with a C++ compiler alone, and Python hands it pointers. It is kept in a cache folder under the hash
+of everything it depends on. Whatever goes wrong ends in one warning and the reference, never in a failed import.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+COMPILE_SECONDS = 120.0  # a compiler that takes longer hangs; ours take about three
+PACKAGE = Path(__file__).resolve().parents[1]
+# Instruction sets by what torch finds on this machine: fixed sets rather than -march=native, so that the name of a
+# cached library says where it may run.
+INSTRUCTIONS = {
+    "AVX2": ["-mavx2", "-mfma"],
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+}
+SUFFIXES = {torch.float32: "float", torch.float64: "double"}
+
+
+class BuildError(RuntimeError):
+    """A kernel that cannot be had on this machine; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """The kernel an operator uses, where it lies, and what keeps it from a better one."""
+
+    kernel: str
+    library: Path | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions of one loaded library, called with a shape and tensors."""
+
+    library: ctypes.CDLL
+    device: str
+
+    def __call__(self, function: str, shape: ctypes.Structure, *tensors: Tensor | None) -> None:
+        """Run a function on contiguous tensors of the first one's dtype, on its device and stream."""
+        first = next(tensor for tensor in tensors if tensor is not None)
+        run = self.named(function, first.dtype)
+        pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+        if self.device == "cpu":
+            if run(ctypes.byref(shape), ctypes.c_int64(torch.get_num_threads()), *pointers):
+                raise MemoryError(f"{function}: no memory for a kernel's scratch space")
+            return
+        with torch.cuda.device(first.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            if code := run(ctypes.byref(shape), ctypes.c_int64(stream), *pointers):
+                raise RuntimeError(f"{function}: CUDA error {code} when launching its kernel")
+
+    def require(self, *functions: str) -> None:
+        """Raise AttributeError where the library lacks one of these functions."""
+        for function in functions:
+            for dtype in SUFFIXES:
+                self.named(function, dtype)
+
+    def named(self, function: str, dtype: torch.dtype) -> Callable[..., int]:
+        """The library's function for a dtype."""
+        if dtype not in SUFFIXES:
+            raise TypeError(f"{function} has kernels for float32 and float64, got {dtype}")
+        return self.library[f"{function}_{SUFFIXES[dtype]}"]
+
+
+# What each operator's module puts here: how its kernels are attached to its PyTorch operator.
+BINDERS: dict[str, Callable[[Kernels], None]] = {}
+
+_lock = threading.RLock()
+_statuses: dict[tuple[str, str], Status] = {}
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()  # a thread of the parent may have held the old one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def mode() -> str:
+    """MONAI_EXT_OPS: auto (kernels where they can be had), off (the reference), require (kernels or an error)."""
+    value = os.environ.get("MONAI_EXT_OPS", "auto")
+    if value not in ("auto", "off", "require"):
+        raise ValueError(f"MONAI_EXT_OPS must be auto, off or require, got {value!r}")
+    return value
+
+
+def load(*names: str) -> None:
+    """Compile and attach the kernels of these operators (all of them, if none is named). Safe to call again."""
+    for name in names or BINDERS:
+        if name not in BINDERS:
+            raise ValueError(f"operator must be one of {sorted(BINDERS)}, got {name!r}")
+        for device in _devices():
+            if (name, device) not in _statuses or (mode() == "require" and not _statuses[name, device].library):
+                with _lock:
+                    _attach(name, device)
+
+
+def ready(name: str) -> None:
+    """Load an operator at its first use; nothing to do, and nothing to trace, in a model being compiled."""
+    if (name, "cpu") not in _statuses and not torch.compiler.is_compiling():
+        load(name)
+
+
+def status() -> dict[str, Status]:
+    """Per operator: the best kernel attached so far, its library, and why there is not a better one."""
+    result = {}
+    for name in BINDERS:
+        attempts = [_statuses[name, device] for device in ("cuda", "cpu") if (name, device) in _statuses]
+        attached = [attempt for attempt in attempts if attempt.library]
+        reason = "; ".join(attempt.reason for attempt in attempts if attempt.reason)
+        if not attempts:
+            reason = "MONAI_EXT_OPS=off" if mode() == "off" else "not loaded yet: its first use loads it"
+        elif "cuda" not in _devices():
+            reason = reason or "no CUDA device in this machine, or a torch without CUDA"
+        best = attached[0] if attached else Status("reference", None, "")
+        result[name] = Status(best.kernel, best.library, reason)
+    return result
+
+
+def _devices() -> list[str]:
+    return ["cpu", "cuda"] if torch.version.cuda and torch.cuda.is_available() else ["cpu"]
+
+
+def _attach(name: str, device: str) -> None:
+    required = mode() == "require"
+    if mode() == "off" or ((name, device) in _statuses and not required):
+        return
+    try:
+        path = _built(name, device)
+        try:
+            BINDERS[name](Kernels(ctypes.CDLL(str(path)), device))
+        except (OSError, AttributeError) as error:
+            raise BuildError(f"{path} does not load ({error}): delete it") from None
+        _statuses[name, device] = Status(device, path, "")
+    except BuildError as error:
+        _statuses[name, device] = Status("reference", None, str(error))
+        if required:
+            raise RuntimeError(f"MONAI_EXT_OPS=require, but {name} has no {device} kernel: {error}") from None
+        warnings.warn(f"{name} runs on its PyTorch reference ({device}), slower: {error}", stacklevel=4)
+
+
+def _sources(name: str) -> Path:
+    for root in (PACKAGE / "cuda_ops", PACKAGE.parent / "cuda_ops"):  # in a wheel; in a checkout
+        if (root / name).is_dir():
+            return root
+    raise BuildError(f"the sources cuda_ops/{name} are missing from this installation: install it again")
+
+
+def _command(name: str, device: str, root: Path) -> list[str]:
+    """The compiler's command, without the output file."""
+    if device == "cpu":
+        instructions = INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])
+        flags = "-std=c++17 -O3 -fno-math-errno -ffp-contract=fast -fPIC -shared -pthread".split()
+        return [*flags, *instructions, str(root / name / f"{name}_cpu.cpp")]
+    major, minor = torch.cuda.get_device_capability()
+    architecture = f"arch=compute_{major}{minor},code=sm_{major}{minor}"
+    flags = "-std=c++17 -O3 -Xcompiler -fPIC -shared -gencode".split()
+    return [*flags, architecture, str(root / name / f"{name}_cuda.cu")]
+
+
+def _compiler(device: str) -> list[str]:
+    if device == "cpu":
+        if given := os.environ.get("CXX"):
+            return shlex.split(given)
+        found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+        if found is None:
+            raise BuildError("no C++ compiler (c++, g++ or clang++) on PATH: install one or set CXX")
+        return [found]
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    found = next((path for home in homes if home and (path := shutil.which(f"{home}/bin/nvcc"))), None)
+    found = found or shutil.which("nvcc")
+    if found is None:
+        raise BuildError("no nvcc on PATH or under CUDA_HOME: install the CUDA toolkit")
+    return [found]
+
+
+def _built(name: str, device: str) -> Path:
+    """The library of an operator, from the cache or compiled into it."""
+    root = _sources(name)
+    command = _command(name, device, root)
+    content = hashlib.sha256()
+    for path in sorted([*root.glob("*.h"), *(root / name).iterdir()]):
+        content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for fact in (torch.__version__, str(torch.version.cuda), platform.system(), platform.machine(), *command[:-1]):
+        content.update(fact.encode() + b"\0")
+    file = f"{name}-{device}-{content.hexdigest()[:20]}.so"
+
+    try:
+        folder = cache_folder()
+        if _sound(folder / file):
+            return folder / file
+        with _writable(folder), _locked(folder / f"{file}.lock"):
+            if not _sound(folder / file):  # another process may have made it meanwhile
+                _compile(_compiler(device), command, folder / file)
+            return folder / file
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, BuildError):
+            raise
+        problem = error
+    try:
+        folder = _private_folder()
+        if not _sound(folder / file):
+            _compile(_compiler(device), command, folder / file)
+    except OSError as error:
+        raise BuildError(f"nowhere to put a compiled kernel: {problem}; {error}") from None
+    warnings.warn(
+        f"{name} is compiled for this process alone, the cache folder cannot be used ({problem}): "
+        "set MONAI_EXT_CACHE to a folder that can be written",
+        stacklevel=5,
+    )
+    return folder / file
+
+
+def cache_folder() -> Path:
+    """MONAI_EXT_CACHE, or monai_ext under the user's cache folder."""
+    if given := os.environ.get("MONAI_EXT_CACHE"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "monai_ext"
+
+
+_private: list[Path] = []
+
+
+def _private_folder() -> Path:
+    """A folder of this process alone, removed at its end; never one that another user could have prepared."""
+    if not _private:
+        _private.append(Path(tempfile.mkdtemp(prefix="monai_ext_")))
+        atexit.register(shutil.rmtree, _private[0], ignore_errors=True)
+    return _private[0]
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
+
+
+def _sound(library: Path) -> bool:
+    """Whether the library is whole. Loading a truncated one can kill the process, so its digest is checked first."""
+    try:
+        return library.with_suffix(".sha256").read_text() == _digest(library)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Make the folder, and raise OSError where it takes no files: read-only, or its disk full."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(bytes(1 << 20))
+        probe.flush()
+    yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process compiles, the others wait for it. The system drops the lock of a process that dies."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks here: processes may compile the same thing twice, which does no harm
+        yield
+        return
+    with path.open("w") as file:
+        deadline = time.monotonic() + COMPILE_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
+        yield
+
+
+def _compile(compiler: Sequence[str], command: Sequence[str], library: Path) -> None:
+    """Compile beside the library and rename: it is there whole, or not at all."""
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix=f"{library.stem}.", ignore_cleanup_errors=True) as work:
+        made = Path(work) / library.name
+        _run([*compiler, *command, "-o", str(made)], Path(work))
+        digest = Path(work) / "digest"
+        digest.write_text(_digest(made))
+        made.replace(library)
+        digest.replace(library.with_suffix(".sha256"))
+
+
+def _run(command: Sequence[str], work: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(work), "LC_ALL": "C"}
+    try:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+    except OSError as error:
+        raise BuildError(f"the compiler {command[0]} does not start ({error}): install one or set CXX") from None
+    try:
+        output, _ = process.communicate(timeout=COMPILE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"the compiler {command[0]} was stopped after {COMPILE_SECONDS:g} s without a result") from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # the compiler and what it started
+            process.communicate()
+    if process.returncode != 0:
+        lines = [line for line in output.splitlines() if "error" in line.lower()] or output.splitlines() or ["no output"]
+        raise BuildError(
+            f"the compiler failed (exit status {process.returncode}): {lines[0].strip()} -- run it yourself: {shlex.join(command)}"
+        )

@@ -1,0 +1,252 @@
+"""Mamba's selective scan: a linear state space whose step and mixing depend on the input (Gu and Dao, 2023, Alg. 2).
+
+    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t        zero-order hold for A, Euler's rule for B
+    y_t = <C_t, h_t> + D u_t
+"""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_ext.ops import checks, loader
+
+CHUNK = 64  # steps between saved states: their memory is N / CHUNK of u's
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor:
+    """Scan along the last axis; with G > 1, G scans of different directions in one call.
+
+    Args:
+        u: ``(batch, G * D, L)``.
+        delta: ``(batch, G * D, L)``, the step; ``delta_bias`` is added to it, then softplus if ``delta_softplus``.
+        A: ``(G * D, N)``, the rates of decay, below zero in all practice.
+        B: ``(batch, G, N, L)``, or ``(batch, N, L)`` for G = 1.
+        C: as B.
+        D: ``(G * D,)``, the weight of u itself.
+        z: ``(batch, G * D, L)``, a gate: the result is multiplied by ``silu(z)``.
+        delta_bias: ``(G * D,)``.
+        delta_softplus: whether the step goes through softplus.
+
+    Returns:
+        ``(batch, G * D, L)`` in u's dtype; states are kept in float32 or better, autocast or not.
+    """
+    if B.dim() == 3:
+        B = B.unsqueeze(1)
+    if C.dim() == 3:
+        C = C.unsqueeze(1)
+    if not torch.jit.is_scripting():
+        _check(u, delta, A, B, C, D, z, delta_bias)
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    D_ = None if D is None else D.to(dtype)
+    bias_ = None if delta_bias is None else delta_bias.to(dtype)
+    inputs = (u.to(dtype), delta.to(dtype), A.to(dtype), B.to(dtype), C.to(dtype), D_, bias_, delta_softplus)
+    if torch.jit.is_scripting():
+        y = selective_scan_reference(*inputs)[0]
+    elif checks.stands_alone():
+        y = selective_scan_reference(*inputs)[0]
+    else:
+        loader.ready("selective_scan")
+        y = _operator(*inputs)[0]
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    return y.to(u.dtype)
+
+
+def selective_scan_reference(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """selective_scan in plain PyTorch, a chunk at a time: y, and the states before each chunk (batch, chunks, N, G D)."""
+    batch, groups, states, length = B.shape[0], B.shape[1], B.shape[2], B.shape[3]
+    shape = [batch, groups, u.shape[1] // groups]
+    A = A.reshape(shape[1:] + [states, 1])
+    step = _step(delta, delta_bias, delta_softplus).reshape(shape + [1, length])
+    drive = step * u.reshape(shape + [1, length])
+    state = u.new_zeros(shape + [states])
+    saved, outputs = [u.new_zeros([batch, 0, states, u.shape[1]])], [u.new_zeros(shape + [0])]
+    for start in range(0, length, CHUNK):
+        chunk = slice(start, min(start + CHUNK, length))
+        saved.append(state.flatten(1, 2).transpose(1, 2).unsqueeze(1))
+        decay = torch.exp(step[..., chunk] * A)
+        path = _recurrence(decay, drive[..., chunk] * B[:, :, None, :, chunk], state)
+        outputs.append((path * C[:, :, None, :, chunk]).sum(3))
+        state = path[..., -1]
+    y = torch.cat(outputs, 3).reshape(u.shape)
+    if D is not None:
+        y = y + D[:, None] * u
+    return y, torch.cat(saved, 1)
+
+
+def selective_scan_backward_reference(
+    grad: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    saved: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients by u, delta, A, B, C, D and delta_bias; the states of a chunk are made again from the saved one."""
+    batch, groups, states, length = B.shape
+    shape = [batch, groups, u.shape[1] // groups]
+    rates = A.reshape([*shape[1:], states, 1])
+    step = _step(delta, delta_bias, delta_softplus).reshape([*shape, 1, length])
+    x, dy = u.reshape([*shape, 1, length]), grad.reshape([*shape, 1, length])
+    du, dstep = torch.zeros_like(x), torch.zeros_like(step)
+    dA, dB, dC = torch.zeros_like(rates), torch.zeros_like(B), torch.zeros_like(C)
+    carry = u.new_zeros([*shape, states])  # decay times the state's gradient, one step later
+    for number in reversed(range(saved.shape[1])):
+        chunk = slice(number * CHUNK, min((number + 1) * CHUNK, length))
+        b, c, dt = B[:, :, None, :, chunk], C[:, :, None, :, chunk], step[..., chunk]
+        decay = torch.exp(dt * rates)
+        before = saved[:, number].transpose(1, 2).reshape([*shape, states])
+        path = _recurrence(decay, dt * x[..., chunk] * b, before)
+        earlier = torch.cat([before[..., None], path[..., :-1]], -1)
+        # The state's gradient runs the same recurrence from the end: g_t = C_t dy_t + decay_{t+1} g_{t+1}.
+        later = torch.cat([torch.ones_like(decay[..., :1]), decay[..., 1:].flip(-1)], -1)
+        state_grad = _recurrence(later, (c * dy[..., chunk]).flip(-1), carry).flip(-1)
+        carry = decay[..., 0] * state_grad[..., 0]
+        decay_grad = state_grad * earlier * decay
+        through_B = (state_grad * b).sum(3, keepdim=True)
+        du[..., chunk] = through_B * dt
+        dstep[..., chunk] = through_B * x[..., chunk] + (decay_grad * rates).sum(3, keepdim=True)
+        dA += (decay_grad * dt).sum((0, 4)).unsqueeze(-1)
+        dB[..., chunk] = (state_grad * dt * x[..., chunk]).sum(2)
+        dC[..., chunk] = (dy[..., chunk] * path).sum(2)
+    du, dstep = du.reshape(u.shape), dstep.reshape(u.shape)
+    if delta_softplus:
+        dstep = dstep * torch.sigmoid(delta if delta_bias is None else delta + delta_bias[:, None])
+    if D is not None:
+        du = du + D[:, None] * grad
+    return du, dstep, dA.reshape(A.shape), dB, dC, (grad * u).sum((0, 2)), dstep.sum((0, 2))
+
+
+def _step(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
+    if delta_bias is not None:
+        delta = delta + delta_bias[:, None]
+    return F.softplus(delta) if delta_softplus else delta
+
+
+def _recurrence(decay: Tensor, drive: Tensor, state: Tensor) -> Tensor:
+    """All h_t = decay_t h_{t-1} + drive_t along the last axis, by doubling: log2(T) steps instead of T."""
+    drive = torch.cat([drive[..., :1] + decay[..., :1] * state[..., None], drive[..., 1:]], -1)
+    reach = 1
+    while reach < drive.shape[-1]:
+        drive = torch.cat([drive[..., :reach], drive[..., reach:] + decay[..., reach:] * drive[..., :-reach]], -1)
+        decay = torch.cat([decay[..., :reach], decay[..., reach:] * decay[..., :-reach]], -1)
+        reach *= 2
+    return drive
+
+
+def _check(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None
+) -> None:
+    checks.check_rank("u", u, "(batch, G * D, L)", 3)
+    checks.check_rank("A", A, "(G * D, N)", 2)
+    checks.check_rank("B", B, "(batch, G, N, L) or (batch, N, L)", 4)
+    batch, width, length = u.shape
+    groups = B.shape[1]
+    if groups < 1 or width % groups:
+        raise ValueError(f"groups of B must divide channels of u, got groups={groups}, channels={width}")
+    checks.check_shape("A", A, "(channels of u, N)", (width, A.shape[1]))
+    for name, mix in (("B", B), ("C", C)):
+        checks.check_shape(name, mix, "(batch, G, N, L)", (batch, groups, A.shape[1], length))
+    for name, like in (("delta", delta), ("z", z)):
+        if like is not None:
+            checks.check_shape(name, like, "u's shape", (batch, width, length))
+    for name, vector in (("D", D), ("delta_bias", delta_bias)):
+        if vector is not None:
+            checks.check_shape(name, vector, "(channels of u,)", (width,))
+    tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    checks.check_alike(tensors, float32_too=("A", "D", "delta_bias"))
+
+
+_operator = torch.library.custom_op("monai_ext::selective_scan", mutates_args=())(selective_scan_reference)
+_backward_operator = torch.library.custom_op("monai_ext::selective_scan_backward", mutates_args=())(
+    selective_scan_backward_reference
+)
+
+
+@_operator.register_fake
+def _(u, delta, A, B, C, D, delta_bias, delta_softplus):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    return torch.empty_like(u), u.new_empty(u.shape[0], (u.shape[2] + CHUNK - 1) // CHUNK, A.shape[1], u.shape[1])
+
+
+@_backward_operator.register_fake
+def _(grad, u, delta, A, B, C, D, delta_bias, delta_softplus, saved):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    per_channel = u.new_empty(u.shape[1]), u.new_empty(u.shape[1])
+    return (*(torch.empty_like(tensor) for tensor in (u, delta, A, B, C)), *per_channel)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, ctx.softplus = inputs
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _backward(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
+    *inputs, saved = ctx.saved_tensors
+    *grads, D_grad, bias_grad = _backward_operator(grad, *inputs, ctx.softplus, saved)
+    return (*grads, None if inputs[5] is None else D_grad, None if inputs[6] is None else bias_grad, None)
+
+
+_operator.register_autograd(_backward, setup_context=_save)
+
+
+class _Shape(ctypes.Structure):
+    """ScanShape of cuda_ops/selective_scan/selective_scan.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "groups", "channels", "states", "length", "chunk", "softplus")]
+
+
+def _shape(u: Tensor, B: Tensor, delta_softplus: bool) -> _Shape:
+    batch, groups, states, length = B.shape
+    return _Shape(batch, groups, u.shape[1] // groups, states, length, CHUNK, delta_softplus)
+
+
+def _bind(kernels: loader.Kernels) -> None:
+    kernels.require("selective_scan_forward", "selective_scan_backward", "selective_scan_parts")
+
+    @_operator.register_kernel(kernels.device)
+    def _(u, delta, A, B, C, D, delta_bias, delta_softplus):  # type: ignore[no-untyped-def]
+        inputs = [tensor if tensor is None else tensor.contiguous() for tensor in (u, delta, A, B, C, D, delta_bias)]
+        y = u.new_empty(u.shape)
+        saved = u.new_empty(u.shape[0], (u.shape[2] + CHUNK - 1) // CHUNK, A.shape[1], u.shape[1])
+        kernels("selective_scan_forward", _shape(u, B, delta_softplus), *inputs, y, saved)
+        return y, saved
+
+    @_backward_operator.register_kernel(kernels.device)
+    def _(grad, u, delta, A, B, C, D, delta_bias, delta_softplus, saved):  # type: ignore[no-untyped-def]
+        inputs = [tensor if tensor is None else tensor.contiguous() for tensor in (grad, u, delta, A, B, C, D, delta_bias)]
+        shape, (batch, width, _) = _shape(u, B, delta_softplus), u.shape
+        # The parts that different threads sum: over the batch, and over sets of channels. Their order is fixed.
+        parts = kernels.named("selective_scan_parts", u.dtype)(ctypes.byref(shape))
+        du, ddelta = u.new_empty(u.shape), u.new_empty(u.shape)
+        dA = u.new_empty(batch, A.shape[1], width)
+        dB, dC = u.new_empty(parts, *B.shape), u.new_empty(parts, *C.shape)
+        dD, dbias = u.new_empty(batch, width), u.new_empty(batch, width)
+        kernels("selective_scan_backward", shape, *inputs, saved.contiguous(), du, ddelta, dA, dB, dC, dD, dbias)
+        return du, ddelta, dA.sum(0).t().contiguous(), dB.sum(0), dC.sum(0), dD.sum(0), dbias.sum(0)
+
+
+loader.BINDERS["selective_scan"] = _bind
