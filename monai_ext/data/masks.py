@@ -1,0 +1,77 @@
+"""Where the head is and where the brain is: plain methods, each one said in a line."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from monai_ext.data.resampling import isotropic, resample
+from monai_ext.data.volumes import Volume
+
+_LEAST_ZERO_SHARE = 0.3  # a skull-stripped image has more, even in a box cut tightly round the brain
+_PEELING_SPACING = 2.0  # mm
+_PEEL = 8.0  # mm: of 4 and 8 tried on four scans, 8 lost no brain and kept no scalp
+
+
+def foreground(volume: Volume) -> NDArray[np.bool_]:
+    """What is not background: not zero where that is zero, else above Otsu's threshold; holes filled."""
+    if has_zero_background(volume):
+        return zero_background(volume)
+    return _solid(volume.array > otsu(volume.array))
+
+
+def has_zero_background(volume: Volume) -> bool:
+    """Whether so many voxels are exactly zero that somebody set them so."""
+    return bool(np.mean(volume.array == 0) >= _LEAST_ZERO_SHARE)
+
+
+def zero_background(volume: Volume) -> NDArray[np.bool_]:
+    """The largest piece that is not zero, holes filled: for images that were skull-stripped already."""
+    if not has_zero_background(volume):
+        share = float(np.mean(volume.array == 0))
+        raise ValueError(
+            f"{share:.0%} of the voxels are zero, where a zero background has at least "
+            f"{_LEAST_ZERO_SHARE:.0%}: give a mask file, or otsu where the skull is still there"
+        )
+    return _solid(volume.array != 0)
+
+
+def otsu_brain(volume: Volume) -> NDArray[np.bool_]:
+    """A brain out of its skull: above Otsu's threshold, peeled, the largest piece, grown back, filled.
+
+    Peeling 8 mm off breaks the bridges from brain to scalp. It rests on bone and fluid being darker than
+    brain and scalp, as on T1 and FLAIR; the edge is good to some millimetres, so look at the result.
+    """
+    coarse = isotropic(volume, _PEELING_SPACING)
+    bright = coarse.array > otsu(coarse.array)
+    core = _solid(_depth(bright) > _PEEL)
+    if not core.any():
+        raise ValueError(f"no brain was found: nothing bright is {_PEEL} mm deep; give a mask file")
+    brain = _solid(bright & (_depth(~core) <= _PEEL + _PEELING_SPACING))
+    brain = ndimage.binary_fill_holes(_depth(_depth(~brain) <= _PEEL) > _PEEL)
+    fine = resample(Volume(brain.astype(np.float32), coarse.affine), volume.shape, volume.affine, order=1)
+    return fine.array > 0.5
+
+
+def otsu(values: NDArray[np.float32], *, bins: int = 256) -> float:
+    """Otsu's threshold: the cut that leaves least variance within its two sides; without the top 0.5 %."""
+    limits = (float(values.min()), float(np.percentile(values, 99.5)))
+    counts, edges = np.histogram(values, bins=bins, range=limits)
+    middles = (edges[:-1] + edges[1:]) / 2
+    below, above = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
+    mean_below = np.cumsum(counts * middles) / np.maximum(below, 1)
+    mean_above = np.cumsum((counts * middles)[::-1])[::-1] / np.maximum(above, 1)
+    between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
+    return float(edges[1 + np.argmax(between)])
+
+
+def _depth(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """How far inside the mask each voxel lies, in mm; beyond the image's edge the mask goes on."""
+    return ndimage.distance_transform_edt(mask) * _PEELING_SPACING
+
+
+def _solid(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest piece, without holes."""
+    pieces, count = ndimage.label(mask)
+    if count > 1:
+        mask = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    return ndimage.binary_fill_holes(mask)
