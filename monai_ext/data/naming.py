@@ -25,7 +25,7 @@ SESSION = re.compile(
 
 @dataclass(frozen=True)
 class Found:
-    """`kind` is a contrast, "label", or "" for another image; `home` is the folder that is the visit's own."""
+    """`kind` is a contrast, "label", "" for others; `home` the folder that is the visit's own."""
 
     subject: str
     kind: str
@@ -40,7 +40,7 @@ def stem(path: PurePath) -> str:
 
 
 def kind_of(word: str) -> str:
-    """ "t1ce" -> "T1C", "Segm" -> "label", anything else -> ""."""
+    """From a word: "t1ce" -> "T1C", "Segm" -> "label", anything else -> ""."""
     if re.sub(r"[\W_]+", "", word).lower() in LABEL_NAMES:
         return LABEL
     try:
@@ -62,9 +62,7 @@ def brats2015(path: PurePath) -> Found | None:
     inner folder; the label is VSD.Brain_3more.XX.O.OT. The people of 2013 are numbered afresh in HGG and LGG,
     and keep that in their names; those of TCIA are not, and their last number is the visit.
     """
-    match = re.fullmatch(
-        r"VSD\.Brain(?:_\w+)?(?:\.X+)+(?:\.O)?\.(?:MR_)?([A-Za-z]\w*?)(?:\.\d+)?", stem(path)
-    )
+    match = re.fullmatch(r"VSD\.Brain(?:_\w+)?(?:\.X+)+(?:\.O)?\.(?:MR_)?(.+)", stem(path))
     folders = [part for part in path.parts[:-1] if not part.startswith("VSD.")]
     if not match or not folders:
         return None
@@ -72,7 +70,7 @@ def brats2015(path: PurePath) -> Found | None:
     subject, session = (case[1], case[2]) if case else (folders[-1], "")
     if len(folders) > 1 and not subject.startswith("brats_tcia"):
         subject = f"{folders[-2]}_{subject}"
-    return Found(subject, kind_of(match[1]), session)
+    return Found(subject, kind_of(re.sub(r"\.\d+$", "", match[1])), session)
 
 
 def brats2020(path: PurePath) -> Found | None:
