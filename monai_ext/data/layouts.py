@@ -47,6 +47,33 @@ class Index:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass
+class Visit:
+    """A person's files of one day, by kind, and the folders they were found in."""
+
+    subject: str
+    session: str
+    files: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
+    homes: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return Subject(self.subject, "", {}, self.session).name
+
+    @property
+    def describe(self) -> str:
+        return f"subject {self.subject!r}" + (f" session {self.session!r}" if self.session else "")
+
+    def check(self) -> None:
+        """Refuse names that cannot be folders and files that lie in two folders of one name."""
+        check_name(self.subject, key="subject", subject=self.name)
+        check_name(self.session, key="session", subject=self.name)
+        if len(self.homes) > 1:
+            where = ", ".join(sorted(self.homes))
+            reason = f"duplicate: the folders {where} all bear its name"
+            raise SubjectError(self.name, None, f"{reason}; rename all but one, or --exclude them")
+
+
 def detect(files: Sequence[Path]) -> str:
     """The layout that the files' names speak of; a root that holds several datasets is refused."""
     counts: Counter[str] = Counter()
@@ -79,52 +106,28 @@ def index(
         raise ValueError(f"--root must be a folder, got {root}")
     failures: list[SubjectError] = []
     files = [f for f in walk(root, failures) if not any(matches(f, pattern, root) for pattern in exclude)]
-    for top in sorted({file.relative_to(root).parts[0] for file in files if file.suffix.lower() in DICOM}):
-        hint = f'convert it to NIfTI first, or pass over it with --exclude "{top}*"'
-        failures.append(SubjectError(top, root / top, f"is DICOM, which index does not read: {hint}"))
+    failures += _dicom(files, root)
     images = [file for file in files if stem(file)]
-    series = {
-        file.with_suffix("") for file in files if file.suffix == ".bvec"
-    }  # diffusion in many directions
     layout = detect(images) if layout == "auto" else layout
     dataset = dataset or (root.name if layout in {"bids", "folder"} else layout)
     found = Index(layout=layout, dataset=dataset, failures=failures)
-
-    visits: dict[tuple[str, str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    homes: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for image in images:
-        name = LAYOUTS[layout](image.relative_to(root))
-        if name is None:
-            found.unused.append(image)
-        else:
-            key = (name.subject or root.name, name.session)
-            kind = "" if name.kind == "DWI" and image.with_name(stem(image)) in series else name.kind
-            visits[key][kind].append(image)
-            homes[key].add(name.home)
+    visits, found.unused = _visits(files, layout, root)
     choices = choices or Choices()
-    choices.look_at(visits.values(), root=root)
+    choices.look_at([visit.files for visit in visits], root=root)
 
-    names: dict[str, tuple[str, str]] = {}
-    for key, candidates in sorted(visits.items()):
-        subject = Subject(subject=key[0], dataset=dataset, images={}, session=key[1])
-        every = sorted(path for paths in candidates.values() for path in paths)
+    names: dict[str, Visit] = {}
+    for visit in visits:
+        every = sorted(path for paths in visit.files.values() for path in paths)
         try:
-            for part, value in zip(("subject", "session"), key, strict=True):
-                check_name(value, key=part, subject=subject.name)
-            if names.setdefault(subject.name, key) != key:
-                other = names[subject.name]
-                raise SubjectError(subject.name, None, f"{other} and {key} make one name; rename one of them")
-            if len(homes[key]) > 1:
-                where = ", ".join(sorted(homes[key]))
-                reason = (
-                    f"duplicate: the folders {where} all bear its name; rename all but one, or --exclude them"
-                )
-                raise SubjectError(subject.name, None, reason)
-            picked = choices.pick(subject.name, candidates, root=root)
+            if names.setdefault(visit.name, visit) is not visit:
+                other = f"{names[visit.name].describe} and {visit.describe}"
+                raise SubjectError(visit.name, None, f"{other} make one name; rename one of them")
+            visit.check()
+            picked = choices.pick(visit.name, visit.files, root=root)
             if not set(picked) - {LABEL} and (picked or layout == "folder"):
                 how = f'--choose "T1=*{every[0].name}" says which file is what'
                 reason = f"has no image with a contrast's name, only {_some(every, root)}; {how}"
-                raise SubjectError(subject.name, None, reason)
+                raise SubjectError(visit.name, None, reason)
         except SubjectError as fault:
             found.failures.append(fault)
             continue
@@ -132,14 +135,38 @@ def index(
         label = picked.pop(LABEL, None)
         lacking = [contrast for contrast in require if contrast not in picked]
         if not picked:
-            found.left_out[subject.name] = "none of " + ", ".join(MODALITIES)
+            found.left_out[visit.name] = "none of " + ", ".join(MODALITIES)
         elif lacking:
-            found.left_out[subject.name] = "no " + ", ".join(lacking)
+            found.left_out[visit.name] = "no " + ", ".join(lacking)
         else:
-            found.subjects.append(
-                Subject(subject=key[0], dataset=dataset, images=picked, session=key[1], label=label)
-            )
+            found.subjects.append(Subject(visit.subject, dataset, picked, visit.session, label))
     return found
+
+
+def _visits(files: Sequence[Path], layout: str, root: Path) -> tuple[list[Visit], list[Path]]:
+    """The images by person and visit, sorted, and those whose names are not the layout's."""
+    visits: dict[tuple[str, str], Visit] = {}
+    strange = []
+    every = set(files)
+    for file in files:
+        found = LAYOUTS[layout](file.relative_to(root)) if stem(file) else None
+        if found:
+            key = (found.subject or root.name, found.session)
+            series = found.kind == "DWI" and file.with_name(f"{stem(file)}.bvec") in every  # many directions
+            visit = visits.setdefault(key, Visit(*key))
+            visit.files["" if series else found.kind].append(file)
+            visit.homes.add(found.home)
+        elif stem(file):
+            strange.append(file)
+    return [visits[key] for key in sorted(visits)], strange
+
+
+def _dicom(files: Sequence[Path], root: Path) -> list[SubjectError]:
+    """One fault for each folder of `root` that has DICOM files."""
+    dicom = [file for file in files if file.suffix.lower() in DICOM]
+    found = {root.joinpath(*file.relative_to(root).parts[:-1][:1]): f"*{file.suffix}" for file in dicom}
+    how = "is DICOM, which index does not read: convert it to NIfTI first, or pass over it with --exclude"
+    return [SubjectError(top.name, top, f'{how} "{pattern}"') for top, pattern in found.items()]
 
 
 def walk(folder: Path, failures: list[SubjectError], above: tuple[Path, ...] = ()) -> Iterator[Path]:
@@ -190,7 +217,12 @@ def _some(paths: Sequence[Path], root: Path) -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--root", type=Path, required=True, help="the dataset's folder")
+    add(
+        "--root",
+        type=Path,
+        required=True,
+        help="the dataset's folder; for many people's files in one folder, that one",
+    )
     add(
         "--layout", choices=["auto", *LAYOUTS], default="auto", help="how its files are named (default: auto)"
     )
