@@ -66,7 +66,8 @@ def template(spacing: float = 1.0) -> Template:
     """The template, its brain maps smoothed to what a voxel of `spacing` mm averages over."""
     t1, grey, white, origin = _mni()
     inside = t1 > 0
-    box = tuple(slice(int(a.min()), int(a.max()) + 1) for a in np.nonzero(inside))
+    # Air all round but below, where the template is cut through the cord.
+    box = tuple(slice(max(int(a.min()) - 2, 0), int(a.max()) + 3) for a in np.nonzero(inside))
     t1, grey, white, inside = (m[box] for m in (t1, grey, white, inside))
     origin = origin + [side.start for side in box]
     # An average of 152 heads blurs the sulci: where its T1 is darker than grey matter there was CSF in most.

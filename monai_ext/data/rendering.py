@@ -16,6 +16,7 @@ from monai_ext.data.warp import Maps, Warp, noise_maps, random_rigid, random_war
 from monai_ext.modalities import MODALITIES
 
 BRAIN = ("csf", "gm", "wm", "deep")
+REFERENCES = ("T1", "DWI", *MODALITIES)  # the first of them that a subject has keeps still
 FIELD_CENTRE = np.array([0.0, -16.0, 8.0])  # mm: the middle of every field of view
 STRIPPED_CENTRE = np.array([0.0, -17.0, 5.0])
 DIFFUSION_BLUR = 2.2  # mm: echo-planar readouts resolve no better
@@ -25,8 +26,8 @@ DIFFUSION_BLUR = 2.2  # mm: echo-planar readouts resolve no better
 class Phantom:
     """A subject's scans; `brain` and `label` lie where the reference contrast has them.
 
-    `offsets` are 4x4 matrices in RAS mm: tissue that the reference contrast shows at world point x is shown at
-    world point M x by the other contrast.
+    `offsets` are 4x4 matrices in RAS mm: what the reference contrast shows at world point x, the other
+    contrast shows at world point M x.
     """
 
     images: Mapping[str, Volume]
@@ -102,8 +103,8 @@ def make_phantom(
     spread = 0.16 if randomize else 0.04
     table = mr.vary(mr.tissues(tesla), rng, spread=spread)
     anatomy, ageing, kind = _anatomy(site, index=index, seed=seed, spacing=min(spacing), randomize=randomize)
-    reference = chosen[0]
-    offsets = _offsets(site, chosen, index=index, seed=seed, misalign=misalign)
+    reference = next(name for name in REFERENCES if name in chosen)
+    offsets = _offsets(site, chosen, reference, index=index, seed=seed, misalign=misalign)
 
     shape, affine, factors = _grid(site, spacing)
     images: dict[str, Volume] = {}
@@ -140,19 +141,13 @@ def make_phantom(
     )
 
 
-def _anatomy(
-    site: Site, *, index: int, seed: int, spacing: float, randomize: bool
-) -> tuple[_Anatomy, float, str]:
+def _anatomy(site: Site, *, index: int, seed: int, spacing: float, randomize: bool) -> tuple[_Anatomy, float, str]:
     rng = generator(seed, site, index, "anatomy")
     kind = str(rng.choice(LESIONS)) if randomize else site.lesion
     ageing = float(rng.uniform(*((0, 1) if randomize else site.ageing)))
     base = template(spacing)
-    lesions = random_lesions(
-        rng, base, kind=kind, ageing=ageing if ageing > 0.3 and kind != "plaques" else 0.0
-    )
-    warp = random_warp(
-        rng, base, strength=1.3 if randomize else 1.0, ventricles=6.0 * ageing, masses=lesions.masses
-    )
+    lesions = random_lesions(rng, base, kind=kind, ageing=ageing if ageing > 0.3 and kind != "plaques" else 0.0)
+    warp = random_warp(rng, base, strength=1.3 if randomize else 1.0, ventricles=6.0 * ageing, masses=lesions.masses)
     anatomy = _Anatomy(
         template=base,
         warp=warp,
@@ -165,13 +160,19 @@ def _anatomy(
 
 
 def _offsets(
-    site: Site, chosen: Sequence[str], *, index: int, seed: int, misalign: tuple[float, float]
+    site: Site,
+    chosen: Sequence[str],
+    reference: str,
+    *,
+    index: int,
+    seed: int,
+    misalign: tuple[float, float],
 ) -> dict[str, np.ndarray]:
-    """The first contrast keeps still; ADC is computed from the DWI scan, so the two move as one."""
-    poses = {chosen[0]: np.eye(4)}
-    for name in chosen[1:]:
+    """The reference keeps still; ADC is computed from the DWI scan, so the two move as one."""
+    poses = {}
+    for name in chosen:
         scan = "DWI" if name == "ADC" else name
-        if scan == "DWI" and chosen[0] in ("DWI", "ADC"):
+        if name == reference or scan == reference:
             poses[name] = np.eye(4)
             continue
         rng = generator(seed, site, index, f"offset {scan}")
@@ -179,9 +180,7 @@ def _offsets(
     return poses
 
 
-def _grid(
-    site: Site, spacing: tuple[float, float, float]
-) -> tuple[tuple[int, ...], np.ndarray, tuple[int, ...]]:
+def _grid(site: Site, spacing: tuple[float, float, float]) -> tuple[tuple[int, ...], np.ndarray, tuple[int, ...]]:
     """The image's shape and affine, and into how many parts a thick voxel is cut to average over it."""
     step = np.array(spacing)
     shape = tuple(int(n) for n in np.maximum(np.rint(np.array(site.extent) / step), 1))
@@ -239,9 +238,7 @@ def _scan(
         blur[rng.integers(3)] = max(blur.max(), rng.uniform(0, 6))
     bias_strength = site.bias * (wide(0.3, 3) if wide else 1)
     white = mr.signal(table["wm"], sequence)
-    sigma = (
-        site.noise * np.sqrt(0.2 * white) * (wide(0.3, 3) if wide else 1)
-    )  # brighter contrasts are cleaner
+    sigma = site.noise * np.sqrt(0.2 * white) * (wide(0.3, 3) if wide else 1)  # brighter contrasts are cleaner
     bias = mr.bias_field(rng, shape=mask.shape, strength=bias_strength)
 
     def receive(played: mr.Sequence) -> np.ndarray:
@@ -262,8 +259,3 @@ def _scan(
     if site.stripped:
         image = image * mask
     return image.astype(np.float32)
-
-
-def by_vocabulary(names: Sequence[str]) -> tuple[str, ...]:
-    """The contrasts in the order of MODALITIES, each once."""
-    return tuple(name for name in MODALITIES if name in names)

@@ -12,8 +12,7 @@ _SPIN_ECHO = {1.5: Sequence(tr=520, te=12), 3.0: Sequence(tr=620, te=9)}
 _INVERSION_PREPARED = {1.5: Sequence(tr=1900, te=4, ti=930), 3.0: Sequence(tr=2300, te=4, ti=1150)}
 _T1_FLAIR = {1.5: Sequence(tr=1700, te=14, ti=800), 3.0: Sequence(tr=1900, te=12, ti=980)}
 _T2 = {1.5: Sequence(tr=4200, te=100), 3.0: Sequence(tr=4800, te=95)}
-_LONG_T2 = {1.5: Sequence(tr=1700, te=14, ti=800), 3.0: Sequence(tr=1900, te=12, ti=980)}
-_T2 = {1.5: Sequence(tr=8200, te=100), 3.0: Sequence(tr=5700, te=100)}
+_LONG_T2 = {1.5: Sequence(tr=8200, te=100), 3.0: Sequence(tr=5700, te=100)}
 _PD = {1.5: Sequence(tr=8200, te=8), 3.0: Sequence(tr=5700, te=8)}
 _FLAIR = {1.5: Sequence(tr=8000, te=115, fat=0.5), 3.0: Sequence(tr=9000, te=105, fat=0.3)}  # TI: see draw
 _DWI = {1.5: Sequence(tr=5000, te=90, b=1000, fat=0.05), 3.0: Sequence(tr=5000, te=75, b=1000, fat=0.05)}
