@@ -1,6 +1,7 @@
 """Volumes on other grids: turned to RAS order, and resampled through world space."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -11,6 +12,7 @@ from scipy import ndimage
 from monai_ext.data.volumes import Volume
 
 IDENTITY = np.eye(4)
+_SAME_VOXEL = 0.01  # voxels: grids nearer than this differ by how their headers round
 _FWHM = 2.3548  # full width at half maximum of a Gaussian, in standard deviations
 
 
@@ -34,18 +36,30 @@ def resample(
     `order` is the spline's: 3 for images, 0 for labels. Where the new voxels are larger than the old,
     an image is first smoothed by the Gaussian that makes up the difference in resolution.
     """
-    shape = tuple(shape)
-    if shape == volume.shape and np.allclose(to_volume @ affine, volume.affine, atol=1e-4):
-        return Volume(volume.array, affine)
+    size = tuple(shape)
     index = np.linalg.inv(volume.affine) @ to_volume @ affine  # index on the grid -> index in the volume
+    shift = np.rint(index[:3, 3]).astype(int)
+    last = np.array(size) - 1
+    if np.abs(apply_affine(index, [np.zeros(3), last]) - [shift, last + shift]).max() < _SAME_VOXEL:
+        return Volume(_moved(volume.array, size, shift), affine)
     array = volume.array.astype(np.float32, copy=False)
     if order > 0:
         steps = np.abs(index[:3, :3]).max(axis=1)  # how many old voxels a new one spans along each old axis
         array = ndimage.gaussian_filter(array, np.sqrt(np.maximum(steps**2 - 1, 0)) / _FWHM)
     array = ndimage.affine_transform(
-        array, index[:3, :3], index[:3, 3], output_shape=shape, output=np.float32, order=order
+        array, index[:3, :3], index[:3, 3], output_shape=size, output=np.float32, order=order
     )
     return Volume(array, affine)
+
+
+def _moved(array: NDArray[Any], size: Sequence[int], shift: NDArray[np.int_]) -> NDArray[Any]:
+    """Cropped and padded with zeros, untouched otherwise: `result[x] = array[x + shift]`."""
+    result = np.zeros(size, dtype=array.dtype)
+    first, stop = np.maximum(shift, 0), np.minimum(shift + size, array.shape)
+    if np.all(first < stop):
+        into = tuple(slice(a, b) for a, b in zip(first - shift, stop - shift, strict=True))
+        result[into] = array[tuple(slice(a, b) for a, b in zip(first, stop, strict=True))]
+    return result
 
 
 def isotropic(volume: Volume, spacing: float) -> Volume:
@@ -57,9 +71,44 @@ def isotropic(volume: Volume, spacing: float) -> Volume:
     return resample(volume, shape, volume.affine @ index, order=1)
 
 
-def share_inside(volume: Volume, reference: Volume, *, to_volume: NDArray[np.float64] = IDENTITY) -> float:
-    """The share of the reference's field of view that `volume` covers, on a coarse lattice of points."""
-    lattice = np.meshgrid(*[np.linspace(0, size - 1, 24) for size in reference.shape], indexing="ij")
-    world = apply_affine(to_volume @ reference.affine, np.stack(lattice, axis=-1))
-    index = apply_affine(np.linalg.inv(volume.affine), world)
+def share_inside(volume: Volume, points: NDArray[np.float64]) -> float:
+    """The share of `points` (n, 3), in the volume's world, that its field of view holds."""
+    index = apply_affine(np.linalg.inv(volume.affine), points)
     return float(np.all((index > -0.5) & (index < np.array(volume.shape) - 0.5), axis=-1).mean())
+
+
+def slice_grid(
+    reference: Volume,
+    *,
+    spacing: Sequence[float | None],
+    crop: Sequence[int] | None,
+    size: Sequence[int] | None,
+    keep: NDArray[np.bool_],
+) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """The grid (shape, affine) of the reference's slices at `spacing`, cut to `crop`, then resized to `size`.
+
+    What is None stays as the reference has it; all slices are kept. The cut is the middle of the field of
+    view, moved no further than it takes to hold the box round the mask `keep`; beyond the field it pads.
+    """
+    old = np.array(reference.shape, dtype=float)
+    step = np.array([new / own if new else 1.0 for new, own in zip(spacing, reference.spacing, strict=True)])
+    shape = np.maximum(1, np.rint(old / step))
+    start = ((old - 1) - (shape - 1) * step) / 2  # the first new voxel's place, in old voxels
+    for axis, cut in enumerate(crop or ()):
+        filled = np.flatnonzero(keep.any(axis=tuple({0, 1, 2} - {axis})))
+        edges = np.array([filled[0] - 0.5, filled[-1] + 0.5])
+        low, high = (edges - start[axis]) / step[axis] + 0.5  # now in new voxels, the first one's edge is 0
+        first = np.floor((shape[axis] - cut) / 2)
+        if high - low <= cut:
+            first = np.clip(first, np.ceil(high - cut), np.floor(low))
+        start[axis] += first * step[axis]
+        shape[axis] = cut
+    for axis, final in enumerate(size or ()):
+        zoom = shape[axis] / final
+        start[axis] += step[axis] * (zoom - 1) / 2
+        step[axis] *= zoom
+        shape[axis] = final
+    index = np.diag([*step, 1.0])
+    index[:3, 3] = start
+    i, j, k = (int(n) for n in shape)
+    return (i, j, k), reference.affine @ index

@@ -1,0 +1,222 @@
+"""python -m monai_ext prepare: a datalist's subjects on one grid each, stored so that a slice is read alone."""
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tqdm import tqdm
+
+from monai_ext.data.datalist import (
+    SPLITS,
+    Datalist,
+    Subject,
+    SubjectError,
+    absolute,
+    read_datalist,
+    report_failures,
+    write_datalist,
+)
+from monai_ext.data.prepared import current_record, mask_file, prepare_subject, prepared_subject
+from monai_ext.data.presets import MASKS, PRESETS, REGISTRATIONS, Preset
+from monai_ext.data.qc import write_qc
+from monai_ext.modalities import canonical
+
+
+@dataclass(frozen=True)
+class Done:
+    """One subject's end: its sidecar, or what was wrong with it."""
+
+    subject: Subject
+    record: dict[str, Any] | None = None
+    unchanged: bool = False
+    failure: SubjectError | None = None
+
+
+def prepare_one(subject: Subject, *, out: Path, root: Path, preset: Preset, qc: bool) -> Done:
+    """Prepare one subject unless that was done; what its sources lack is returned, a fault of `out` is raised."""
+    folder = out / subject.name
+    try:
+        record = current_record(subject, folder, preset=preset, root=root)
+        unchanged = record is not None
+        if record is None:
+            record = prepare_subject(subject, folder, preset=preset, root=root)
+    except SubjectError as error:
+        return Done(subject, failure=error)
+    if qc and not (folder / "qc.png").exists():
+        write_qc(folder, record)
+    return Done(subject, record=record, unchanged=unchanged)
+
+
+def prepare(datalist: Datalist, out: Path, *, preset: Preset, jobs: int = 1, qc: bool = False) -> list[Done]:
+    """Every subject, in the datalist's order, and `out`/datalist.json of those that could be prepared."""
+    out = absolute(out)
+    _check_writable(out)
+    one = partial(prepare_one, out=out, root=datalist.root, preset=preset, qc=qc)
+    subjects = datalist.subjects
+    ends: dict[str, Done] = {}
+    with tqdm(total=len(subjects), desc="prepare", unit="subject") as bar:
+        for end in _ends(one, subjects, jobs=jobs):
+            ends[end.subject.name] = end
+            bar.update()
+    splits = {
+        split: [
+            prepared_subject(subject, out / subject.name)
+            for subject in datalist.splits.get(split, ())
+            if ends[subject.name].failure is None
+        ]
+        for split in SPLITS
+    }
+    write_datalist(out / "datalist.json", Datalist(name=datalist.name, root=out, splits=splits))
+    return [ends[subject.name] for subject in subjects]
+
+
+def _ends(one: Any, subjects: Sequence[Subject], *, jobs: int) -> Iterator[Done]:
+    if jobs == 1 or len(subjects) < 2:
+        yield from map(one, subjects)
+        return
+    # Fresh processes, because ITK's threads do not survive a fork; one thread each, because there are many.
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+    with ProcessPoolExecutor(min(jobs, len(subjects)), mp_context=get_context("spawn")) as pool:
+        futures: dict[Future[Done], Subject] = {pool.submit(one, subject): subject for subject in subjects}
+        try:
+            for future in as_completed(futures):
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    reason = "its process was killed, most likely for want of memory: run again with fewer --jobs"
+                    subject = futures[future]
+                    yield Done(subject, failure=SubjectError(subject.name, None, reason))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # a full disk, or Ctrl-C: begin no other subject
+            raise
+
+
+def _check_writable(out: Path) -> None:
+    """A read-only or full place is found out at once and not a subject at a time."""
+    out.mkdir(parents=True, exist_ok=True)
+    trial = out / f".trial-{os.getpid()}"
+    try:
+        trial.write_bytes(b"0")
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+def summary(ends: Sequence[Done], *, out: Path, qc: bool) -> str:
+    """What was done: a row a contrast, and one line on all."""
+    records = [end.record for end in ends if end.record is not None]
+    rows = [("contrast", "subjects", "top, median", "seen, least", "moved mm, median", "most")]
+    for contrast in dict.fromkeys(name for record in records for name in record["images"]):
+        images = {r["subject"]: r["images"][contrast] for r in records if contrast in r["images"]}
+        moved = {subject: image["moved_mm"] for subject, image in images.items()}
+        furthest = max(moved, key=lambda subject: moved[subject])
+        rows.append(
+            (
+                contrast,
+                str(len(images)),
+                f"{median(image['range'][1] for image in images.values()):.4g}",
+                f"{min(image['seen'] for image in images.values()):.0%}",
+                f"{median(moved.values()):.1f}",
+                f"{moved[furthest]:.1f} ({furthest})" if moved[furthest] else "-",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    unchanged = sum(end.unchanged for end in ends)
+    failed = sum(end.failure is not None for end in ends)
+    sizes = sorted({tuple(record["grid"]["shape"]) for record in records})
+    lines.append(f"{len(ends) - unchanged - failed} prepared, {unchanged} unchanged, {failed} failed in {out}")
+    if sizes:
+        least, most = (" x ".join(map(str, size)) for size in (sizes[0], sizes[-1]))
+        gigabytes = sum(sum(record["bytes"].values()) for record in records) / 1e9
+        lines.append(f"grids: {least}{f' to {most}' if most != least else ''}; {gigabytes:.2f} GB")
+    cut = {record["subject"]: 1 - record["mask_kept"] for record in records if record["mask_kept"] < 0.99}
+    if cut:
+        worst = max(cut, key=lambda subject: cut[subject])
+        lines.append(
+            f"the size cuts into the foreground of {len(cut)} subjects, most into {worst}'s ({cut[worst]:.0%}): "
+            "choose a larger --size or --spacing if it is brain"
+        )
+    if qc and records:
+        lines.append(f"look at {out / records[0]['subject']}/qc.png and the others")
+    return "\n".join(lines)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--datalist", type=Path, required=True, help="as index or phantom wrote it")
+    add("--out", type=Path, required=True, help="the folder for one folder a subject and datalist.json")
+    add("--preset", choices=PRESETS, default="native", help="the dataset's or paper's way; the others change it")
+    add("--reference", help="the contrast that gives the grid, T1 say; subjects without it fail")
+    add("--spacing", type=_spacing, metavar="MM[,MM,MM]", help="voxel size in the slice, or along i,j,k; 0: as it is")
+    add("--size", type=_size, metavar="N|IxJ", help="cut or pad slices to so many voxels")
+    add("--register", choices=REGISTRATIONS, help="rigid: move every contrast onto the reference first")
+    add(
+        "--brain-mask",
+        help="set all else to 0: zero (the reference's zero background), otsu (a simple skull stripping), none, "
+        "or a file below the datalist's root with {subject}, {session} or {name} in it",
+    )
+    add("--jobs", type=int, default=1, help="subjects at a time, a process each")
+    add("--qc", action="store_true", help="a picture a subject that shows the alignment")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
+    preset = chosen_preset(args)
+    failures: list[SubjectError] = []
+    datalist = read_datalist(args.datalist, failures=failures)
+    ends = prepare(datalist, args.out, preset=preset, jobs=args.jobs, qc=args.qc)
+    print(summary(ends, out=args.out, qc=args.qc))
+    total = len(ends) + len(failures)
+    failures += [end.failure for end in ends if end.failure is not None]
+    return report_failures(failures, total=total, what="prepared")
+
+
+def chosen_preset(args: argparse.Namespace) -> Preset:
+    """The preset with what the options change in it."""
+    preset = PRESETS[args.preset]
+    if args.reference:
+        preset = replace(preset, reference=(canonical(args.reference),))
+    if args.spacing:
+        preset = replace(preset, spacing=args.spacing)
+    if args.size:
+        preset = replace(preset, crop=args.size, size=None)
+    if args.register:
+        preset = replace(preset, register=args.register)
+    if args.brain_mask:
+        preset = replace(preset, brain_mask="" if args.brain_mask == "none" else args.brain_mask)
+    mask = preset.brain_mask
+    try:
+        known = not mask or mask in MASKS or mask_file(Subject("s", "d", {}), preset=preset, root=Path()) is not None
+    except (KeyError, IndexError, ValueError):
+        known = False
+    if not known:
+        raise ValueError(
+            f"--brain-mask must be none, {', '.join(MASKS)}, or a file with {{subject}}, {{session}} or {{name}} "
+            f"in it, got {mask!r}"
+        )
+    return preset
+
+
+def _spacing(text: str) -> tuple[float | None, float | None, float | None]:
+    steps = [float(step) for step in text.split(",")]
+    if len(steps) not in (1, 3) or not all(0 <= step < 100 for step in steps):
+        raise argparse.ArgumentTypeError(f"one size in mm or three with commas, got {text}")
+    i, j, k = (step or None for step in (steps if len(steps) == 3 else [steps[0], steps[0], 0.0]))
+    return i, j, k
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = [int(part) for part in text.lower().split("x")]
+    if len(parts) not in (1, 2) or not all(8 <= part <= 4096 for part in parts):
+        raise argparse.ArgumentTypeError(f"a number of voxels or two with an x, got {text}")
+    return parts[0], parts[-1]

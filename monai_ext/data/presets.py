@@ -1,0 +1,44 @@
+"""What `prepare` does to a dataset: the papers' own sizes as presets, and the options that change them."""
+
+from dataclasses import dataclass
+
+from monai_ext.modalities import MODALITIES
+
+REGISTRATIONS = ("none", "rigid")
+MASKS = ("zero", "otsu")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How one dataset becomes slices.
+
+    `reference` are contrasts, the first that a subject has gives the grid; `spacing` is in mm along i, j, k,
+    None keeps the reference's own; slices are cut or padded to `crop` and then resized to `size` voxels.
+    `brain_mask` is zero, otsu, the pattern of a file, or empty: nothing is taken off.
+    """
+
+    reference: tuple[str, ...] = MODALITIES
+    spacing: tuple[float | None, float | None, float | None] = (None, None, None)
+    crop: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None
+    register: str = "none"
+    brain_mask: str = ""
+
+
+ONE_MM = (1.0, 1.0, None)
+
+PRESETS = {
+    "native": Preset(),
+    # AGI-Net: IXI at 256 x 256, which is how T2 and PD were acquired; the sagittal T1 goes onto their slices
+    "ixi": Preset(reference=("T2", "PD", "T1"), crop=(256, 256)),
+    # AGI-Net, and BraTS as it is released
+    "brats": Preset(crop=(240, 240)),
+    # PMM-Synth: every dataset in slices of 192 x 192 without what is not brain; 1 mm is our choice
+    "pmm": Preset(spacing=ONE_MM, crop=(192, 192), brain_mask="zero"),
+    "isles": Preset(reference=("DWI", "ADC", "FLAIR"), spacing=ONE_MM, crop=(192, 192), brain_mask="zero"),
+    # FD-GAN: 240 x 240 enlarged to 256 x 256
+    "fdgan": Preset(crop=(240, 240), size=(256, 256)),
+    # HMF-MambaINR: cropped in the middle, then resized; the numbers are our choice, the paper's are lost
+    "hmf-brats": Preset(crop=(192, 192), size=(256, 256)),
+    "hmf-ixi": Preset(reference=("T2", "PD", "T1"), crop=(224, 224), size=(256, 256)),
+}
