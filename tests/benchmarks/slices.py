@@ -65,9 +65,7 @@ def measure(root: Path, number: int, sources: int, reads: int) -> dict[str, floa
         dataset[index]
     end = time.perf_counter()
     # Not getrusage: its peak survives an exec, so a child would report its parent's.
-    peak = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
-    )
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return {
         "start": ready - start,
         "rate": reads / (end - begin),
