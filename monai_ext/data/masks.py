@@ -47,7 +47,10 @@ def otsu_brain(volume: Volume) -> NDArray[np.bool_]:
     if not core.any():
         raise ValueError(f"no brain was found: nothing bright is {_PEEL} mm deep; give a mask file")
     brain = _solid(bright & (_depth(~core) <= _PEEL + _PEELING_SPACING))
-    brain = ndimage.binary_fill_holes(_depth(_depth(~brain) <= _PEEL) > _PEEL)
+    pad = round(2 * _PEEL / _PEELING_SPACING)
+    wider = np.pad(brain, pad)  # else what grows to the image's edge would not shrink back from it
+    closed = _depth(_depth(~wider) <= _PEEL) > _PEEL
+    brain = ndimage.binary_fill_holes(closed[pad:-pad, pad:-pad, pad:-pad])
     fine = resample(Volume(brain.astype(np.float32), coarse.affine), volume.shape, volume.affine, order=1)
     return fine.array > 0.5
 

@@ -83,7 +83,8 @@ def _ends(one: Any, subjects: Sequence[Subject], *, jobs: int) -> Iterator[Done]
         yield from map(one, subjects)
         return
     # Fresh processes, because ITK's threads do not survive a fork; one thread each, because there are many.
-    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+    for library in ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(library, "1")
     with ProcessPoolExecutor(min(jobs, len(subjects)), mp_context=get_context("spawn")) as pool:
         futures: dict[Future[Done], Subject] = {pool.submit(one, subject): subject for subject in subjects}
         try:

