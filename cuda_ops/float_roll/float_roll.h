@@ -41,8 +41,7 @@ struct Tap {
       const double rest = static_cast<double>(whole) - turns * s.kernel[j];
       // An offset that is not finite gives NaN weights; one too large for exact arithmetic may leave the range.
       shift[j] = rest >= 0 && rest < s.kernel[j] ? (static_cast<int64_t>(rest) + up) % s.kernel[j] : 0;
-      for (int i = 0; i < s.dims; ++i)
-        slope[i] *= i == j ? T(up ? 1 : -1) : up ? fraction : 1 - fraction;
+      for (int i = 0; i < s.dims; ++i) slope[i] *= i == j ? T(up ? 1 : -1) : up ? fraction : 1 - fraction;
       weight *= up ? fraction : 1 - fraction;
     }
   }
@@ -54,16 +53,3 @@ struct Tap {
     return index;
   }
 };
-
-// The point that lands on `point` when the kernel is rolled by whole roll number `roll`.
-MONAI_EXT_BOTH int64_t rolled_from(const RollShape& s, int64_t roll, int64_t point) {
-  int64_t from = 0, stride = 1;
-  for (int j = static_cast<int>(s.dims) - 1; j >= 0; --j) {
-    const int64_t k = s.kernel[j];
-    from += (point % k + k - roll % k) % k * stride;
-    point /= k;
-    roll /= k;
-    stride *= k;
-  }
-  return from;
-}

@@ -1,7 +1,5 @@
 // AGI-Net's group-wise float roll (Eq. 4) on the CPU. A kernel has only k^d whole rolls: those of one output channel
 // and group are made once, stay in the cache, and every sample's rolled kernel is a weighted sum of 2^d of them.
-#include "float_roll.h"
-
 #include <algorithm>
 #include <new>
 #include <type_traits>
@@ -9,6 +7,7 @@
 
 #include "../parallel.h"
 #include "../vec.h"
+#include "float_roll.h"
 
 namespace monai_ext {
 namespace {
@@ -93,8 +92,7 @@ struct Plan {
 template <class T>
 class Rolls {
  public:
-  explicit Rolls(const AxisRolls<T>& axes, int64_t points)
-      : axes_(axes), made_(points), memory_(points * axes.row()) {}
+  explicit Rolls(const AxisRolls<T>& axes, int64_t points) : axes_(axes), made_(points), memory_(points * axes.row()) {}
   T* row(int64_t roll) { return memory_.data() + roll * axes_.row() + axes_.margin(); }
   void restart(const T* tile) {
     std::fill(made_.begin(), made_.end(), false);
@@ -120,7 +118,8 @@ class Rolls {
 template <class T>
 class Sums {
  public:
-  explicit Sums(const AxisRolls<T>& axes, int64_t points) : axes_(axes), points_(points), memory_(points * axes.row()) {}
+  explicit Sums(const AxisRolls<T>& axes, int64_t points)
+      : axes_(axes), points_(points), memory_(points * axes.row()) {}
   T* row(int64_t roll) { return memory_.data() + roll * axes_.row() + axes_.margin(); }
   void restart() { std::fill(memory_.begin(), memory_.end(), T(0)); }
   void collect(const RollShape& s, T* tile) {
@@ -249,21 +248,21 @@ bool backward(const RollShape& s, int64_t threads, const T* grad, const T* weigh
 }  // namespace monai_ext
 
 // Called from Python: each returns 0, or 1 where memory ran out.
-#define MONAI_EXT_ROLL(T)                                                                                             \
-  extern "C" int float_roll_forward_##T(const RollShape* s, int64_t threads, const T* weight, const T* offsets,       \
-                                        const T* scale, T* rolled) try {                                              \
-    const auto run = s->dims == 2 ? monai_ext::forward<T, 4> : monai_ext::forward<T, 8>;                              \
-    return !run(*s, threads, weight, offsets, scale, rolled);                                                         \
-  } catch (const std::bad_alloc&) {                                                                                   \
-    return 1;                                                                                                         \
-  }                                                                                                                   \
-  extern "C" int float_roll_backward_##T(const RollShape* s, int64_t threads, const T* grad, const T* weight,         \
-                                         const T* offsets, const T* scale, T* weight_grad, T* offsets_grad,           \
-                                         T* scale_grad) try {                                                         \
-    const auto run = s->dims == 2 ? monai_ext::backward<T, 4> : monai_ext::backward<T, 8>;                            \
-    return !run(*s, threads, grad, weight, offsets, scale, weight_grad, offsets_grad, scale_grad);                    \
-  } catch (const std::bad_alloc&) {                                                                                   \
-    return 1;                                                                                                         \
+#define MONAI_EXT_ROLL(T)                                                                                       \
+  extern "C" int float_roll_forward_##T(const RollShape* s, int64_t threads, const T* weight, const T* offsets, \
+                                        const T* scale, T* rolled) try {                                        \
+    const auto run = s->dims == 2 ? monai_ext::forward<T, 4> : monai_ext::forward<T, 8>;                        \
+    return !run(*s, threads, weight, offsets, scale, rolled);                                                   \
+  } catch (const std::bad_alloc&) {                                                                             \
+    return 1;                                                                                                   \
+  }                                                                                                             \
+  extern "C" int float_roll_backward_##T(const RollShape* s, int64_t threads, const T* grad, const T* weight,   \
+                                         const T* offsets, const T* scale, T* weight_grad, T* offsets_grad,     \
+                                         T* scale_grad) try {                                                   \
+    const auto run = s->dims == 2 ? monai_ext::backward<T, 4> : monai_ext::backward<T, 8>;                      \
+    return !run(*s, threads, grad, weight, offsets, scale, weight_grad, offsets_grad, scale_grad);              \
+  } catch (const std::bad_alloc&) {                                                                             \
+    return 1;                                                                                                   \
   }
 MONAI_EXT_ROLL(float)
 MONAI_EXT_ROLL(double)

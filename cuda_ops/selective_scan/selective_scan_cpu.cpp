@@ -1,13 +1,12 @@
 // Mamba's selective scan on the CPU: one register holds as many channels as it has lanes, so that no sum over the
 // states crosses lanes; time runs in chunks whose rows of B and C are transposed once for all channels of a group.
-#include "selective_scan.h"
-
 #include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "../parallel.h"
 #include "../vec.h"
+#include "selective_scan.h"
 
 namespace monai_ext {
 namespace {
@@ -300,45 +299,39 @@ void backward_unit(const ScanShape& s, const Cut<T>& cut, int64_t index, const T
 }
 
 template <class T>
-int forward(const ScanShape* shape, int64_t threads, const T* u, const T* delta, const T* A, const T* B, const T* C,
+int forward(const ScanShape& s, int64_t threads, const T* u, const T* delta, const T* A, const T* B, const T* C,
             const T* D, const T* bias, T* y, T* saved) {
-  const Cut<T> cut(*shape);
-  const auto unit = shape->states == 16 ? forward_unit<T, 16> : forward_unit<T, 0>;
-  return !parallel_for(threads, cut.units(*shape),
-                       [&](int64_t index) { unit(*shape, cut, index, u, delta, A, B, C, D, bias, y, saved); });
+  const Cut<T> cut(s);
+  const auto run = s.states == 16 ? forward_unit<T, 16> : forward_unit<T, 0>;
+  return !parallel_for(threads, cut.units(s),
+                       [&](int64_t unit) { run(s, cut, unit, u, delta, A, B, C, D, bias, y, saved); });
 }
 
 template <class T>
-int backward(const ScanShape* shape, int64_t threads, const T* dy, const T* u, const T* delta, const T* A, const T* B,
-             const T* C, const T* D, const T* bias, const T* saved, T* du, T* ddelta, T* dA, T* dB, T* dC, T* dD,
-             T* dbias) {
-  const Cut<T> cut(*shape);
-  const Gradients<T> grad{du, ddelta, dA, dB, dC, dD, dbias};
-  const auto unit = shape->states == 16 ? backward_unit<T, 16> : backward_unit<T, 0>;
-  return !parallel_for(threads, cut.units(*shape), [&](int64_t index) {
-    unit(*shape, cut, index, dy, u, delta, A, B, C, D, bias, saved, grad);
-  });
+int backward(const ScanShape& s, int64_t threads, const T* dy, const T* u, const T* delta, const T* A, const T* B,
+             const T* C, const T* D, const T* bias, const T* saved, const Gradients<T>& grad) {
+  const Cut<T> cut(s);
+  const auto run = s.states == 16 ? backward_unit<T, 16> : backward_unit<T, 0>;
+  return !parallel_for(threads, cut.units(s),
+                       [&](int64_t unit) { run(s, cut, unit, dy, u, delta, A, B, C, D, bias, saved, grad); });
 }
 
 }  // namespace
 }  // namespace monai_ext
 
-// Called from Python: each returns 0, or 1 where memory ran out.
-#define MONAI_EXT_SCAN(T)                                                                                           \
-  extern "C" int selective_scan_parts_##T(const ScanShape* shape) {                                               \
-    return static_cast<int>(monai_ext::Cut<T>(*shape).sets);                                                        \
-  }                                                                                                                 \
-  extern "C" int selective_scan_forward_##T(const ScanShape* shape, int64_t threads, const T* u, const T* delta,    \
-                                            const T* A, const T* B, const T* C, const T* D, const T* bias, T* y,    \
-                                            T* saved) {                                                             \
-    return monai_ext::forward<T>(shape, threads, u, delta, A, B, C, D, bias, y, saved);                             \
-  }                                                                                                                 \
-  extern "C" int selective_scan_backward_##T(const ScanShape* shape, int64_t threads, const T* dy, const T* u,      \
-                                             const T* delta, const T* A, const T* B, const T* C, const T* D,        \
-                                             const T* bias, const T* saved, T* du, T* ddelta, T* dA, T* dB, T* dC,  \
-                                             T* dD, T* dbias) {                                                     \
-    return monai_ext::backward<T>(shape, threads, dy, u, delta, A, B, C, D, bias, saved, du, ddelta, dA, dB, dC,    \
-                                  dD, dbias);                                                                       \
+// Called from Python: each returns 0, or 1 where memory ran out. carries is room that only the CUDA kernel needs.
+#define MONAI_EXT_SCAN(T)                                                                                             \
+  extern "C" int selective_scan_parts_##T(const ScanShape* s) { return static_cast<int>(monai_ext::Cut<T>(*s).sets); } \
+  extern "C" int selective_scan_forward_##T(const ScanShape* s, int64_t threads, const T* u, const T* delta, const T* A, \
+                                            const T* B, const T* C, const T* D, const T* bias, T* y, T* saved) {      \
+    return monai_ext::forward<T>(*s, threads, u, delta, A, B, C, D, bias, y, saved);                                  \
+  }                                                                                                                   \
+  extern "C" int selective_scan_backward_##T(const ScanShape* s, int64_t threads, const T* dy, const T* u,            \
+                                             const T* delta, const T* A, const T* B, const T* C, const T* D,          \
+                                             const T* bias, const T* saved, T* du, T* ddelta, T* dA, T* dB, T* dC,    \
+                                             T* dD, T* dbias, T* /*carries*/) {                                       \
+    return monai_ext::backward<T>(*s, threads, dy, u, delta, A, B, C, D, bias, saved,                                 \
+                                  {du, ddelta, dA, dB, dC, dD, dbias});                                               \
   }
 MONAI_EXT_SCAN(float)
 MONAI_EXT_SCAN(double)

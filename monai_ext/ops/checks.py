@@ -27,7 +27,9 @@ def check_alike(tensors: dict[str, Tensor | None], *, float32_too: tuple[str, ..
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
         if tensor.device != like.device:
-            raise ValueError(f"{name} must be on {first}'s device, got {name} on {tensor.device}, {first} on {like.device}")
+            raise ValueError(
+                f"{name} must be on {first}'s device, got {name} on {tensor.device}, {first} on {like.device}"
+            )
         same = tensor.dtype == like.dtype or (name in float32_too and tensor.dtype == torch.float32)
         if not same and not torch.is_autocast_enabled(like.device.type):
             raise ValueError(f"{name} must have {first}'s dtype, got {name} in {tensor.dtype}, {first} in {like.dtype}")

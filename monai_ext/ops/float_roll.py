@@ -22,12 +22,11 @@ def float_roll(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
     Returns:
         ``(B, O, C, *k)`` in the weight's dtype, computed in float32 or better.
     """
-    if not torch.jit.is_scripting():
-        _check(weight, offsets, scale)
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     weight_, offsets_, scale_ = weight.to(dtype), offsets.to(dtype), scale.to(dtype)
     if not torch.jit.is_scripting():
         if not checks.stands_alone():
+            _check(weight, offsets, scale)
             loader.ready("float_roll")
             return _operator(weight_, offsets_, scale_).to(weight.dtype)
     return float_roll_reference(weight_, offsets_, scale_).to(weight.dtype)
@@ -45,32 +44,30 @@ def rolled_conv(
 ) -> Tensor:
     """Convolve each sample with its own rolled kernels, all in one grouped call: (B, C, *size) -> (B, O, *size')."""
     if not torch.jit.is_scripting():
-        _check(weight, offsets, scale)
-        checks.check_shape("x", x, "(B, C, ...)", (offsets.shape[0], weight.shape[1], *x.shape[2:]))
-        checks.check_rank("x", x, f"(B, C, {weight.dim() - 2} spatial axes) as the weight is", weight.dim())
-        checks.check_alike({"weight": weight, "x": x, "bias": bias})
-        for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-            checks.check_whole(name, value, least)
+        if not checks.stands_alone():
+            _check_conv(x, weight, offsets, scale, bias, stride, padding, dilation)
     batch = x.shape[0]
     kernels = float_roll(weight, offsets, scale).flatten(0, 1)
     biases = None if bias is None else bias.repeat(batch)
     groups = batch
-    if batch == 0:  # a convolution in no group is refused: the plain one knows the output's shape
+    if (
+        not torch.jit.is_tracing() and batch == 0
+    ):  # a convolution in no group is refused: the plain one knows the output's shape
         kernels, biases, groups = weight, bias, 1
     else:
-        x = x.reshape(1, batch * x.shape[1], *x.shape[2:])
+        x = x.flatten(0, 1).unsqueeze(0)
     if weight.dim() == 4:
         y = F.conv2d(x, kernels, biases, stride, padding, dilation, groups)
     else:
         y = F.conv3d(x, kernels, biases, stride, padding, dilation, groups)
-    return y.reshape(batch, weight.shape[0], *y.shape[2:])
+    return y.reshape([batch, weight.shape[0]] + list(y.shape[2:]))
 
 
 def float_roll_reference(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
     """float_roll in plain PyTorch: the points of each kernel times one matrix a sample and group."""
     batch, groups = offsets.shape[0], offsets.shape[1]
     kernels = _by_group(weight.unsqueeze(0), groups)  # (1, n, O C/n, K)
-    matrix = _roll_matrix(offsets, weight.shape[2:], -1) * scale[:, :, None, None]
+    matrix = _roll_matrix(offsets, list(weight.shape[2:]), -1) * scale[:, :, None, None]
     rolled = torch.matmul(kernels, matrix.transpose(-1, -2))
     rolled = rolled.reshape(batch, groups, weight.shape[0], -1, rolled.shape[3]).transpose(1, 2)
     return rolled.reshape([batch] + list(weight.shape))
@@ -81,11 +78,13 @@ def float_roll_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of float_roll by weight, offsets and scale."""
     groups = offsets.shape[1]
-    size = weight.shape[2:]
+    size = list(weight.shape[2:])
     grads = _by_group(grad, groups)  # (B, n, O C/n, K)
     matrix = _roll_matrix(offsets, size, -1)
     kernel_grads = torch.matmul(grads, matrix * scale[:, :, None, None]).sum(0)
-    weight_grad = kernel_grads.reshape(groups, weight.shape[0], -1, grads.shape[3]).transpose(0, 1).reshape(weight.shape)
+    weight_grad = (
+        kernel_grads.reshape(groups, weight.shape[0], -1, grads.shape[3]).transpose(0, 1).reshape(weight.shape)
+    )
     products = torch.matmul(grads.transpose(-1, -2), _by_group(weight.unsqueeze(0), groups))  # by each matrix entry
     slopes = [(products * _roll_matrix(offsets, size, axis)).sum((2, 3)) for axis in range(offsets.shape[2])]
     return weight_grad, torch.stack(slopes, -1) * scale[..., None], (products * matrix).sum((2, 3))
@@ -122,7 +121,7 @@ def _roll_matrix(offsets: Tensor, size: list[int], slope_axis: int) -> Tensor:
 def _check(weight: Tensor, offsets: Tensor, scale: Tensor) -> None:
     checks.check_rank("weight", weight, "(O, C, *k) with 2 or 3 spatial axes", 4, 5)
     checks.check_rank("offsets", offsets, "(B, n, d)", 3)
-    batch, groups, dims = offsets.shape
+    batch, groups, _ = offsets.shape
     checks.check_shape("offsets", offsets, "(B, n, the weight's spatial axes)", (batch, groups, weight.dim() - 2))
     checks.check_shape("scale", scale, "(B, n) as in offsets", (batch, groups))
     if groups < 1 or weight.shape[1] % groups:
@@ -130,6 +129,24 @@ def _check(weight: Tensor, offsets: Tensor, scale: Tensor) -> None:
     if 0 in weight.shape[2:]:
         raise ValueError(f"weight must have kernel axes of at least 1, got shape {tuple(weight.shape)}")
     checks.check_alike({"weight": weight, "offsets": offsets, "scale": scale})
+
+
+def _check_conv(
+    x: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    dilation: int,
+) -> None:
+    _check(weight, offsets, scale)
+    checks.check_rank("x", x, f"(B, C, {weight.dim() - 2} spatial axes) as the weight is", weight.dim())
+    checks.check_shape("x", x, "(B, C, ...)", (offsets.shape[0], weight.shape[1], *x.shape[2:]))
+    checks.check_alike({"weight": weight, "x": x, "bias": bias})
+    for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        checks.check_whole(name, value, least)
 
 
 _operator = torch.library.custom_op("monai_ext::float_roll", mutates_args=())(float_roll_reference)
@@ -162,7 +179,10 @@ _operator.register_autograd(_backward, setup_context=_save)
 class _Shape(ctypes.Structure):
     """RollShape of cuda_ops/float_roll/float_roll.h."""
 
-    _fields_ = [*((name, ctypes.c_int64) for name in ("batch", "out", "groups", "channels", "dims")), ("kernel", ctypes.c_int64 * 3)]
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "out", "groups", "channels", "dims")),
+        ("kernel", ctypes.c_int64 * 3),
+    ]
 
 
 def _shape(weight: Tensor, offsets: Tensor) -> _Shape:

@@ -205,7 +205,13 @@ def _built(name: str, device: str) -> Path:
     content = hashlib.sha256()
     for path in sorted([*root.glob("*.h"), *(root / name).iterdir()]):
         content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    for fact in (torch.__version__, str(torch.version.cuda), platform.system(), platform.machine(), *command[:-1]):
+    for fact in (
+        torch.__version__,
+        str(torch.version.cuda),
+        platform.system(),
+        platform.machine(),
+        *command[:-1],
+    ):
         content.update(fact.encode() + b"\0")
     file = f"{name}-{device}-{content.hexdigest()[:20]}.so"
 
@@ -312,20 +318,29 @@ def _run(command: Sequence[str], work: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(work), "LC_ALL": "C"}
     try:
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
     except OSError as error:
         raise BuildError(f"the compiler {command[0]} does not start ({error}): install one or set CXX") from None
     try:
         output, _ = process.communicate(timeout=COMPILE_SECONDS)
     except subprocess.TimeoutExpired:
-        raise BuildError(f"the compiler {command[0]} was stopped after {COMPILE_SECONDS:g} s without a result") from None
+        raise BuildError(
+            f"the compiler {command[0]} was stopped after {COMPILE_SECONDS:g} s without a result"
+        ) from None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # the compiler and what it started
             process.communicate()
     if process.returncode != 0:
-        lines = [line for line in output.splitlines() if "error" in line.lower()] or output.splitlines() or ["no output"]
+        lines = (
+            [line for line in output.splitlines() if "error" in line.lower()] or output.splitlines() or ["no output"]
+        )
         raise BuildError(
             f"the compiler failed (exit status {process.returncode}): {lines[0].strip()} -- run it yourself: {shlex.join(command)}"
         )

@@ -1,7 +1,7 @@
 """Mamba's selective scan: a linear state space whose step and mixing depend on the input (Gu and Dao, 2023, Alg. 2).
 
-    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t        zero-order hold for A, Euler's rule for B
-    y_t = <C_t, h_t> + D u_t
+h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t        zero-order hold for A, Euler's rule for B
+y_t = <C_t, h_t> + D u_t
 """
 
 import ctypes
@@ -47,7 +47,8 @@ def selective_scan(
     if C.dim() == 3:
         C = C.unsqueeze(1)
     if not torch.jit.is_scripting():
-        _check(u, delta, A, B, C, D, z, delta_bias)
+        if not checks.stands_alone():
+            _check(u, delta, A, B, C, D, z, delta_bias)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     D_ = None if D is None else D.to(dtype)
     bias_ = None if delta_bias is None else delta_bias.to(dtype)
@@ -73,8 +74,9 @@ def selective_scan_reference(
     D: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
+    chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """selective_scan in plain PyTorch, a chunk at a time: y, and the states before each chunk (batch, chunks, N, G D)."""
+    """selective_scan in plain PyTorch, a chunk at a time: y, and the states before each one (batch, chunks, N, G D)."""
     batch, groups, states, length = B.shape[0], B.shape[1], B.shape[2], B.shape[3]
     shape = [batch, groups, u.shape[1] // groups]
     A = A.reshape(shape[1:] + [states, 1])
@@ -82,12 +84,12 @@ def selective_scan_reference(
     drive = step * u.reshape(shape + [1, length])
     state = u.new_zeros(shape + [states])
     saved, outputs = [u.new_zeros([batch, 0, states, u.shape[1]])], [u.new_zeros(shape + [0])]
-    for start in range(0, length, CHUNK):
-        chunk = slice(start, min(start + CHUNK, length))
+    for start in range(0, length, chunk):
+        stop = min(start + chunk, length)
         saved.append(state.flatten(1, 2).transpose(1, 2).unsqueeze(1))
-        decay = torch.exp(step[..., chunk] * A)
-        path = _recurrence(decay, drive[..., chunk] * B[:, :, None, :, chunk], state)
-        outputs.append((path * C[:, :, None, :, chunk]).sum(3))
+        decay = torch.exp(step[..., start:stop] * A)
+        path = _recurrence(decay, drive[..., start:stop] * B[:, :, None, :, start:stop], state)
+        outputs.append((path * C[:, :, None, :, start:stop]).sum(3))
         state = path[..., -1]
     y = torch.cat(outputs, 3).reshape(u.shape)
     if D is not None:
@@ -106,6 +108,7 @@ def selective_scan_backward_reference(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     saved: Tensor,
+    chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients by u, delta, A, B, C, D and delta_bias; the states of a chunk are made again from the saved one."""
     batch, groups, states, length = B.shape
@@ -117,23 +120,23 @@ def selective_scan_backward_reference(
     dA, dB, dC = torch.zeros_like(rates), torch.zeros_like(B), torch.zeros_like(C)
     carry = u.new_zeros([*shape, states])  # decay times the state's gradient, one step later
     for number in reversed(range(saved.shape[1])):
-        chunk = slice(number * CHUNK, min((number + 1) * CHUNK, length))
-        b, c, dt = B[:, :, None, :, chunk], C[:, :, None, :, chunk], step[..., chunk]
+        now = slice(number * chunk, min((number + 1) * chunk, length))
+        b, c, dt = B[:, :, None, :, now], C[:, :, None, :, now], step[..., now]
         decay = torch.exp(dt * rates)
         before = saved[:, number].transpose(1, 2).reshape([*shape, states])
-        path = _recurrence(decay, dt * x[..., chunk] * b, before)
+        path = _recurrence(decay, dt * x[..., now] * b, before)
         earlier = torch.cat([before[..., None], path[..., :-1]], -1)
         # The state's gradient runs the same recurrence from the end: g_t = C_t dy_t + decay_{t+1} g_{t+1}.
         later = torch.cat([torch.ones_like(decay[..., :1]), decay[..., 1:].flip(-1)], -1)
-        state_grad = _recurrence(later, (c * dy[..., chunk]).flip(-1), carry).flip(-1)
+        state_grad = _recurrence(later, (c * dy[..., now]).flip(-1), carry).flip(-1)
         carry = decay[..., 0] * state_grad[..., 0]
         decay_grad = state_grad * earlier * decay
         through_B = (state_grad * b).sum(3, keepdim=True)
-        du[..., chunk] = through_B * dt
-        dstep[..., chunk] = through_B * x[..., chunk] + (decay_grad * rates).sum(3, keepdim=True)
+        du[..., now] = through_B * dt
+        dstep[..., now] = through_B * x[..., now] + (decay_grad * rates).sum(3, keepdim=True)
         dA += (decay_grad * dt).sum((0, 4)).unsqueeze(-1)
-        dB[..., chunk] = (state_grad * dt * x[..., chunk]).sum(2)
-        dC[..., chunk] = (dy[..., chunk] * path).sum(2)
+        dB[..., now] = (state_grad * dt * x[..., now]).sum(2)
+        dC[..., now] = (dy[..., now] * path).sum(2)
     du, dstep = du.reshape(u.shape), dstep.reshape(u.shape)
     if delta_softplus:
         dstep = dstep * torch.sigmoid(delta if delta_bias is None else delta + delta_bias[:, None])
@@ -160,7 +163,14 @@ def _recurrence(decay: Tensor, drive: Tensor, state: Tensor) -> Tensor:
 
 
 def _check(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
 ) -> None:
     checks.check_rank("u", u, "(batch, G * D, L)", 3)
     checks.check_rank("A", A, "(G * D, N)", 2)
@@ -189,25 +199,31 @@ _backward_operator = torch.library.custom_op("monai_ext::selective_scan_backward
 
 
 @_operator.register_fake
-def _(u, delta, A, B, C, D, delta_bias, delta_softplus):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    return torch.empty_like(u), u.new_empty(u.shape[0], (u.shape[2] + CHUNK - 1) // CHUNK, A.shape[1], u.shape[1])
+def _(u, delta, A, B, C, D, delta_bias, delta_softplus, chunk=CHUNK):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    return torch.empty_like(u), _saved(u, A, chunk)
 
 
 @_backward_operator.register_fake
-def _(grad, u, delta, A, B, C, D, delta_bias, delta_softplus, saved):  # type: ignore[no-untyped-def]  # noqa: ARG001
+def _(grad, u, delta, A, B, C, D, delta_bias, delta_softplus, saved, chunk=CHUNK):  # type: ignore[no-untyped-def]  # noqa: ARG001
     per_channel = u.new_empty(u.shape[1]), u.new_empty(u.shape[1])
     return (*(torch.empty_like(tensor) for tensor in (u, delta, A, B, C)), *per_channel)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, ctx.softplus = inputs
+    *tensors, ctx.softplus, ctx.chunk = inputs
     ctx.save_for_backward(*tensors, output[1])
 
 
 def _backward(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
     *inputs, saved = ctx.saved_tensors
-    *grads, D_grad, bias_grad = _backward_operator(grad, *inputs, ctx.softplus, saved)
-    return (*grads, None if inputs[5] is None else D_grad, None if inputs[6] is None else bias_grad, None)
+    *grads, D_grad, bias_grad = _backward_operator(grad, *inputs, ctx.softplus, saved, ctx.chunk)
+    return (
+        *grads,
+        None if inputs[5] is None else D_grad,
+        None if inputs[6] is None else bias_grad,
+        None,
+        None,
+    )
 
 
 _operator.register_autograd(_backward, setup_context=_save)
@@ -216,36 +232,45 @@ _operator.register_autograd(_backward, setup_context=_save)
 class _Shape(ctypes.Structure):
     """ScanShape of cuda_ops/selective_scan/selective_scan.h."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "groups", "channels", "states", "length", "chunk", "softplus")]
+    _fields_ = [
+        (name, ctypes.c_int64) for name in ("batch", "groups", "channels", "states", "length", "chunk", "softplus")
+    ]
 
 
-def _shape(u: Tensor, B: Tensor, delta_softplus: bool) -> _Shape:
+def _shape(u: Tensor, B: Tensor, delta_softplus: bool, chunk: int) -> _Shape:
     batch, groups, states, length = B.shape
-    return _Shape(batch, groups, u.shape[1] // groups, states, length, CHUNK, delta_softplus)
+    return _Shape(batch, groups, u.shape[1] // groups, states, length, chunk, delta_softplus)
+
+
+def _saved(u: Tensor, A: Tensor, chunk: int) -> Tensor:
+    return u.new_empty(u.shape[0], (u.shape[2] + chunk - 1) // chunk, A.shape[1], u.shape[1])
 
 
 def _bind(kernels: loader.Kernels) -> None:
     kernels.require("selective_scan_forward", "selective_scan_backward", "selective_scan_parts")
 
     @_operator.register_kernel(kernels.device)
-    def _(u, delta, A, B, C, D, delta_bias, delta_softplus):  # type: ignore[no-untyped-def]
+    def _(u, delta, A, B, C, D, delta_bias, delta_softplus, chunk=CHUNK):  # type: ignore[no-untyped-def]
         inputs = [tensor if tensor is None else tensor.contiguous() for tensor in (u, delta, A, B, C, D, delta_bias)]
-        y = u.new_empty(u.shape)
-        saved = u.new_empty(u.shape[0], (u.shape[2] + CHUNK - 1) // CHUNK, A.shape[1], u.shape[1])
-        kernels("selective_scan_forward", _shape(u, B, delta_softplus), *inputs, y, saved)
+        y, saved = u.new_empty(u.shape), _saved(u, A, chunk)
+        kernels("selective_scan_forward", _shape(u, B, delta_softplus, chunk), *inputs, y, saved)
         return y, saved
 
     @_backward_operator.register_kernel(kernels.device)
-    def _(grad, u, delta, A, B, C, D, delta_bias, delta_softplus, saved):  # type: ignore[no-untyped-def]
-        inputs = [tensor if tensor is None else tensor.contiguous() for tensor in (grad, u, delta, A, B, C, D, delta_bias)]
-        shape, (batch, width, _) = _shape(u, B, delta_softplus), u.shape
-        # The parts that different threads sum: over the batch, and over sets of channels. Their order is fixed.
+    def _(grad, u, delta, A, B, C, D, delta_bias, delta_softplus, saved, chunk=CHUNK):  # type: ignore[no-untyped-def]
+        inputs = [
+            tensor if tensor is None else tensor.contiguous() for tensor in (grad, u, delta, A, B, C, D, delta_bias)
+        ]
+        shape, (batch, width, _) = _shape(u, B, delta_softplus, chunk), u.shape
+        # What is summed over the batch, and over parts of a group's channels, is summed here: in a fixed order.
         parts = kernels.named("selective_scan_parts", u.dtype)(ctypes.byref(shape))
         du, ddelta = u.new_empty(u.shape), u.new_empty(u.shape)
         dA = u.new_empty(batch, A.shape[1], width)
         dB, dC = u.new_empty(parts, *B.shape), u.new_empty(parts, *C.shape)
         dD, dbias = u.new_empty(batch, width), u.new_empty(batch, width)
-        kernels("selective_scan_backward", shape, *inputs, saved.contiguous(), du, ddelta, dA, dB, dC, dD, dbias)
+        carries = torch.empty_like(saved)  # memory that the CPU kernel does not touch is not taken
+        outputs = du, ddelta, dA, dB, dC, dD, dbias, carries
+        kernels("selective_scan_backward", shape, *inputs, saved.contiguous(), *outputs)
         return du, ddelta, dA.sum(0).t().contiguous(), dB.sum(0), dC.sum(0), dD.sum(0), dbias.sum(0)
 
 
