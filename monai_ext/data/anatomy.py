@@ -159,6 +159,8 @@ def _head(inside: np.ndarray, origin: np.ndarray) -> Maps:
     csf = np.maximum(csf * (1 - sinus), free * eyes)
     blood = not_brain * sinus
     values = np.stack([csf, fat, muscle, marrow * head * (1 - sinus), blood]).astype(np.float32)
+    values /= np.maximum(values.sum(axis=0), 1)
+    values[values < 1e-4] = 0  # a tail of denormal numbers would slow down all that is done with them
     return Maps(torch.from_numpy(values), start, 2.0)
 
 

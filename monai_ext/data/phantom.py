@@ -171,8 +171,9 @@ def _named(job: Job, phantom: Phantom) -> Subject:
         images = {name: folder / f"{folder.name}-{_BRATS[name]}.nii.gz" for name in phantom.images}
         label = folder / f"{folder.name}-seg.nii.gz"
     elif job.layout == "bids":
-        digits, case = (4, "strokecase") if job.site == "stroke" else (3, job.site)  # strokecase: as ISLES'22
-        subject, session = f"sub-{case}{number:0{digits}d}", f"{1:0{digits}d}"
+        long = job.site == "stroke"  # named as in ISLES'22
+        subject = f"sub-strokecase{number:04d}" if long else f"sub-{job.site}{number:03d}"
+        session = "0001" if long else "01"
         stem, folder = f"{subject}_ses-{session}", Path(subject) / f"ses-{session}"
         images = {}
         for name in phantom.images:
@@ -198,6 +199,8 @@ def _oriented(volume: Volume, axes: str) -> Volume:
 def picture(subjects: Sequence[Subject], path: Path) -> Path:
     """One row a subject: every contrast and the label, in the axial slice that shows most of the lesion."""
     rows, titles = [], []
+    columns = [name for name in MODALITIES if any(name in subject.images for subject in subjects)]
+    columns += ["label"] if any(subject.label for subject in subjects) else []
     for subject in subjects:
         files = dict(subject.images)
         volumes = {name: _oriented(read_volume(file), "RAS").array for name, file in files.items()}
@@ -210,8 +213,10 @@ def picture(subjects: Sequence[Subject], path: Path) -> Path:
         shown = np.stack([v[:, :, best] > 0.12 * v.max() for n, v in volumes.items() if n != "label"]).any(axis=0)
         box = tuple(slice(max(int(a.min()) - 2, 0), int(a.max()) + 3) for a in np.nonzero(shown))
         # As radiologists look: from the feet, the nose upwards.
-        rows.append([volume[:, :, best][box][::-1, ::-1].T for volume in volumes.values()])
-        titles.append(list(volumes))
+        tiles = {name: volume[:, :, best][box][::-1, ::-1].T for name, volume in volumes.items()}
+        blank = np.zeros_like(next(iter(tiles.values())))
+        rows.append([tiles.get(name, blank) for name in columns])
+        titles.append([name if name in tiles else "" for name in columns])
     return montage(rows, titles=titles, path=path, height=150)
 
 

@@ -1,0 +1,265 @@
+"""Phantoms as a dataset: same seed, same voxels; real names; truth that holds; contrasts that look right."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from monai_ext.__main__ import main
+from monai_ext.data.datalist import read_datalist
+from monai_ext.data.layouts import index
+from monai_ext.data.rendering import Phantom, make_phantom
+from monai_ext.data.sites import SITES, available
+from monai_ext.data.volumes import Volume, read_volume
+
+pytest.importorskip("nilearn", reason="the phantom extra is not installed")
+COARSE = (4.0, 4.0, 4.0)
+
+
+def phantom(site: str, **options: object) -> Phantom:
+    settings: dict = {"index": 0, "spacing": COARSE, **options}
+    return make_phantom(SITES[site], **settings)
+
+
+def command(out: Path, *arguments: str) -> int:
+    return main(["phantom", "--out", str(out), "--spacing", "4", *arguments])
+
+
+def voxels(folder: Path) -> dict[str, np.ndarray]:
+    files = sorted(path for path in folder.rglob("*.nii.gz"))
+    return {path.relative_to(folder).as_posix(): read_volume(path, allow_constant=True).array for path in files}
+
+
+def at_world(volume: Volume, points: np.ndarray) -> np.ndarray:
+    """The nearest voxel's value at world points (..., 3)."""
+    back = np.linalg.inv(volume.affine)
+    where = np.rint(points @ back[:3, :3].T + back[:3, 3]).astype(int)
+    inside = ((where >= 0) & (where < volume.shape)).all(axis=-1)
+    values = np.zeros(points.shape[:-1], dtype=np.float32)
+    values[inside] = volume.array[tuple(where[inside].T)]
+    return values
+
+
+def test_the_same_seed_gives_the_same_voxels_however_many_subjects_and_jobs(tmp_path: Path) -> None:
+    assert command(tmp_path / "one", "--site", "immune", "--subjects", "1", "--seed", "7") == 0
+    assert command(tmp_path / "two", "--site", "immune", "--subjects", "2", "--seed", "7", "--jobs", "2") == 0
+    assert command(tmp_path / "other", "--site", "immune", "--subjects", "1", "--seed", "8") == 0
+    one, two, other = (voxels(tmp_path / name) for name in ("one", "two", "other"))
+    assert one.keys() < two.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, two[name])
+    assert any(name not in other or not np.array_equal(array, other[name]) for name, array in one.items())
+
+
+@pytest.mark.parametrize(
+    ("site", "layout", "contrast", "expected"),
+    [
+        ("healthy", "ixi", "T1", "IXI-T1/IXI001-HH-1000-T1.nii.gz"),
+        ("brats", "brats2023", "T1C", "BraTS-GLI-00000-000/BraTS-GLI-00000-000-t1c.nii.gz"),
+        ("glioma", "bids", "T1C", "sub-glioma001/ses-01/anat/sub-glioma001_ses-01_ce-gadolinium_T1w.nii.gz"),
+        ("stroke", "bids", "ADC", "sub-strokecase0001/ses-0001/dwi/sub-strokecase0001_ses-0001_adc.nii.gz"),
+        ("immune", "folder", "ADC", "immune-001/ADC.nii.gz"),
+    ],
+)
+def test_files_have_real_names_that_the_index_command_finds_again(
+    tmp_path: Path, site: str, layout: str, contrast: str, expected: str
+) -> None:
+    assert command(tmp_path, "--site", site, "--subjects", "1") == 0
+    (subject,) = read_datalist(tmp_path / "datalist.json").subjects
+    written = {name: path.relative_to(tmp_path).as_posix() for name, path in subject.images.items()}
+    if layout == "ixi":
+        expected = expected.replace("HH", written["T1"].split("-")[2])  # the field strength's hospital
+    if contrast in written:
+        assert written[contrast] == expected
+    found = index(tmp_path, layout=layout).subjects
+    assert [(s.name, dict(s.images), s.label) for s in found] == [(subject.name, dict(subject.images), subject.label)]
+
+
+def test_a_person_is_in_one_split_and_every_split_is_served(tmp_path: Path) -> None:
+    assert command(tmp_path, "--site", "stroke", "--subjects", "6", "--contrasts", "dwi") == 0
+    datalist = read_datalist(tmp_path / "datalist.json")
+    assert [len(datalist.splits[name]) for name in ("training", "validation", "test")] == [4, 1, 1]
+    assert len({subject.subject for subject in datalist.subjects}) == 6
+
+
+def test_immune_subjects_lack_contrasts_but_keep_two_and_other_sites_lack_none() -> None:
+    rng = np.random.default_rng(0)
+    kept = [available(SITES["immune"], rng) for _ in range(100)]
+    assert len(set(kept)) == 11  # every subset of two, three or four
+    assert available(SITES["stroke"], rng) == SITES["stroke"].contrasts
+
+
+def test_fluid_and_brain_have_the_right_order_in_all_seven_contrasts() -> None:
+    every = ("T1", "T2", "PD", "T1C", "FLAIR", "DWI", "ADC")
+    made = phantom("healthy", contrasts=every, index=1)
+    image = {name: volume.array for name, volume in made.images.items()}
+    brain = made.brain.array > 0
+    fluid = brain & (image["ADC"] > 0.85 * image["ADC"][brain].max())
+    solid = brain & (image["ADC"] < np.percentile(image["ADC"][brain], 50))
+    assert fluid.sum() > 30
+
+    def ratio(name: str) -> float:
+        return float(image[name][fluid].mean() / image[name][solid].mean())
+
+    assert {name: ratio(name) < 0.6 for name in ("T1", "T1C", "FLAIR", "DWI")} == dict.fromkeys(
+        ("T1", "T1C", "FLAIR", "DWI"), True
+    )
+    assert ratio("T2") > 1.6
+    assert ratio("ADC") > 2.5
+    assert 0.9 < ratio("PD") < 1.6
+
+
+def test_an_infarct_is_bright_on_dwi_and_dark_on_adc() -> None:
+    made = phantom("stroke", index=2)
+    lesion, brain = made.label.array > 0, made.brain.array > 0
+    dwi, adc = made.images["DWI"].array, made.images["ADC"].array
+    assert dwi[lesion].mean() > 1.4 * np.median(dwi[brain & ~lesion])
+    assert adc[lesion].mean() < 0.75 * np.median(adc[brain & ~lesion])
+
+
+def test_a_glioma_has_an_enhancing_rim_and_bright_oedema() -> None:
+    made = phantom("brats", index=2, spacing=(2.0, 2.0, 2.0))
+    label, brain = made.label.array, made.brain.array > 0
+    white = brain & (made.images["T1"].array > np.percentile(made.images["T1"].array[brain], 70)) & (label == 0)
+    ratio = made.images["T1C"].array / np.maximum(made.images["T1"].array, 1)
+    assert np.median(ratio[label == 3]) > 1.5 * np.median(ratio[white])
+    flair = made.images["FLAIR"].array
+    assert flair[label == 2].mean() > 1.25 * flair[white].mean()
+    assert set(np.unique(label)) == {0, 1, 2, 3}
+
+
+def test_plaques_are_bright_on_flair() -> None:
+    made = phantom("immune", contrasts=("T1", "FLAIR"), spacing=(2.0, 2.0, 2.0))
+    flair, lesion = made.images["FLAIR"].array, made.label.array > 0
+    assert flair[lesion].mean() > 1.3 * np.median(flair[(made.brain.array > 0) & ~lesion])
+
+
+def test_the_offsets_say_where_each_contrast_shows_the_same_tissue() -> None:
+    quiet = {"contrasts": ("T1", "T2", "DWI", "ADC"), "spacing": COARSE}
+    site = replace(SITES["glioma"], bias=0.0, noise=0.003)
+    still = make_phantom(site, index=0, **quiet)
+    moved = make_phantom(site, index=0, misalign=(15.0, 12.0), **quiet)
+    assert moved.reference == "T1"
+    np.testing.assert_array_equal(moved.offsets["T1"], np.eye(4))
+    np.testing.assert_array_equal(moved.images["T1"].array, still.images["T1"].array)
+    np.testing.assert_array_equal(moved.offsets["ADC"], moved.offsets["DWI"])
+    assert not np.allclose(moved.offsets["T2"], moved.offsets["DWI"])
+    voxel = np.argwhere(still.brain.array > 0)
+    points = voxel @ still.images["T2"].affine[:3, :3].T + still.images["T2"].affine[:3, 3]
+    for name in ("T2", "DWI"):
+        offset = moved.offsets[name]
+        truth = still.images[name].array[tuple(voxel.T)]
+        followed = at_world(moved.images[name], points @ offset[:3, :3].T + offset[:3, 3])
+        ignored = at_world(moved.images[name], points)
+        assert np.corrcoef(truth, followed)[0, 1] > 0.85
+        assert np.corrcoef(truth, ignored)[0, 1] < 0.7
+
+
+def test_the_sidecar_holds_the_offsets_and_what_was_played(tmp_path: Path) -> None:
+    arguments = ("--site", "stroke", "--subjects", "1", "--misalign", "8,5")
+    assert command(tmp_path, *arguments) == 0
+    (path,) = (tmp_path / "truth").glob("*.json")
+    truth = json.loads(path.read_text())
+    assert truth["reference"] == "DWI"
+    assert "RAS mm" in truth["convention"]
+    expected = make_phantom(SITES["stroke"], index=0, spacing=COARSE, misalign=(8.0, 5.0)).offsets
+    assert {name: np.array(m).tolist() for name, m in truth["offsets"].items()} == {
+        name: matrix.tolist() for name, matrix in expected.items()
+    }
+    assert truth["sequences"]["DWI"]["b"] == 1000
+    assert truth["field_tesla"] in (1.5, 3.0)
+
+
+def test_files_are_stored_as_the_site_stores_them(tmp_path: Path) -> None:
+    assert command(tmp_path, "--site", "brats", "--subjects", "1") == 0
+    files = sorted(tmp_path.glob("BraTS*/*-t*.nii.gz"))
+    image = nib.load(files[0])
+    assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
+    assert image.get_data_dtype() == np.int16
+    assert nib.load(next(tmp_path.glob("BraTS*/*seg.nii.gz"))).get_data_dtype() == np.uint8
+    assert files[0].name == "BraTS-GLI-00000-000-t1c.nii.gz"
+    stored, rendered = read_volume(files[0]), phantom("brats").images["T1C"]
+    some = np.random.default_rng(0).uniform(-50, 50, (500, 3))
+    np.testing.assert_allclose(at_world(stored, some), at_world(rendered, some), atol=0.51)
+
+
+def test_skull_stripped_sites_have_nothing_but_brain_and_others_have_a_scalp() -> None:
+    stripped, whole = phantom("brats"), phantom("healthy")
+    outside = stripped.images["T1"].array[stripped.brain.array == 0]
+    assert not outside.any()
+    beyond = whole.images["T1"].array[whole.brain.array == 0]
+    assert np.percentile(beyond, 95) > 0.8 * np.median(whole.images["T1"].array[whole.brain.array > 0])
+
+
+def test_a_thick_slice_is_the_mean_over_its_thickness() -> None:
+    site = replace(SITES["brats"], noise=0.0, bias=0.0, level_spread=0.0, extent=(208.0, 208.0, 144.0))
+    thin = make_phantom(site, index=0, spacing=(4.0, 4.0, 4.0), contrasts=("T1",))
+    thick = make_phantom(site, index=0, spacing=(4.0, 4.0, 12.0), contrasts=("T1",))
+    inside = thick.brain.array > 0
+    averaged = thin.images["T1"].array.reshape(52, 52, 12, 3).mean(axis=-1)
+    full = inside & (thin.brain.array.reshape(52, 52, 12, 3).min(axis=-1) > 0)
+    np.testing.assert_allclose(averaged[full], thick.images["T1"].array[full], rtol=2e-2)
+
+
+def test_randomised_subjects_differ_far_more_than_a_site_does() -> None:
+    def spread(*, randomize: bool) -> float:
+        facts = [phantom("glioma", index=n, contrasts=("T1",), randomize=randomize).facts
+                 for n in range(6)]  # fmt: skip
+        return float(np.std([np.log(f["tissues"]["gm"]["t1"] / f["tissues"]["wm"]["t1"]) for f in facts]))
+
+    assert spread(randomize=True) > 2.5 * spread(randomize=False)
+    kinds = {phantom("brats", index=n, contrasts=("T1",), randomize=True).facts["lesion"]
+             for n in range(6)}  # fmt: skip
+    assert len(kinds) >= 3
+
+
+def test_a_picture_of_the_first_subjects_is_drawn_when_asked_for(tmp_path: Path) -> None:
+    arguments = ("--site", "immune", "--subjects", "2", "--montage", str(tmp_path / "look" / "m.png"))
+    assert command(tmp_path / "data", *arguments) == 0
+    assert (tmp_path / "look" / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--site", "glioma", "--layout", "ixi"), "the layout ixi has no names for T1C, FLAIR, DWI, ADC"),
+        (("--site", "stroke", "--layout", "brats2023"), "brats2023 has no names for DWI, ADC"),
+        (("--site", "immune", "--layout", "ixi", "--contrasts", "T1"), "no names for the immune site's lesion"),
+        (("--subjects", "0"), "--subjects and --jobs must be at least 1"),
+        (("--seed", "-1"), "--seed must be 0 or more"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert command(tmp_path / "data", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--spacing", "2,2"), "must be one number or three"),
+        (("--spacing", "0"), "each of 0.5 to 12 mm"),
+        (("--spacing", "wide"), "--spacing takes one number"),
+        (("--misalign", "5"), "must be MM,DEG"),
+        (("--contrasts", "T1,T9"), "unknown contrast 'T9'"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["phantom", "--out", str(tmp_path), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_a_dataset_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "datalist.json").write_text("mine")
+    assert command(tmp_path) == 2
+    assert "holds a dataset already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["datalist.json"]
