@@ -1,22 +1,21 @@
-"""Slices of prepared subjects as training items, each read from its files when asked for.
+"""Slices of prepared subjects as training items, by the papers' rules, each read when asked for.
 
-Prepared files are uncompressed NIfTI with the axial axis last, so a slice is one contiguous block: one seek,
-one read. No file stays open and no volume in memory, whatever the number of subjects and workers.
+Nothing is kept but names and numbers: no file stays open and no volume in memory, whatever the number of subjects
+and workers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 import torch
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from torch.utils.data import Dataset
 
 from monai_ext.data.batching import Draw, Kind
 from monai_ext.data.datalist import Subject, SubjectError
+from monai_ext.data.slice_files import clear_unseen, count_foreground, prepared_shape, read_slices
 from monai_ext.modalities import canonical
 
 RULES = '"every", "nonempty", ("middle", n) or ("brain", n)'
@@ -58,17 +57,6 @@ def choose_slices(content: np.ndarray, *, rule: str, count: int | None) -> np.nd
         return filled[first : first + count]
     # "brain": those that hold the most of it; a stable sort, so that ties fall alike on every machine
     return np.sort(filled[np.argsort(-content[filled], kind="stable")[:count]])
-
-
-def read_slices(path: Path | str, first: int, stop: int) -> np.ndarray:
-    """Axial slices [first, stop) of an uncompressed NIfTI as float32 (slice, i, j); the rest is not read."""
-    raw, slope, inter = _read_raw(path, first, stop)
-    images = raw.transpose(0, 2, 1).astype(np.float32, order="C")
-    if slope is not None:
-        images *= np.float32(slope)
-    if inter:
-        images += np.float32(inter)
-    return images
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -183,10 +171,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 continue
             wanted = around if contrast in self.sources else np.array([number])
             first, stop = int(wanted[0]), int(wanted[-1]) + 1
-            try:
+            with _faults_of(row.name, Path(path), where=f"slice {number}: "):
                 images = read_slices(path, first, stop)
-            except (OSError, ValueError) as error:
-                raise SubjectError(row.name, Path(path), f"slice {number} cannot be read: {error}") from error
             if contrast in self.sources:
                 sources[self.sources.index(contrast)] = images[wanted - first]
             if contrast in self.target:
@@ -211,37 +197,40 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
         files = [path for path in images if path is not None]
         mask = files[0].parent / "mask.nii"
-        shapes = {path: _shape(path, subject.name, scaled=True) for path in files}
-        if mask.exists():
-            shapes[mask] = _shape(mask, subject.name, scaled=False)
+        masks = [mask] if mask.exists() else []
+        shapes = {}
+        for path in [*files, *masks]:
+            with _faults_of(subject.name, path):
+                shapes[path] = prepared_shape(path, image=path != mask)
         shape = shapes[files[0]]
         for path, other in shapes.items():
             if other != shape:
-                raise SubjectError(
-                    subject.name, path, f"is {other}, but {files[0].name} is {shape}; prepare it again"
-                )
-        numbers = choose_slices(
-            self._content(subject.name, files, mask if mask in shapes else None, shape[2]),
-            rule=self.rule,
-            count=self.count,
-        )
+                reason = f"is {other}, but {files[0].name} is {shape}; prepare it again"
+                raise SubjectError(subject.name, path, reason)
+        content = self._content(subject.name, files, masks, shape[2])
+        numbers = choose_slices(content, rule=self.rule, count=self.count)
         if not len(numbers):
-            raise SubjectError(subject.name, mask if mask in shapes else files[0], "every slice is empty")
+            raise SubjectError(subject.name, [*masks, *files][0], "every slice is empty")
         kind = Kind(dataset=subject.dataset, available=available, size=shape[:2])
         paths = tuple(None if path is None else str(path) for path in images)
         return _Row(name=subject.name, paths=paths, depth=shape[2], kind=kind), numbers
 
-    def _content(self, name: str, files: Sequence[Path], mask: Path | None, depth: int) -> np.ndarray:
-        """Foreground voxels in each slice: the mask's, or else those not zero in the emptiest contrast."""
+    def _content(self, name: str, files: Sequence[Path], masks: Sequence[Path], depth: int) -> np.ndarray:
+        """Foreground voxels in each slice: the mask's, or else the emptiest contrast's."""
         if self.rule == "every":
             return np.ones(depth, dtype=np.int64)
-        if mask is not None:
-            return _foreground(mask, depth, name)
-        if self.rule == "brain":
-            raise SubjectError(
-                name, files[0].parent, "has no mask.nii, which the rule 'brain' needs; prepare one"
-            )
-        return np.min([_foreground(path, depth, name) for path in files], axis=0)
+        if self.rule == "brain" and not masks:
+            raise SubjectError(name, files[0].parent, "has no mask.nii, which the rule 'brain' needs; prepare one")
+        counted = []
+        for path in masks or files:
+            with _faults_of(name, path):
+                counted.append(count_foreground(path, depth))
+        content = np.min(counted, axis=0)
+        if masks:
+            for path in files:
+                with _faults_of(name, path):
+                    clear_unseen(content, path)
+        return content
 
 
 def _names(what: str, contrasts: Sequence[str]) -> tuple[str, ...]:
@@ -253,63 +242,12 @@ def _names(what: str, contrasts: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _shape(path: Path, subject: str, *, scaled: bool) -> tuple[int, int, int]:
-    """A prepared file's shape, from its header alone; refused where that is not what `prepare` writes."""
-    advice = "make it with `python -m monai_ext prepare`"
+@contextmanager
+def _faults_of(subject: str, path: Path, *, where: str = "") -> Iterator[None]:
+    """What goes wrong with a file is its subject's fault."""
     try:
-        with path.open("rb") as file:
-            header = nib.Nifti1Header.from_fileobj(file)
-        shape = header.get_data_shape()
-        needed = header.get_data_offset() + int(np.prod(shape)) * header.get_data_dtype().itemsize
-        found = path.stat().st_size
+        yield
     except OSError as error:
-        raise SubjectError(subject, path, f"cannot be read: {error.strerror}") from error
-    except (HeaderDataError, WrapStructError, ValueError) as error:
-        raise SubjectError(subject, path, f"is no uncompressed NIfTI; {advice}") from error
-    if len(shape) != 3 or min(shape) < 1:
-        raise SubjectError(subject, path, f"has shape {shape}, expected three axes; {advice}")
-    axes = "".join(axis or "?" for axis in nib.aff2axcodes(header.get_best_affine()))
-    if axes != "RAS":
-        raise SubjectError(subject, path, f"has orientation {axes}, expected RAS; {advice}")
-    if found < needed:
-        raise SubjectError(
-            subject, path, f"is truncated: {found} bytes, its header asks for {needed}; {advice}"
-        )
-    if scaled and not _within_unit_range(header):
-        raise SubjectError(subject, path, f"is not whole numbers scaled to [0, 1]; {advice}")
-    return shape
-
-
-def _within_unit_range(header: nib.Nifti1Header) -> bool:
-    """Whether no voxel can lie outside [0, 1]: images as scanned would train to nothing, in silence."""
-    dtype = header.get_data_dtype()
-    if dtype.kind != "u":
-        return False
-    slope, inter = (value or 0.0 for value in header.get_slope_inter())
-    return slope > 0 and inter >= 0 and np.iinfo(dtype).max * slope + inter <= 1 + 1e-4
-
-
-def _foreground(path: Path, depth: int, subject: str) -> np.ndarray:
-    """Voxels not zero in each slice, read in blocks, so that no whole volume is ever held."""
-    counts: list[int] = []
-    for first in range(0, depth, 16):
-        try:
-            raw, _, _ = _read_raw(path, first, min(first + 16, depth))
-        except (OSError, ValueError) as error:
-            raise SubjectError(subject, path, f"cannot be read: {error}") from error
-        counts += [int(np.count_nonzero(image)) for image in raw]
-    return np.array(counts)
-
-
-def _read_raw(path: Path | str, first: int, stop: int) -> tuple[np.ndarray, float | None, float | None]:
-    """Stored numbers (slice, j, i), NIfTI's own order, with the slope and intercept that they go through."""
-    with Path(path).open("rb") as file:
-        header = nib.Nifti1Header.from_fileobj(file, check=False)
-        width, height, depth = header.get_data_shape()
-        if not 0 <= first < stop <= depth:
-            raise ValueError(f"slices [{first}, {stop}) are not among the {depth} of {path}")
-        raw = np.empty((stop - first, height, width), dtype=header.get_data_dtype())
-        file.seek(header.get_data_offset() + first * raw[0].nbytes)
-        if file.readinto(raw.data) != raw.nbytes:
-            raise ValueError(f"{path} is truncated")
-    return raw, *header.get_slope_inter()
+        raise SubjectError(subject, path, f"{where}cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise SubjectError(subject, path, f"{where}{error}") from error

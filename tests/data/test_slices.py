@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from monai_ext.data.batching import Draw, Kind, ModalityConsistentBatches
 from monai_ext.data.datalist import Subject, SubjectError
-from monai_ext.data.slices import SliceDataset, choose_slices, parse_rule, read_slices
+from monai_ext.data.slice_files import read_slices
+from monai_ext.data.slices import SliceDataset, choose_slices, parse_rule
 
 SHAPE = (6, 5, 8)
 
@@ -35,9 +36,7 @@ def write_nifti(
     header.set_sform(np.eye(4) if affine is None else affine, code=1)
     header.set_slope_inter(slope, None if slope is None else 0)
     header["vox_offset"] = 352
-    path.write_bytes(
-        header.binaryblock + bytes(4) + stored.astype(stored.dtype.newbyteorder(order)).tobytes("F")
-    )
+    path.write_bytes(header.binaryblock + bytes(4) + stored.astype(stored.dtype.newbyteorder(order)).tobytes("F"))
     return path
 
 
@@ -124,7 +123,7 @@ def test_an_intercept_is_applied(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("first", "stop"), [(-1, 2), (3, 3), (7, 9)])
 def test_slices_outside_the_volume_are_refused(tmp_path: Path, first: int, stop: int) -> None:
     path = write_nifti(tmp_path / "T1.nii", np.ones(SHAPE, np.uint16))
-    with pytest.raises(ValueError, match="are not among the 8 of"):
+    with pytest.raises(ValueError, match="are not among its 8"):
         read_slices(path, first, stop)
 
 
@@ -167,6 +166,17 @@ def test_without_a_mask_a_slice_is_empty_where_any_contrast_is(tmp_path: Path) -
     write_nifti(subject.images["T2"], stored)
     assert chosen(SliceDataset([subject], sources=["T1"], target=["T2"])) == [1, 2, 4, 5, 6]
     assert chosen(SliceDataset([subject], sources=["T1"], target=["T2"], slices=("middle", 3))) == [2, 4, 5]
+
+
+def test_slices_outside_a_contrasts_field_of_view_are_empty_whatever_the_mask_says(tmp_path: Path) -> None:
+    mask = brain(SHAPE, dict.fromkeys(range(1, 8), 9))
+    subject = make_subject(tmp_path, "a", "T1 T2 PD", mask=mask)
+    for contrast, unseen in (("T1", [0, 1]), ("T2", [6, 7])):
+        stored = np.asarray(nib.load(subject.images[contrast]).dataobj.get_unscaled()).copy()
+        stored[:, :, unseen] = 0
+        write_nifti(subject.images[contrast], stored)
+    assert chosen(SliceDataset([subject], sources=["T1"], target=["T2"])) == [2, 3, 4, 5]
+    assert chosen(SliceDataset([subject], sources=["T1"], target=["PD"])) == [2, 3, 4, 5, 6, 7]
 
 
 def test_more_slices_than_one_block_are_counted_in_order(tmp_path: Path) -> None:
@@ -304,7 +314,7 @@ def test_a_file_cut_short_in_the_middle_of_training_is_named(tmp_path: Path) -> 
     dataset = SliceDataset([subject], sources=["T1"], target=["T2"])
     truncate(subject.images["T2"])
     assert dataset[6]["slice"] == 6
-    with pytest.raises(SubjectError, match=r"P1: .*T2\.nii: slice 7 cannot be read: .* is truncated"):
+    with pytest.raises(SubjectError, match=r"P1: .*T2\.nii: slice 7: is truncated"):
         dataset[7]
 
 
@@ -378,9 +388,7 @@ def test_a_condition_blanks_what_is_to_be_synthesised(tmp_path: Path) -> None:
     dataset = SliceDataset([subject], sources=every, target=every, neighbours=1, transform=augment())
     item = dataset[Draw(3, 0, (True, False, True))]
     assert item["condition"].tolist() == [True, False, True]
-    assert [bool(item["sources"][channel].any()) for channel in range(9)] == [True] * 3 + [False] * 3 + [
-        True
-    ] * 3
+    assert [bool(item["sources"][channel].any()) for channel in range(9)] == [True] * 3 + [False] * 3 + [True] * 3
     assert item["target"].flatten(1).any(1).all(), "the target is whole, to reconstruct what is given too"
 
 
@@ -413,9 +421,7 @@ def test_kinds_say_what_each_item_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_give_the_batches_that_one_process_gives(tmp_path: Path, start: str) -> None:
     every = ["T1", "T2", "FLAIR"]
-    dataset = SliceDataset(
-        mixed(tmp_path), sources=every, target=every, allow_missing=True, transform=augment()
-    )
+    dataset = SliceDataset(mixed(tmp_path), sources=every, target=every, allow_missing=True, transform=augment())
     sampler = ModalityConsistentBatches(dataset.kinds, batch_size=4, curriculum=0, fill=True)
     alone = list(DataLoader(dataset, batch_sampler=sampler))
     workers = DataLoader(dataset, batch_sampler=sampler, num_workers=2, multiprocessing_context=start)
@@ -431,7 +437,7 @@ def test_a_fault_in_a_worker_names_subject_and_file(tmp_path: Path) -> None:
     subject = make_subject(tmp_path, "P1", "T1 T2")
     dataset = SliceDataset([subject], sources=["T1"], target=["T2"])
     subject.images["T2"].unlink()
-    with pytest.raises((SubjectError, RuntimeError), match=r"P1: .*T2\.nii: slice 0 cannot be read"):
+    with pytest.raises((SubjectError, RuntimeError), match=r"P1: .*T2\.nii: slice 0: cannot be read: No such file"):
         next(iter(DataLoader(dataset, num_workers=1)))
 
 
