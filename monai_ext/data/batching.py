@@ -53,9 +53,7 @@ def draw_batches(
         order = rng.permutation(group)
         missing = -len(group) % batch_size
         if fill and missing:
-            again = np.resize(
-                rng.permutation(group), missing
-            )  # a small group goes round as often as it takes
+            again = np.resize(rng.permutation(group), missing)  # a small group goes round as often as it takes
             order = rng.permutation(np.concatenate([order, again]))
         batches += np.split(order, range(batch_size, len(order), batch_size))
     return [batches[number] for number in rng.permutation(len(batches))]
@@ -156,9 +154,7 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
             available = self._kinds[batch[0]].available
             condition = draw_condition(available, epoch=epoch, curriculum=self.curriculum, rng=rng)
         seeds = rng.integers(2**32, size=len(batch))
-        return [
-            Draw(sample, seed, condition) for sample, seed in zip(batch.tolist(), seeds.tolist(), strict=True)
-        ]
+        return [Draw(sample, seed, condition) for sample, seed in zip(batch.tolist(), seeds.tolist(), strict=True)]
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, counted from 0; the epoch one is in already keeps its position."""
@@ -197,12 +193,7 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
                     "resume with its settings and data, or start anew"
                 )
         epoch, position = state.get("epoch"), state.get("position")
-        if (
-            not isinstance(epoch, int)
-            or not isinstance(position, int)
-            or epoch < 0
-            or not 0 <= position < len(self)
-        ):
+        if not isinstance(epoch, int) or not isinstance(position, int) or epoch < 0 or not 0 <= position < len(self):
             raise ValueError(
                 f"cannot resume: epoch must be at least 0 and position from 0 to {len(self) - 1}, "
                 f"got epoch={epoch!r}, position={position!r}"
