@@ -17,9 +17,13 @@ from monai_ext.data.masks import foreground
 from monai_ext.data.resampling import isotropic
 from monai_ext.data.volumes import LPS_TO_RAS, Volume
 
+LEAST_EXTENT = 20.0  # mm: five slices of 4 mm, say
 BINS = 32
+RELAXATION = 0.6  # of the step, whenever the gradient turns back
 ITERATIONS = 100  # a level; most end after ten to twenty by the length of the step
-RADIUS = 60.0  # mm: a turn by one radian moves the brain's tissue about so far
+# ITK's world is measured in this many mm, about what a turn by one radian moves a brain's tissue: so a step of the
+# optimizer is as long whether it turns or shifts, and no turn runs away once the shift is found.
+UNIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,13 @@ LEVELS = (
 def register_rigid(reference: Volume, moving: Volume, *, seed: int = 1) -> NDArray[np.float64]:
     """The 4 x 4 rigid matrix from a point of the reference's world (mm, RAS+) to the same tissue in moving's.
 
-    A ValueError says that the two could not be brought to overlap.
+    A ValueError says that they show too little or could not be brought to overlap.
     """
+    for volume in (reference, moving):
+        extent = np.array(volume.shape) * volume.spacing
+        if extent.min() < LEAST_EXTENT:
+            sides = " x ".join(f"{side:.0f}" for side in extent)
+            raise ValueError(f"the image covers {sides} mm, too little to register: {LEAST_EXTENT:.0f} mm is the least")
     centres = [_centre(volume) for volume in (reference, moving)]
     laid_on = np.subtract(centres[1], centres[0])
     starts = [_transform(centres[0], shift) for shift in (np.zeros(3), laid_on)]
@@ -72,13 +81,9 @@ def _descend(fixed: Any, mask: Any, moving: Any, start: Any, *, level: Level, se
     metric.SetMaximumNumberOfWorkUnits(1)
 
     optimizer = itk.RegularStepGradientDescentOptimizerv4[itk.D].New()
-    scales = itk.OptimizerParameters[itk.D](6)
-    for parameter in range(6):
-        scales[parameter] = RADIUS**2 if parameter < 3 else 1.0  # three angles, three millimetres
-    optimizer.SetScales(scales)
-    optimizer.SetLearningRate(level.first_step)
-    optimizer.SetMinimumStepLength(level.last_step)
-    optimizer.SetRelaxationFactor(0.5)
+    optimizer.SetLearningRate(level.first_step / UNIT)
+    optimizer.SetMinimumStepLength(level.last_step / UNIT)
+    optimizer.SetRelaxationFactor(RELAXATION)
     optimizer.SetNumberOfIterations(ITERATIONS)
     optimizer.SetNumberOfWorkUnits(1)
 
@@ -92,7 +97,7 @@ def _descend(fixed: Any, mask: Any, moving: Any, start: Any, *, level: Level, se
     method.InPlaceOn()
     method.SetNumberOfLevels(1)
     method.SetShrinkFactorsPerLevel([1])
-    method.SetSmoothingSigmasPerLevel([level.smoothing])
+    method.SetSmoothingSigmasPerLevel([level.smoothing / UNIT])
     method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
     method.SetMetricSamplingStrategy(itk.ImageRegistrationMethodv4Enums.MetricSamplingStrategy_REGULAR)
     method.SetMetricSamplingPercentage(level.share)
@@ -132,8 +137,8 @@ def _image(volume: Volume) -> Any:
 
     affine = LPS_TO_RAS @ volume.affine
     image = itk.image_from_array(np.ascontiguousarray(volume.array.T))
-    image.SetSpacing(volume.spacing.tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetSpacing((volume.spacing / UNIT).tolist())
+    image.SetOrigin((affine[:3, 3] / UNIT).tolist())
     image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(affine[:3, :3] / volume.spacing)))
     return image
 
@@ -148,8 +153,8 @@ def _transform(centre: NDArray[np.float64], shift: NDArray[np.float64]) -> Any:
     import itk
 
     transform = itk.Euler3DTransform[itk.D].New()
-    transform.SetCenter(centre.tolist())
-    transform.SetTranslation(shift.tolist())
+    transform.SetCenter((centre / UNIT).tolist())
+    transform.SetTranslation((shift / UNIT).tolist())
     return transform
 
 
@@ -158,5 +163,5 @@ def _matrix(transform: Any) -> NDArray[np.float64]:
 
     matrix = np.eye(4)
     matrix[:3, :3] = itk.array_from_matrix(transform.GetMatrix())
-    matrix[:3, 3] = np.array(transform.GetOffset())
+    matrix[:3, 3] = np.array(transform.GetOffset()) * UNIT
     return LPS_TO_RAS @ matrix @ LPS_TO_RAS

@@ -59,9 +59,7 @@ def read_volume(path: str | Path, *, allow_constant: bool = False) -> Volume:
     return Volume(array, affine)
 
 
-def write_volume(
-    path: str | Path, volume: Volume, *, dtype: DTypeLike = np.float32, slope: float = 1.0
-) -> None:
+def write_volume(path: str | Path, volume: Volume, *, dtype: DTypeLike = np.float32, slope: float = 1.0) -> None:
     """Write a NIfTI, whole or not at all; integers store `round(array / slope)`, and scl_slope undoes it."""
     path = Path(path)
     if not path.name.endswith(NIFTI_SUFFIXES):
@@ -123,7 +121,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     except (EOFError, zlib.error, gzip.BadGzipFile, ImageFileError, HeaderDataError, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        raise ValueError(f"{path} is truncated or damaged ({error}): copy or download it again") from error
+        raise _damaged(path, error, line=0) from error
     return array, np.asarray(image.affine, dtype=np.float64)
 
 
@@ -164,14 +162,19 @@ def _read_itk(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         _check_affine(path, np.block([[directions[:, :3].T, np.zeros((3, 1))], [np.eye(1, 4, 3)]]))
         image = itk.imread(str(path), itk.F)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"{path} is truncated or damaged ({reason}): copy or download it again") from error
+        raise _damaged(path, error, line=-1) from error
     affine = np.eye(4)
     direction = itk.array_from_matrix(image.GetDirection())
     affine[:3, :3] = direction[:3, :3] * np.array(image.GetSpacing())[:3]
     affine[:3, 3] = np.array(image.GetOrigin())[:3]
     array = itk.array_from_image(image).T.reshape(sizes[:3], order="F")
     return array, LPS_TO_RAS @ affine
+
+
+def _damaged(path: Path, error: Exception, *, line: int) -> ValueError:
+    """With the one line of a library's message that says what it found."""
+    found = (str(error).strip().splitlines() or [type(error).__name__])[line].strip()
+    return ValueError(f"{path} is truncated or damaged ({found}): copy or download it again")
 
 
 def _three_dimensions(path: Path, sizes: Any) -> tuple[int, ...]:
@@ -203,9 +206,7 @@ def _check_affine(path: Path, affine: NDArray[np.float64]) -> None:
         raise ValueError(f"{path} has a singular affine {rows}: its voxels have no place in the world")
     if cosines.max() > _LARGEST_SHEAR:
         angle = np.degrees(np.arccos(cosines.max()))
-        raise ValueError(
-            f"{path} has a sheared affine {rows}: two axes meet at {angle:.1f} degrees, expected 90"
-        )
+        raise ValueError(f"{path} has a sheared affine {rows}: two axes meet at {angle:.1f} degrees, expected 90")
 
 
 def _check_voxels(path: Path, array: NDArray[np.float32], *, allow_constant: bool) -> None:
