@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from monai_ext.data.anatomy import TISSUES, Maps, Template, grid_points, soft
-from monai_ext.data.warp import smooth_noise
+from monai_ext.data.warp import apply_matrix, smooth_noise
 
 LESIONS = ("none", "glioma", "stroke", "plaques")
 CHANNELS = TISSUES[8:]  # oedema, necrosis, rim, infarct, plaque
@@ -32,9 +32,7 @@ class Lesions:
     masses: tuple[tuple[np.ndarray, float, float], ...] = ()
 
 
-def random_lesions(
-    rng: np.random.Generator, template: Template, *, kind: str, ageing: float = 0.0
-) -> Lesions:
+def random_lesions(rng: np.random.Generator, template: Template, *, kind: str, ageing: float = 0.0) -> Lesions:
     """`kind` is one of LESIONS; `ageing` (0 to 1) adds the unlabelled white-matter changes of age."""
     if kind not in LESIONS:
         raise ValueError(f"lesions are one of {', '.join(LESIONS)}, got {kind!r}")
@@ -52,7 +50,7 @@ def random_lesions(
         labels = (("plaque", 1),)
         weights["plaque"] = _plaques(rng, template, points, count=int(rng.integers(8, 36)), radius=2.6)
     if ageing:
-        distance = template.guide.at(points)[2]
+        distance = template.guide.at(points, padding="border")[2]
         bumps = smooth_noise(rng, shape=SHAPE, fwhm=14 / SPACING)
         caps = 0.6 * soft(5 * ageing - distance + 1.5 * bumps, 1.5) * (distance < 25)
         spots = _plaques(rng, template, points, count=int(20 * ageing), radius=1.7)
@@ -86,7 +84,7 @@ def label_map(fractions: dict[str, np.ndarray], lesions: Lesions) -> np.ndarray:
 
 def _distance(points: np.ndarray, centre: np.ndarray, stretch: np.ndarray) -> np.ndarray:
     """From the centre in mm, along axes stretched by `stretch` (rows: directions times length)."""
-    return np.linalg.norm((points - centre.astype(np.float32)) @ stretch.astype(np.float32), axis=-1)
+    return np.linalg.norm(apply_matrix(stretch.T, points - centre.astype(np.float32)), axis=-1)
 
 
 def _stretch(rng: np.random.Generator, *, amount: float) -> np.ndarray:

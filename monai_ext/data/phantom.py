@@ -217,7 +217,7 @@ def picture(subjects: Sequence[Subject], path: Path) -> Path:
         blank = np.zeros_like(next(iter(tiles.values())))
         rows.append([tiles.get(name, blank) for name in columns])
         titles.append([name if name in tiles else "" for name in columns])
-    return montage(rows, titles=titles, path=path, height=150)
+    return montage(rows, titles=titles, path=path, height=140)
 
 
 def _spacing(text: str) -> tuple[float, float, float]:

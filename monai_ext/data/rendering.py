@@ -12,7 +12,7 @@ from monai_ext.data.anatomy import TISSUES, Template, grid_points, soft, templat
 from monai_ext.data.lesions import LESIONS, Lesions, apply_lesions, label_map, random_lesions
 from monai_ext.data.sites import Site, available, protocol
 from monai_ext.data.volumes import Volume
-from monai_ext.data.warp import Maps, Warp, noise_maps, random_rigid, random_warp
+from monai_ext.data.warp import Maps, Warp, apply_matrix, noise_maps, random_rigid, random_warp
 from monai_ext.modalities import MODALITIES
 
 BRAIN = ("csf", "gm", "wm", "deep")
@@ -98,7 +98,7 @@ def make_phantom(
     """Subject number `index` of a site; `misalign` is the largest shift (mm) and turn (degrees)."""
     rng = generator(seed, site, index, "subject")
     tesla = float(rng.choice(site.fields))
-    chosen = available(site, rng) if contrasts is None else tuple(contrasts)
+    chosen = tuple(contrasts or available(site, generator(seed, site, index, "contrasts")))
     sequences = protocol(site, rng, tesla=tesla, randomize=randomize)
     spread = 0.16 if randomize else 0.04
     table = mr.vary(mr.tissues(tesla), rng, spread=spread)
@@ -203,7 +203,7 @@ def _scan_anatomy(
         shift = ((np.array(part) + 0.5) / np.array(factors) - 0.5) * step
         points = grid_points(shape, affine[:3, 3] + shift, step)
         if not np.array_equal(pose, np.eye(4)):
-            points = points @ still[:3, :3].T.astype(np.float32) + still[:3, 3].astype(np.float32)
+            points = apply_matrix(still, points)
         tissue, water, inside = anatomy.fractions(points)
         if total is None:
             total = tissue, water, inside

@@ -37,7 +37,13 @@ class Warp:
         """World points (..., 3) of the subject -> template points (..., 3)."""
         moved = points + np.moveaxis(self.displacement.at(points, padding="border"), 0, -1)
         moved -= CENTRE.astype(np.float32)
-        return moved @ self.linear.T.astype(np.float32) + CENTRE.astype(np.float32)
+        return apply_matrix(self.linear, moved) + CENTRE.astype(np.float32)
+
+
+def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """A 3x3 or 4x4 matrix on points (..., 3); not by BLAS, whose last bit depends on the number of threads."""
+    moved = np.einsum("ab,...b->...a", matrix[:3, :3].astype(np.float32), points)
+    return moved + matrix[:3, 3].astype(np.float32) if matrix.shape == (4, 4) else moved
 
 
 def random_warp(
@@ -56,22 +62,16 @@ def random_warp(
     velocity = np.zeros((*SHAPE, 3), dtype=np.float32)
     for fwhm, millimetres in ((90.0, 2.8), (28.0, 1.5), (15.0, 0.9)):
         for axis in range(3):
-            velocity[..., axis] += (
-                strength * millimetres * smooth_noise(rng, shape=SHAPE, fwhm=fwhm / CONTROL)
-            )
+            velocity[..., axis] += strength * millimetres * smooth_noise(rng, shape=SHAPE, fwhm=fwhm / CONTROL)
     if ventricles:
         filled = template.guide.at(points)[1]
         hill = ndimage.gaussian_filter(filled, 1.3)
         slope = np.stack(np.gradient(hill), axis=-1)
-        velocity += (
-            ventricles * slope / np.abs(slope).max()
-        )  # up the hill: pulls the ventricle's wall outwards
+        velocity += ventricles * slope / np.abs(slope).max()  # up the hill: pulls the ventricle's wall outwards
     for centre, radius, push in masses:
         away = points - centre.astype(np.float32)
         distance = np.maximum(np.linalg.norm(away, axis=-1, keepdims=True), 1e-3)
-        velocity -= (
-            push * away / distance * np.exp(-0.5 * (distance / radius - 1) ** 2) * (distance > CONTROL / 2)
-        )
+        velocity -= push * away / distance * np.exp(-0.5 * (distance / radius - 1) ** 2) * (distance > CONTROL / 2)
     flip = np.diag([rng.choice([-1.0, 1.0]), 1.0, 1.0])
     shear = np.eye(3) + 0.012 * strength * np.triu(rng.standard_normal((3, 3)), 1)
     scale = rng.normal(1.0, 0.03 * strength) * np.exp(rng.normal(0, 0.012 * strength, 3))
