@@ -112,12 +112,12 @@ def _check_writable(out: Path) -> None:
 
 def summary(ends: Sequence[Done], *, out: Path, qc: bool) -> str:
     """What was done: a row a contrast, and one line on all."""
-    records = [end.record for end in ends if end.record is not None]
+    records = {end.subject.name: end.record for end in ends if end.record is not None}
     rows = [("contrast", "subjects", "top, median", "seen, least", "moved mm, median", "most")]
-    for contrast in dict.fromkeys(name for record in records for name in record["images"]):
-        images = {r["subject"]: r["images"][contrast] for r in records if contrast in r["images"]}
-        moved = {subject: image["moved_mm"] for subject, image in images.items()}
-        furthest = max(moved, key=lambda subject: moved[subject])
+    for contrast in dict.fromkeys(name for record in records.values() for name in record["images"]):
+        images = {name: r["images"][contrast] for name, r in records.items() if contrast in r["images"]}
+        moved = {name: image["moved_mm"] for name, image in images.items()}
+        furthest = max(moved, key=lambda name: moved[name])
         rows.append(
             (
                 contrast,
@@ -132,21 +132,21 @@ def summary(ends: Sequence[Done], *, out: Path, qc: bool) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     unchanged = sum(end.unchanged for end in ends)
     failed = sum(end.failure is not None for end in ends)
-    sizes = sorted({tuple(record["grid"]["shape"]) for record in records})
+    sizes = sorted({tuple(record["grid"]["shape"]) for record in records.values()})
     lines.append(f"{len(ends) - unchanged - failed} prepared, {unchanged} unchanged, {failed} failed in {out}")
     if sizes:
         least, most = (" x ".join(map(str, size)) for size in (sizes[0], sizes[-1]))
-        gigabytes = sum(sum(record["bytes"].values()) for record in records) / 1e9
+        gigabytes = sum(sum(record["bytes"].values()) for record in records.values()) / 1e9
         lines.append(f"grids: {least}{f' to {most}' if most != least else ''}; {gigabytes:.2f} GB")
-    cut = {record["subject"]: 1 - record["mask_kept"] for record in records if record["mask_kept"] < 0.99}
+    cut = {name: 1 - record["mask_kept"] for name, record in records.items() if record["mask_kept"] < 0.99}
     if cut:
-        worst = max(cut, key=lambda subject: cut[subject])
+        worst = max(cut, key=lambda name: cut[name])
         lines.append(
             f"the size cuts into the foreground of {len(cut)} subjects, most into {worst}'s ({cut[worst]:.0%}): "
             "choose a larger --size or --spacing if it is brain"
         )
     if qc and records:
-        lines.append(f"look at {out / records[0]['subject']}/qc.png and the others")
+        lines.append(f"look at {out / next(iter(records)) / 'qc.png'} and the others")
     return "\n".join(lines)
 
 
@@ -172,6 +172,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
+    if absolute(args.datalist) == absolute(args.out / "datalist.json"):
+        raise ValueError(f"--out {args.out} is where the datalist lies, which would be overwritten: choose another")
     preset = chosen_preset(args)
     failures: list[SubjectError] = []
     datalist = read_datalist(args.datalist, failures=failures)
