@@ -1,6 +1,7 @@
 """Group-wise rolling of convolution kernels by fractions of a step: AGI-Net, Sec. III-B, Eq. 4 and Fig. 2."""
 
 import ctypes
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,7 @@ def float_roll_reference(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tens
     kernels = _by_group(weight.unsqueeze(0), groups)  # (1, n, O C/n, K)
     matrix = _roll_matrix(offsets, list(weight.shape[2:]), -1) * scale[:, :, None, None]
     rolled = torch.matmul(kernels, matrix.transpose(-1, -2))
-    rolled = rolled.reshape(batch, groups, weight.shape[0], -1, rolled.shape[3]).transpose(1, 2)
+    rolled = rolled.reshape(batch, groups, weight.shape[0], weight.shape[1] // groups, rolled.shape[3]).transpose(1, 2)
     return rolled.reshape([batch] + list(weight.shape))
 
 
@@ -83,7 +84,9 @@ def float_roll_backward_reference(
     matrix = _roll_matrix(offsets, size, -1)
     kernel_grads = torch.matmul(grads, matrix * scale[:, :, None, None]).sum(0)
     weight_grad = (
-        kernel_grads.reshape(groups, weight.shape[0], -1, grads.shape[3]).transpose(0, 1).reshape(weight.shape)
+        kernel_grads.reshape(groups, weight.shape[0], weight.shape[1] // groups, grads.shape[3])
+        .transpose(0, 1)
+        .reshape(weight.shape)
     )
     products = torch.matmul(grads.transpose(-1, -2), _by_group(weight.unsqueeze(0), groups))  # by each matrix entry
     slopes = [(products * _roll_matrix(offsets, size, axis)).sum((2, 3)) for axis in range(offsets.shape[2])]
@@ -191,22 +194,22 @@ def _shape(weight: Tensor, offsets: Tensor) -> _Shape:
     return _Shape(batch, weight.shape[0], groups, weight.shape[1] // groups, dims, kernel)
 
 
-def _bind(kernels: loader.Kernels) -> None:
+def _kernels(kernels: loader.Kernels) -> dict[str, Callable[..., object]]:
     kernels.require("float_roll_forward", "float_roll_backward")
 
-    @_operator.register_kernel(kernels.device)
-    def _(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
+    def forward(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
         rolled = weight.new_empty(offsets.shape[0], *weight.shape)
         inputs = (weight.contiguous(), offsets.contiguous(), scale.contiguous())
         kernels("float_roll_forward", _shape(weight, offsets), *inputs, rolled)
         return rolled
 
-    @_backward_operator.register_kernel(kernels.device)
-    def _(grad: Tensor, weight: Tensor, offsets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(grad: Tensor, weight: Tensor, offsets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs = (grad.contiguous(), weight.contiguous(), offsets.contiguous(), scale.contiguous())
         grads = weight.new_empty(weight.shape), weight.new_empty(offsets.shape), weight.new_empty(scale.shape)
         kernels("float_roll_backward", _shape(weight, offsets), *inputs, *grads)
         return grads
 
+    return {"float_roll": forward, "float_roll_backward": backward}
 
-loader.BINDERS["float_roll"] = _bind
+
+loader.BINDERS["float_roll"] = _kernels

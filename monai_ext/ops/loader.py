@@ -50,12 +50,20 @@ class Status:
     reason: str
 
 
-@dataclass(frozen=True)
 class Kernels:
-    """The functions of one loaded library, called with a shape and tensors."""
+    """The functions of one loaded library, called with a shape and tensors, and their place in PyTorch's dispatch."""
 
-    library: ctypes.CDLL
-    device: str
+    def __init__(self, library: ctypes.CDLL, device: str) -> None:
+        self.library = library
+        self.device = device
+
+    def attach(self, implementations: dict[str, Callable[..., object]]) -> None:
+        """Let each kernel override its operator's reference on this device, for as long as the process lives."""
+        _registries.append(registry := torch.library.Library("monai_ext", "IMPL"))
+        with warnings.catch_warnings():  # another copy of this package may have been here before: the last one serves
+            warnings.filterwarnings("ignore", message="Warning only once for all operators")
+            for operator, kernel in implementations.items():
+                registry.impl(operator, kernel, self.device.upper(), allow_override=True)
 
     def __call__(self, function: str, shape: ctypes.Structure, *tensors: Tensor | None) -> None:
         """Run a function on contiguous tensors of the first one's dtype, on its device and stream."""
@@ -84,11 +92,12 @@ class Kernels:
         return self.library[f"{function}_{SUFFIXES[dtype]}"]
 
 
-# What each operator's module puts here: how its kernels are attached to its PyTorch operator.
-BINDERS: dict[str, Callable[[Kernels], None]] = {}
+# What each operator's module puts here: the kernels that a library holds, by the PyTorch operator they are for.
+BINDERS: dict[str, Callable[[Kernels], dict[str, Callable[..., object]]]] = {}
 
 _lock = threading.RLock()
 _statuses: dict[tuple[str, str], Status] = {}
+_registries: list[torch.library.Library] = []  # a registration lasts as long as its library object
 
 
 def _after_fork() -> None:
@@ -152,7 +161,8 @@ def _attach(name: str, device: str) -> None:
     try:
         path = _built(name, device)
         try:
-            BINDERS[name](Kernels(ctypes.CDLL(str(path)), device))
+            kernels = Kernels(ctypes.CDLL(str(path)), device)
+            kernels.attach(BINDERS[name](kernels))
         except (OSError, AttributeError) as error:
             raise BuildError(f"{path} does not load ({error}): delete it") from None
         _statuses[name, device] = Status(device, path, "")
@@ -174,11 +184,11 @@ def _command(name: str, device: str, root: Path) -> list[str]:
     """The compiler's command, without the output file."""
     if device == "cpu":
         instructions = INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])
-        flags = "-std=c++17 -O3 -fno-math-errno -ffp-contract=fast -fPIC -shared -pthread".split()
+        flags = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread"]
         return [*flags, *instructions, str(root / name / f"{name}_cpu.cpp")]
     major, minor = torch.cuda.get_device_capability()
     architecture = f"arch=compute_{major}{minor},code=sm_{major}{minor}"
-    flags = "-std=c++17 -O3 -Xcompiler -fPIC -shared -gencode".split()
+    flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-shared", "-gencode"]
     return [*flags, architecture, str(root / name / f"{name}_cuda.cu")]
 
 
@@ -308,6 +318,8 @@ def _compile(compiler: Sequence[str], command: Sequence[str], library: Path) -> 
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=f"{library.stem}.", ignore_cleanup_errors=True) as work:
         made = Path(work) / library.name
         _run([*compiler, *command, "-o", str(made)], Path(work))
+        if not made.exists():
+            raise BuildError(f"the compiler {compiler[0]} ended well, but made no library")
         digest = Path(work) / "digest"
         digest.write_text(_digest(made))
         made.replace(library)
@@ -338,9 +350,7 @@ def _run(command: Sequence[str], work: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)  # the compiler and what it started
             process.communicate()
     if process.returncode != 0:
-        lines = (
-            [line for line in output.splitlines() if "error" in line.lower()] or output.splitlines() or ["no output"]
-        )
-        raise BuildError(
-            f"the compiler failed (exit status {process.returncode}): {lines[0].strip()} -- run it yourself: {shlex.join(command)}"
-        )
+        lines = output.splitlines() or ["it printed nothing"]
+        error = next((line for line in lines if "error" in line.lower()), lines[0]).strip()
+        again = shlex.join(command)
+        raise BuildError(f"the compiler failed (exit status {process.returncode}): {error}; the command was: {again}")

@@ -5,6 +5,7 @@ y_t = <C_t, h_t> + D u_t
 """
 
 import ctypes
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -246,18 +247,16 @@ def _saved(u: Tensor, A: Tensor, chunk: int) -> Tensor:
     return u.new_empty(u.shape[0], (u.shape[2] + chunk - 1) // chunk, A.shape[1], u.shape[1])
 
 
-def _bind(kernels: loader.Kernels) -> None:
+def _kernels(kernels: loader.Kernels) -> dict[str, Callable[..., object]]:
     kernels.require("selective_scan_forward", "selective_scan_backward", "selective_scan_parts")
 
-    @_operator.register_kernel(kernels.device)
-    def _(u, delta, A, B, C, D, delta_bias, delta_softplus, chunk=CHUNK):  # type: ignore[no-untyped-def]
+    def forward(u, delta, A, B, C, D, delta_bias, delta_softplus, chunk=CHUNK):  # type: ignore[no-untyped-def]
         inputs = [tensor if tensor is None else tensor.contiguous() for tensor in (u, delta, A, B, C, D, delta_bias)]
         y, saved = u.new_empty(u.shape), _saved(u, A, chunk)
         kernels("selective_scan_forward", _shape(u, B, delta_softplus, chunk), *inputs, y, saved)
         return y, saved
 
-    @_backward_operator.register_kernel(kernels.device)
-    def _(grad, u, delta, A, B, C, D, delta_bias, delta_softplus, saved, chunk=CHUNK):  # type: ignore[no-untyped-def]
+    def backward(grad, u, delta, A, B, C, D, delta_bias, delta_softplus, saved, chunk=CHUNK):  # type: ignore[no-untyped-def]
         inputs = [
             tensor if tensor is None else tensor.contiguous() for tensor in (grad, u, delta, A, B, C, D, delta_bias)
         ]
@@ -273,5 +272,7 @@ def _bind(kernels: loader.Kernels) -> None:
         kernels("selective_scan_backward", shape, *inputs, saved.contiguous(), *outputs)
         return du, ddelta, dA.sum(0).t().contiguous(), dB.sum(0), dC.sum(0), dD.sum(0), dbias.sum(0)
 
+    return {"selective_scan": forward, "selective_scan_backward": backward}
 
-loader.BINDERS["selective_scan"] = _bind
+
+loader.BINDERS["selective_scan"] = _kernels

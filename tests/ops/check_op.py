@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +17,12 @@ def check_op(
     expected: Callable[..., Tensor],
     inputs: Sequence[Inputs],
     *,
+    device: str = "cpu",
     rtol: float = 1e-5,
     grad_rtol: float = 1e-4,
 ) -> None:
     """Hold op against an independent implementation in float64, for each of these inputs (float32)."""
+    inputs = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()} for given in inputs]
     for arguments in inputs:
         _check_parity(op, expected, arguments, rtol, grad_rtol)
         _check_strides(op, arguments)
@@ -47,6 +50,7 @@ def _check_parity(
     if not truth.numel():
         return
     direction = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    direction = direction.to(truth.device)
     got = torch.autograd.grad(result, list(_tensors(single).values()), direction.float())
     want = torch.autograd.grad(truth, list(_tensors(double).values()), direction)
     for name, one, other in zip(_tensors(single), got, want, strict=True):
@@ -89,6 +93,12 @@ def _check_half(op: Callable[..., Tensor], arguments: Inputs) -> None:
         result = op(**low)
         assert result.dtype == dtype
         assert torch.equal(result, op(**_as(low, torch.float32)).to(dtype))
+
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+]
 
 
 class _Model(nn.Module):

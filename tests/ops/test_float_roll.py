@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 import torch
 import torch.nn.functional as F
-from ops.check_op import Inputs, check_op, check_registration
+from ops.check_op import DEVICES, Inputs, check_op, check_registration
 from torch import Tensor
 
 from monai_ext.ops import float_roll, rolled_conv
@@ -15,7 +15,13 @@ module = import_module("monai_ext.ops.float_roll")
 
 
 def inputs(
-    *, batch: int = 2, out: int = 3, channels: int = 4, groups: int = 2, kernel: tuple[int, ...] = (3, 3), reach: float = 2
+    *,
+    batch: int = 2,
+    out: int = 3,
+    channels: int = 4,
+    groups: int = 2,
+    kernel: tuple[int, ...] = (3, 3),
+    reach: float = 2,
 ) -> Inputs:
     random = torch.Generator().manual_seed(batch + out + channels)
     return {
@@ -53,12 +59,14 @@ CASES = [
 ]
 
 
-def test_the_operator_keeps_its_promises_in_2d() -> None:
-    check_op(float_roll, eq4, CASES[:4])
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_operator_keeps_its_promises_in_2d(device: str) -> None:
+    check_op(float_roll, eq4, CASES[:4], device=device)
 
 
-def test_the_operator_keeps_its_promises_in_3d() -> None:
-    check_op(float_roll, eq4, CASES[4:])
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_operator_keeps_its_promises_in_3d(device: str) -> None:
+    check_op(float_roll, eq4, CASES[4:], device=device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -96,7 +104,9 @@ def test_the_gradient_at_offset_zero_is_the_right_sided_slope() -> None:
     weight = torch.randn(2, 2, 3, 3, dtype=torch.float64)
     offsets = torch.zeros(1, 1, 2, dtype=torch.float64, requires_grad=True)
     direction = torch.randn(1, 2, 2, 3, 3, dtype=torch.float64)
-    (grad,) = torch.autograd.grad(float_roll(weight, offsets, torch.ones(1, 1, dtype=torch.float64)), offsets, direction)
+    (grad,) = torch.autograd.grad(
+        float_roll(weight, offsets, torch.ones(1, 1, dtype=torch.float64)), offsets, direction
+    )
     slopes = torch.stack([(torch.roll(weight, 1, axis) - weight).mul(direction[0]).sum() for axis in (2, 3)])
     torch.testing.assert_close(grad[0, 0], slopes)
     assert grad.abs().min() > 0
@@ -145,16 +155,25 @@ def test_rolled_conv_runs_in_bfloat16_under_autocast() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weight": torch.zeros(3, 4, 3)}, r"weight must be \(O, C, \*k\) with 2 or 3 spatial axes, got shape \(3, 4, 3\)"),
+        (
+            {"weight": torch.zeros(3, 4, 3)},
+            r"weight must be \(O, C, \*k\) with 2 or 3 spatial axes, got shape \(3, 4, 3\)",
+        ),
         ({"weight": torch.zeros(3, 5, 3, 3)}, "groups must divide channels, got groups=2, channels=5"),
         ({"weight": torch.zeros(3, 4, 3, 0)}, "weight must have kernel axes of at least 1"),
         ({"offsets": torch.zeros(2, 2)}, r"offsets must be \(B, n, d\), got shape \(2, 2\)"),
         ({"offsets": torch.zeros(2, 2, 3)}, r"offsets must be .* = \(2, 2, 2\), got \(2, 2, 3\)"),
         ({"offsets": torch.zeros(2, 0, 2), "scale": torch.zeros(2, 0)}, "groups must divide channels, got groups=0"),
         ({"scale": torch.zeros(2, 3)}, r"scale must be \(B, n\) as in offsets = \(2, 2\), got \(2, 3\)"),
-        ({"scale": torch.zeros(2, 2, dtype=torch.float64)}, "scale must have weight's dtype, got scale in torch.float64"),
+        (
+            {"scale": torch.zeros(2, 2, dtype=torch.float64)},
+            "scale must have weight's dtype, got scale in torch.float64",
+        ),
         ({"scale": torch.zeros(2, 2, device="meta")}, "scale must be on weight's device, got scale on meta"),
-        ({"offsets": torch.zeros(2, 2, 2, dtype=torch.int64)}, "offsets must be a floating-point tensor, got torch.int64"),
+        (
+            {"offsets": torch.zeros(2, 2, 2, dtype=torch.int64)},
+            "offsets must be a floating-point tensor, got torch.int64",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_words(change: Inputs, message: str) -> None:

@@ -5,7 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 import torch.nn.functional as F
-from ops.check_op import Inputs, check_op, check_registration
+from ops.check_op import DEVICES, Inputs, check_op, check_registration
 from torch import Tensor
 
 from monai_ext.ops import selective_scan
@@ -67,8 +67,9 @@ CASES = [
 ]
 
 
-def test_the_operator_keeps_its_promises() -> None:
-    check_op(selective_scan, step_by_step, CASES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_operator_keeps_its_promises(device: str) -> None:
+    check_op(selective_scan, step_by_step, CASES, device=device)
 
 
 @pytest.mark.parametrize("extras", [True, False])
@@ -155,7 +156,10 @@ def test_autocast_keeps_the_states_in_float32() -> None:
         ({"delta": torch.zeros(2, 6, 4)}, r"delta must be u's shape = \(2, 6, 5\), got \(2, 6, 4\)"),
         ({"z": torch.zeros(2, 6, 4)}, r"z must be u's shape"),
         ({"D": torch.zeros(5)}, r"D must be \(channels of u,\) = \(6,\), got \(5,\)"),
-        ({"delta_bias": torch.zeros(6, dtype=torch.float64)}, "delta_bias must have u's dtype, got delta_bias in torch.flo"),
+        (
+            {"delta_bias": torch.zeros(6, dtype=torch.float64)},
+            "delta_bias must have u's dtype, got delta_bias in torch.flo",
+        ),
         ({"delta": torch.zeros(2, 6, 5, dtype=torch.bfloat16)}, "delta must have u's dtype"),
         ({"C": torch.zeros(2, 2, 4, 5, device="meta")}, "C must be on u's device, got C on meta, u on cpu"),
         ({"u": torch.zeros(2, 6, 5, dtype=torch.int32)}, "u must be a floating-point tensor"),
