@@ -19,6 +19,7 @@ BRAIN = ("csf", "gm", "wm", "deep")
 REFERENCES = ("T1", "DWI", *MODALITIES)  # the first of them that a subject has keeps still
 FIELD_CENTRE = np.array([0.0, -16.0, 8.0])  # mm: the middle of every field of view
 STRIPPED_CENTRE = np.array([0.0, -17.0, 5.0])
+OLD = 0.3  # ageing beyond which white matter shows it
 DIFFUSION_BLUR = 2.2  # mm: echo-planar readouts resolve no better
 
 
@@ -100,7 +101,7 @@ def make_phantom(
     tesla = float(rng.choice(site.fields))
     chosen = tuple(contrasts or available(site, generator(seed, site, index, "contrasts")))
     sequences = protocol(site, rng, tesla=tesla, randomize=randomize)
-    spread = 0.16 if randomize else 0.04
+    spread = 0.12 if randomize else 0.04
     table = mr.vary(mr.tissues(tesla), rng, spread=spread)
     anatomy, ageing, kind = _anatomy(site, index=index, seed=seed, spacing=min(spacing), randomize=randomize)
     reference = next(name for name in REFERENCES if name in chosen)
@@ -144,9 +145,9 @@ def make_phantom(
 def _anatomy(site: Site, *, index: int, seed: int, spacing: float, randomize: bool) -> tuple[_Anatomy, float, str]:
     rng = generator(seed, site, index, "anatomy")
     kind = str(rng.choice(LESIONS)) if randomize else site.lesion
-    ageing = float(rng.uniform(*((0, 1) if randomize else site.ageing)))
+    ageing = float(rng.uniform(*((0.2, 1) if randomize else site.ageing)))
     base = template(spacing)
-    lesions = random_lesions(rng, base, kind=kind, ageing=ageing if ageing > 0.3 and kind != "plaques" else 0.0)
+    lesions = random_lesions(rng, base, kind=kind, ageing=ageing if ageing > OLD and kind != "plaques" else 0.0)
     warp = random_warp(rng, base, strength=1.3 if randomize else 1.0, ventricles=6.0 * ageing, masses=lesions.masses)
     anatomy = _Anatomy(
         template=base,
@@ -233,9 +234,9 @@ def _scan(
     blur = np.zeros(3)
     if sequence.b:
         blur = np.sqrt(np.maximum(DIFFUSION_BLUR**2 - np.array(spacing) ** 2, 0))
-    if randomize:  # another resolution, thick slices in any plane
-        blur = np.maximum(blur, rng.uniform(0, 2.2, 3))
-        blur[rng.integers(3)] = max(blur.max(), rng.uniform(0, 6))
+    if randomize and rng.uniform() < 0.5:  # another resolution, thicker slices in any plane
+        blur = np.maximum(blur, rng.uniform(0, 1.5, 3))
+        blur[rng.integers(3)] = max(blur.max(), rng.uniform(1, 5))
     bias_strength = site.bias * (wide(0.3, 3) if wide else 1)
     white = mr.signal(table["wm"], sequence)
     sigma = site.noise * np.sqrt(0.2 * white) * (wide(0.3, 3) if wide else 1)  # brighter contrasts are cleaner

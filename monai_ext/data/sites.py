@@ -97,7 +97,7 @@ def protocol(
         "T1": t1, "T2": site.t2[tesla], "PD": _PD[tesla], "T1C": t1,
         "FLAIR": _FLAIR[tesla], "DWI": _DWI[tesla], "ADC": _DWI[tesla],
     }  # fmt: skip
-    spread = 0.22 if randomize else site.protocol_spread
+    spread = 0.18 if randomize else site.protocol_spread
     limit = 2.0 * spread
 
     def jitter(scale: float = 1.0) -> float:
