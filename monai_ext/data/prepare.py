@@ -151,10 +151,17 @@ def summary(ends: Sequence[Done], *, out: Path, qc: bool) -> str:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    sizes = {name: "x".join(map(str, preset.size or preset.crop or ("as it is",))) for name, preset in PRESETS.items()}
+    presets = ", ".join(f"{name} {size}" for name, size in sizes.items())
     add = parser.add_argument
     add("--datalist", type=Path, required=True, help="as index or phantom wrote it")
     add("--out", type=Path, required=True, help="the folder for one folder a subject and datalist.json")
-    add("--preset", choices=PRESETS, default="native", help="the dataset's or paper's way; the others change it")
+    add(
+        "--preset",
+        choices=PRESETS,
+        default="native",
+        help=f"a dataset's or paper's way ({presets}); other options change it",
+    )
     add("--reference", help="the contrast that gives the grid, T1 say; subjects without it fail")
     add("--spacing", type=_spacing, metavar="MM[,MM,MM]", help="voxel size in the slice, or along i,j,k; 0: as it is")
     add("--size", type=_size, metavar="N|IxJ", help="cut or pad slices to so many voxels")
