@@ -1,6 +1,6 @@
 """Where each tissue is in the MNI152 template: nilearn's brain maps, and a head built around them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -28,12 +28,8 @@ class Maps:
     def at(self, points: np.ndarray, *, padding: str = "zeros") -> np.ndarray:
         """Points (..., 3) in mm -> (channels, ...), trilinear."""
         size = np.array(self.values.shape[1:])
-        unit = (points - self.origin.astype(np.float32)) * (2 / self.spacing / (size - 1)).astype(
-            np.float32
-        ) - 1
-        grid = torch.from_numpy(np.ascontiguousarray(unit[..., ::-1], dtype=np.float32)).reshape(
-            1, 1, 1, -1, 3
-        )
+        unit = (points - self.origin.astype(np.float32)) * (2 / self.spacing / (size - 1)).astype(np.float32) - 1
+        grid = torch.from_numpy(np.ascontiguousarray(unit[..., ::-1], dtype=np.float32)).reshape(1, 1, 1, -1, 3)
         out = functional.grid_sample(self.values[None], grid, padding_mode=padding, align_corners=True)
         return out.numpy().reshape(-1, *points.shape[:-1])
 
@@ -56,14 +52,23 @@ class Template:
 
     brain: Maps  # csf, gm, wm, deep, at 1 mm
     head: Maps  # csf, fat, muscle, marrow, blood, at 2 mm
-    guide: (
-        Maps  # wm, ventricles, mm to the ventricles, mm below the brain's surface, at 4 mm: where lesions go
-    )
+    guide: Maps  # wm, ventricles, mm to the ventricles, mm below the brain's surface, at 4 mm: where lesions go
 
 
 @lru_cache(maxsize=2)
 def template(spacing: float = 1.0) -> Template:
     """The template, its brain maps smoothed to what a voxel of `spacing` mm averages over."""
+    sharp = _template()
+    sigma = 0.4 * np.sqrt(max(spacing**2 - 1, 0))
+    if sigma == 0:
+        return sharp
+    maps = np.stack([ndimage.gaussian_filter(m, sigma) for m in sharp.brain.values.numpy()])
+    return replace(sharp, brain=replace(sharp.brain, values=torch.from_numpy(maps)))
+
+
+@lru_cache(maxsize=1)
+def _template() -> Template:
+    """The template at 1 mm."""
     t1, grey, white, origin = _mni()
     inside = t1 > 0
     # Air all round but below, where the template is cut through the cord.
@@ -76,15 +81,10 @@ def template(spacing: float = 1.0) -> Template:
     tissue *= inside / np.maximum(tissue.sum(axis=0), 1e-6)
     x, y, z = np.ogrid[tuple(slice(0, n) for n in inside.shape)]
     x, y, z = np.abs(x + origin[0]) - 16, y + origin[1] - 4, z + origin[2]
-    nuclei = 1 - np.sqrt(
-        (x / 17) ** 2 + (y / 26) ** 2 + (z / 17) ** 2, dtype=np.float32
-    )  # caudate to thalamus
+    nuclei = 1 - np.sqrt((x / 17) ** 2 + (y / 26) ** 2 + (z / 17) ** 2, dtype=np.float32)  # caudate to thalamus
     deep = tissue[1] * soft(nuclei, 0.06)
     maps = np.concatenate([tissue, deep[None]])
     maps[1] -= deep
-    sigma = 0.4 * np.sqrt(max(spacing**2 - 1, 0))
-    if sigma > 0:
-        maps = np.stack([ndimage.gaussian_filter(m, sigma) for m in maps])
     brain = Maps(torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float32)), origin, 1.0)
     return Template(brain=brain, head=_head(inside, origin), guide=_guide(maps, inside, origin))
 
@@ -94,9 +94,7 @@ def _mni() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     try:
         from nilearn import datasets
     except ImportError as error:
-        raise ValueError(
-            "brain phantoms need nilearn's MNI152 maps: pip install monai-ext[phantom]"
-        ) from error
+        raise ValueError("brain phantoms need nilearn's MNI152 maps: pip install monai-ext[phantom]") from error
     images = [
         datasets.load_mni152_template(resolution=1),
         datasets.load_mni152_gm_template(resolution=1),
@@ -124,9 +122,7 @@ def _head(inside: np.ndarray, origin: np.ndarray) -> Maps:
         scaled = [(points[..., a] - centre[a]) / radii[a] for a in range(3)]
         return (np.sqrt(sum(s**2 for s in scaled)) - 1) * min(radii)
 
-    cranial = (
-        outward(outward(brain & (z > -74)) < 14) + 14
-    )  # closed: fissures and the hollows of the base filled
+    cranial = outward(outward(brain & (z > -74)) < 14) + 14  # closed: fissures and the hollows of the base filled
     cord = outward(brain)
     shell = np.where(z > -60, np.minimum(cranial, cord), cord)
     skull = soft(shell - 1.5) * soft(8 - shell)
@@ -167,9 +163,7 @@ def _head(inside: np.ndarray, origin: np.ndarray) -> Maps:
 def _guide(maps: np.ndarray, inside: np.ndarray, origin: np.ndarray) -> Maps:
     """What lesions are placed by: white matter, ventricles, distance to them, depth below the surface."""
     coarse = slice(None, None, 4)
-    wm, csf, mask = (
-        ndimage.uniform_filter(m, 4)[coarse, coarse, coarse] for m in (maps[2], maps[0], inside * 1.0)
-    )
+    wm, csf, mask = (ndimage.uniform_filter(m, 4)[coarse, coarse, coarse] for m in (maps[2], maps[0], inside * 1.0))
     depth = ndimage.distance_transform_edt(mask > 0.5, sampling=4.0)
     points = grid_points(wm.shape, origin, 4.0)
     within = (np.abs(points - (0, -20, 12)) < (36, 52, 22)).all(axis=-1) & (depth > 20)

@@ -263,3 +263,11 @@ def test_a_folder_that_holds_a_dataset_is_left_alone(tmp_path: Path, capsys: pyt
     assert command(tmp_path) == 2
     assert "holds a dataset already" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["datalist.json"]
+
+
+def test_a_finer_grid_shows_the_same_subject() -> None:
+    coarse, fine = (phantom("brats", spacing=(mm,) * 3, contrasts=("T1",)) for mm in (4.0, 2.0))
+    points = np.random.default_rng(0).uniform(-60, 60, (4000, 3)) + np.array([0, -17, 10])
+    for one, other in ((coarse.brain, fine.brain), (coarse.label, fine.label)):
+        first, second = at_world(one, points) > 0, at_world(other, points) > 0
+        assert 2 * (first & second).sum() > 0.75 * (first.sum() + second.sum()) > 0
