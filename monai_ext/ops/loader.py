@@ -38,7 +38,11 @@ SUFFIXES = {torch.float32: "float", torch.float64: "double"}
 
 
 class BuildError(RuntimeError):
-    """A kernel that cannot be had on this machine; the message says why and what to do."""
+    """A kernel that cannot be had on this machine: why, what to do, and, in the detail, how to look closer."""
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -167,9 +171,9 @@ def _attach(name: str, device: str) -> None:
             raise BuildError(f"{path} does not load ({error}): delete it") from None
         _statuses[name, device] = Status(device, path, "")
     except BuildError as error:
-        _statuses[name, device] = Status("reference", None, str(error))
+        _statuses[name, device] = Status("reference", None, f"{error}{error.detail}")
         if required:
-            raise RuntimeError(f"MONAI_EXT_OPS=require, but {name} has no {device} kernel: {error}") from None
+            raise BuildError(f"MONAI_EXT_OPS=require, but {name} has no {device} kernel: {error}") from None
         warnings.warn(f"{name} runs on its PyTorch reference ({device}), slower: {error}", stacklevel=4)
 
 
@@ -351,6 +355,6 @@ def _run(command: Sequence[str], work: Path) -> None:
             process.communicate()
     if process.returncode != 0:
         lines = output.splitlines() or ["it printed nothing"]
-        error = next((line for line in lines if "error" in line.lower()), lines[0]).strip()
-        again = shlex.join(command)
-        raise BuildError(f"the compiler failed (exit status {process.returncode}): {error}; the command was: {again}")
+        said = next((line for line in lines if "error" in line.lower()), lines[0]).strip()
+        detail = f"; its command was: {shlex.join(command)}"
+        raise BuildError(f"the compiler failed (exit status {process.returncode}): {said}", detail)
