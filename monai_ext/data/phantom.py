@@ -70,6 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the subjects, then the datalist, which a dataset that was not finished lacks."""
+    args.out = args.out.absolute()
     site = SITES[args.site]
     layout = args.layout or site.layout
     if args.subjects < 1 or args.jobs < 1:
