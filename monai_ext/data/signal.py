@@ -57,10 +57,7 @@ def tissues(field: float) -> dict[str, Tissue]:
     if field not in (1.5, 3.0):
         raise ValueError(f"field must be 1.5 or 3.0 tesla, got {field}")
     column = 0 if field == 1.5 else 1
-    return {
-        name: Tissue(t1[column], t2[column], pd, d, uptake)
-        for name, (t1, t2, pd, d, uptake) in _TABLE.items()
-    }
+    return {name: Tissue(t1[column], t2[column], pd, d, uptake) for name, (t1, t2, pd, d, uptake) in _TABLE.items()}
 
 
 def vary(table: Mapping[str, Tissue], rng: np.random.Generator, *, spread: float) -> dict[str, Tissue]:
@@ -114,9 +111,7 @@ def nulling_time(tissue: Tissue, tr: float) -> float:
     return float(tissue.t1 * np.log(2 / (1 + np.exp(-tr / tissue.t1))))
 
 
-def mix(
-    fractions: np.ndarray, water: np.ndarray, table: Mapping[str, Tissue], sequence: Sequence
-) -> np.ndarray:
+def mix(fractions: np.ndarray, water: np.ndarray, table: Mapping[str, Tissue], sequence: Sequence) -> np.ndarray:
     """Partial volume: each voxel's signal is the sum of its tissues'; (tissues, ...) -> (...).
 
     `water` is the local variation of water content, a small fraction, taken to first order.
@@ -128,9 +123,7 @@ def mix(
         level = share * signal(table[name], sequence)
         total += np.float32(level) * fraction
         if name not in ("csf", "fat", "blood"):
-            slope += (
-                np.float32((share * signal(wetter(table[name], 0.01), sequence) - level) / 0.01) * fraction
-            )
+            slope += np.float32((share * signal(wetter(table[name], 0.01), sequence) - level) / 0.01) * fraction
     total += water * slope
     return np.maximum(total, 0, out=total)
 

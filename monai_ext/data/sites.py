@@ -86,9 +86,7 @@ def available(site: Site, rng: np.random.Generator) -> tuple[str, ...]:
     return tuple(name for index, name in enumerate(site.contrasts) if index not in missing)
 
 
-def protocol(
-    site: Site, rng: np.random.Generator, *, tesla: float, randomize: bool = False
-) -> dict[str, Sequence]:
+def protocol(site: Site, rng: np.random.Generator, *, tesla: float, randomize: bool = False) -> dict[str, Sequence]:
     """Every contrast's sequence at a site for one subject; `randomize` leaves no two subjects alike."""
     t1 = site.t1[tesla]
     if randomize and rng.uniform() < 0.5:
