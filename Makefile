@@ -19,9 +19,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup  ## build the operators, show their parity and their speed
+demo: setup  ## build the operators and show their speed; make, index and prepare phantom data
 	$(BIN)/python -m monai_ext ops
 	$(BIN)/python cuda_ops/bench.py --quick
+	rm -rf out/demo
+	$(BIN)/python -m monai_ext phantom --out out/demo/phantoms --site glioma --subjects 4 --jobs 2 \
+	    --misalign 6,4 --montage out/demo/phantoms.png
+	$(BIN)/python -m monai_ext index --root out/demo/phantoms --out out/demo/datalist.json --split 2/1/1
+	$(BIN)/python -m monai_ext prepare --datalist out/demo/datalist.json --out out/demo/prepared \
+	    --preset pmm --brain-mask otsu --register rigid --jobs 2 --qc
+	@echo "Look at out/demo/phantoms.png and at the pictures under out/demo/prepared"
 
 test: setup  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)

@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../pages.h"
 #include "../parallel.h"
 #include "../vec.h"
 #include "float_roll.h"
@@ -51,11 +52,14 @@ class AxisRolls {
     const T* const stay = from - shift * stride(axis);
     const T* const wrap = stay + s_.kernel[axis] * stride(axis);
     const auto* const wraps = wraps_.data() + first_[axis] + shift * period_;
-    for (int64_t i = 0, phase = 0; i < size(); i += kLanes<T>, phase = (phase + kLanes<T>) % points_) {
+    const int64_t advance = kLanes<T> % points_;
+    for (int64_t i = 0, phase = 0; i < size(); i += kLanes<T>) {
       bits mask;
       std::memcpy(&mask, wraps + phase, kBytes);
       const vec<T> rolled = mask ? load(wrap + i) : load(stay + i);
       store(to + i, kAdd ? load(to + i) + rolled : rolled);
+      phase += advance;
+      if (phase >= points_) phase -= points_;
     }
   }
 
@@ -156,6 +160,7 @@ bool forward(const RollShape& s, int64_t threads, const T* weight, const T* offs
   const Plan<T> plan(s, offsets);
   const AxisRolls<T> axes(s);
   const int64_t size = axes.size();
+  expect_writes(rolled, s.batch * s.out * s.groups * size * sizeof(T));
   return parallel_for(threads, s.out, [&](int64_t o) {
     Rolls<T> rolls(axes, s.points());
     for (int64_t g = 0; g < s.groups; ++g) {
@@ -205,6 +210,7 @@ bool backward(const RollShape& s, int64_t threads, const T* grad, const T* weigh
   const Plan<T> plan(s, offsets);
   const AxisRolls<T> axes(s);
   const int64_t size = axes.size(), pairs = s.batch * s.groups;
+  expect_writes(weight_grad, s.out * s.groups * size * sizeof(T));
   std::vector<T> products(s.out * pairs * kTaps);  // of the gradient with each tap's roll, an output channel at a time
   const bool sound = parallel_for(threads, s.out, [&](int64_t o) {
     Rolls<T> rolls(axes, s.points());

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "../pages.h"
 #include "../parallel.h"
 #include "../vec.h"
 #include "selective_scan.h"
@@ -302,6 +303,7 @@ template <class T>
 int forward(const ScanShape& s, int64_t threads, const T* u, const T* delta, const T* A, const T* B, const T* C,
             const T* D, const T* bias, T* y, T* saved) {
   const Cut<T> cut(s);
+  expect_writes(y, s.batch * s.width() * s.length * sizeof(T));
   const auto run = s.states == 16 ? forward_unit<T, 16> : forward_unit<T, 0>;
   return !parallel_for(threads, cut.units(s),
                        [&](int64_t unit) { run(s, cut, unit, u, delta, A, B, C, D, bias, y, saved); });
@@ -311,6 +313,7 @@ template <class T>
 int backward(const ScanShape& s, int64_t threads, const T* dy, const T* u, const T* delta, const T* A, const T* B,
              const T* C, const T* D, const T* bias, const T* saved, const Gradients<T>& grad) {
   const Cut<T> cut(s);
+  for (T* output : {grad.u, grad.delta}) expect_writes(output, s.batch * s.width() * s.length * sizeof(T));
   const auto run = s.states == 16 ? backward_unit<T, 16> : backward_unit<T, 0>;
   return !parallel_for(threads, cut.units(s),
                        [&](int64_t unit) { run(s, cut, unit, dy, u, delta, A, B, C, D, bias, saved, grad); });
@@ -320,18 +323,19 @@ int backward(const ScanShape& s, int64_t threads, const T* dy, const T* u, const
 }  // namespace monai_ext
 
 // Called from Python: each returns 0, or 1 where memory ran out. carries is room that only the CUDA kernel needs.
-#define MONAI_EXT_SCAN(T)                                                                                             \
+#define MONAI_EXT_SCAN(T)                                                                                              \
   extern "C" int selective_scan_parts_##T(const ScanShape* s) { return static_cast<int>(monai_ext::Cut<T>(*s).sets); } \
-  extern "C" int selective_scan_forward_##T(const ScanShape* s, int64_t threads, const T* u, const T* delta, const T* A, \
-                                            const T* B, const T* C, const T* D, const T* bias, T* y, T* saved) {      \
-    return monai_ext::forward<T>(*s, threads, u, delta, A, B, C, D, bias, y, saved);                                  \
-  }                                                                                                                   \
-  extern "C" int selective_scan_backward_##T(const ScanShape* s, int64_t threads, const T* dy, const T* u,            \
-                                             const T* delta, const T* A, const T* B, const T* C, const T* D,          \
-                                             const T* bias, const T* saved, T* du, T* ddelta, T* dA, T* dB, T* dC,    \
-                                             T* dD, T* dbias, T* /*carries*/) {                                       \
-    return monai_ext::backward<T>(*s, threads, dy, u, delta, A, B, C, D, bias, saved,                                 \
-                                  {du, ddelta, dA, dB, dC, dD, dbias});                                               \
+  extern "C" int selective_scan_forward_##T(const ScanShape* s, int64_t threads, const T* u, const T* delta,           \
+                                            const T* A, const T* B, const T* C, const T* D, const T* bias, T* y,       \
+                                            T* saved) {                                                                \
+    return monai_ext::forward<T>(*s, threads, u, delta, A, B, C, D, bias, y, saved);                                   \
+  }                                                                                                                    \
+  extern "C" int selective_scan_backward_##T(const ScanShape* s, int64_t threads, const T* dy, const T* u,             \
+                                             const T* delta, const T* A, const T* B, const T* C, const T* D,           \
+                                             const T* bias, const T* saved, T* du, T* ddelta, T* dA, T* dB, T* dC,     \
+                                             T* dD, T* dbias, T* /*carries*/) {                                        \
+    return monai_ext::backward<T>(*s, threads, dy, u, delta, A, B, C, D, bias, saved,                                  \
+                                  {du, ddelta, dA, dB, dC, dD, dbias});                                                \
   }
 MONAI_EXT_SCAN(float)
 MONAI_EXT_SCAN(double)

@@ -30,9 +30,7 @@ class Choices:
         for text in texts:
             kind, _, pattern = text.partition("=")
             if not pattern:
-                raise ValueError(
-                    f'--choose must be CONTRAST=PATTERN, such as "T1=*acq-mprage*", got {text!r}'
-                )
+                raise ValueError(f'--choose must be CONTRAST=PATTERN, such as "T1=*acq-mprage*", got {text!r}')
             self.patterns[LABEL if kind.lower() == LABEL else canonical(kind)].append(pattern)
         self._of_unnamed: set[tuple[str, str]] = set()
 
@@ -46,9 +44,7 @@ class Choices:
                     for which in (kind, "")
                 )
                 if not named and not unnamed:
-                    raise ValueError(
-                        f'--choose "{kind}={pattern}" fits no file under {root} that could be {kind}'
-                    )
+                    raise ValueError(f'--choose "{kind}={pattern}" fits no file under {root} that could be {kind}')
                 if not named:
                     self._of_unnamed.add((kind, pattern))
 

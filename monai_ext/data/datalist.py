@@ -29,9 +29,7 @@ class SubjectError(ValueError):
     """One subject's fault: a batch command reports it, goes on with the others and exits non-zero."""
 
     def __init__(self, subject: str, path: Path | None, reason: str) -> None:
-        super().__init__(
-            subject, path, reason
-        )  # as three arguments, so that it comes back whole from a worker process
+        super().__init__(subject, path, reason)  # as three arguments, so that it comes back whole from a worker process
         self.subject, self.path, self.reason = subject, path, reason
 
     def __str__(self) -> str:
@@ -200,9 +198,7 @@ def _subject(entry: Any, *, where: str, dataset: str, root: Path) -> Subject:
 def check_name(value: str, *, key: str, subject: str) -> None:
     """Names become folders: one that would leave the output folder is refused."""
     if value in {".", ".."} or any(sign in value for sign in "/\\\0\n") or (key == "subject" and not value):
-        raise SubjectError(
-            subject or "(no name)", None, f"{key} must be a folder's plain name, got {value!r}"
-        )
+        raise SubjectError(subject or "(no name)", None, f"{key} must be a folder's plain name, got {value!r}")
 
 
 def _file(relative: str, subject: str, root: Path) -> Path:

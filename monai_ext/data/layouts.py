@@ -83,9 +83,7 @@ def detect(files: Sequence[Path]) -> str:
     named = [layout for layout, _ in counts.most_common() if layout != "folder"]
     if len(named) > 1:
         seen = ", ".join(f"{layout} ({counts[layout]} files)" for layout in named)
-        raise ValueError(
-            f"the names are of several datasets: {seen}; give --layout, or index one --root each"
-        )
+        raise ValueError(f"the names are of several datasets: {seen}; give --layout, or index one --root each")
     return named[0] if named else "folder"
 
 
@@ -201,9 +199,7 @@ def table(datalist: Datalist) -> str:
         counts = [sum(_has(subject, kind) for subject in subjects) for kind in kinds]
         rows.append([name, *map(str, (len(subjects), people, *counts))])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 
 
 def _has(subject: Subject, kind: str) -> bool:
@@ -223,9 +219,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="the dataset's folder; for many people's files in one folder, that one",
     )
-    add(
-        "--layout", choices=["auto", *LAYOUTS], default="auto", help="how its files are named (default: auto)"
-    )
+    add("--layout", choices=["auto", *LAYOUTS], default="auto", help="how its files are named (default: auto)")
     add(
         "--out",
         type=Path,
@@ -241,12 +235,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parts = "(0.7/0.1/0.2 or 70/10/20%%; default: 80/10/10%%)"
     add("--split", default="80/10/10%", help=f"training/validation/test: {split} {parts}")
     add("--seed", type=int, default=0, help="another seed, another split (default: 0)")
-    add(
-        "--require", nargs="+", default=[], metavar="CONTRAST", help="leave out visits that lack one of these"
-    )
-    choose = (
-        'which file, where several could be the contrast or the label: "T1=*acq-mprage*"; the first that fits'
-    )
+    add("--require", nargs="+", default=[], metavar="CONTRAST", help="leave out visits that lack one of these")
+    choose = 'which file, where several could be the contrast or the label: "T1=*acq-mprage*"; the first that fits'
     add("--choose", nargs="+", default=[], action="extend", metavar="CONTRAST=PATTERN", help=choose)
     exclude = 'files to pass over: "derivatives/*"'
     add("--exclude", nargs="+", default=[], action="extend", metavar="PATTERN", help=exclude)
@@ -272,9 +262,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     if not found.subjects:
         there = [f"images there: {_some(found.unused, root)}"] if found.unused else []
-        raise ValueError(
-            "; ".join([f"nothing to index under {root}, read as {found.layout}", *left_out, *there])
-        )
+        raise ValueError("; ".join([f"nothing to index under {root}, read as {found.layout}", *left_out, *there]))
 
     splits = split_subjects(found.subjects, split=split, seed=args.seed)
     datalist = Datalist(name=found.dataset, root=root, splits=splits)

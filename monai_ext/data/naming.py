@@ -102,9 +102,7 @@ def bids(path: PurePath) -> Found | None:
         return None
     subject, session, suffix = f"sub-{match[1]}", match[2] or "", match[4]
     entities = dict(entity.split("-", 1) for entity in match[3].split("_")[1:])
-    mask = suffix.lower() in {"msk", "mask", "roi", "dseg"} and re.search(
-        r"lesion|tumou?r|stroke", match[3], re.I
-    )
+    mask = suffix.lower() in {"msk", "mask", "roi", "dseg"} and re.search(r"lesion|tumou?r|stroke", match[3], re.I)
     if mask or kind_of(suffix) == LABEL:
         return Found(subject, LABEL, session)
     if "derivatives" in path.parts:

@@ -33,9 +33,7 @@ def parse_split(text: str) -> tuple[float, float, float]:
     return training, validation, test
 
 
-def split_subjects(
-    subjects: Sequence[Subject], *, split: Sequence[float], seed: int
-) -> dict[str, tuple[Subject, ...]]:
+def split_subjects(subjects: Sequence[Subject], *, split: Sequence[float], seed: int) -> dict[str, tuple[Subject, ...]]:
     """The splits, each sorted by name. Counts (ints) are exact, or refused where people are too few; whoever
     is left over is in no split. Parts (floats) share everyone out.
     """

@@ -75,7 +75,9 @@ class Kernels:
         run = self.named(function, first.dtype)
         pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
         if self.device == "cpu":
-            if run(ctypes.byref(shape), ctypes.c_int64(torch.get_num_threads()), *pointers):
+            # A forked child has none of its parent's OpenMP threads, and would wait for them for ever.
+            threads = 1 if _forked else torch.get_num_threads()
+            if run(ctypes.byref(shape), ctypes.c_int64(threads), *pointers):
                 raise MemoryError(f"{function}: no memory for a kernel's scratch space")
             return
         with torch.cuda.device(first.device):
@@ -104,8 +106,12 @@ _statuses: dict[tuple[str, str], Status] = {}
 _registries: list[torch.library.Library] = []  # a registration lasts as long as its library object
 
 
+_forked = False
+
+
 def _after_fork() -> None:
-    global _lock
+    global _forked, _lock
+    _forked = True
     _lock = threading.RLock()  # a thread of the parent may have held the old one
 
 
@@ -188,7 +194,16 @@ def _command(name: str, device: str, root: Path) -> list[str]:
     """The compiler's command, without the output file."""
     if device == "cpu":
         instructions = INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])
-        flags = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread"]
+        flags = [
+            "-std=c++17",
+            "-O3",
+            "-fno-math-errno",
+            "-ffp-contract=fast",
+            "-fPIC",
+            "-shared",
+            "-pthread",
+            "-fopenmp",
+        ]
         return [*flags, *instructions, str(root / name / f"{name}_cpu.cpp")]
     major, minor = torch.cuda.get_device_capability()
     architecture = f"arch=compute_{major}{minor},code=sm_{major}{minor}"

@@ -80,11 +80,7 @@ def test_ranks_have_equal_steps_and_together_lose_nothing(seed: int, world_size:
     kinds, batch_size = random_kinds(seed), 4
     single = list(ModalityConsistentBatches(kinds, batch_size=batch_size, seed=seed))
     shares = [
-        list(
-            ModalityConsistentBatches(
-                kinds, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size
-            )
-        )
+        list(ModalityConsistentBatches(kinds, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size))
         for rank in range(world_size)
     ]
     steps = -(-len(single) // world_size)
@@ -114,9 +110,7 @@ def test_same_seed_same_order_and_another_epoch_or_seed_another() -> None:
 def test_batches_are_shuffled_across_groups_and_within() -> None:
     kinds = [Kind("a", (True, True))] * 400 + [Kind("b", (True, True))] * 400
     order = samples(list(ModalityConsistentBatches(kinds, batch_size=4)))
-    changes = sum(
-        (left < 400) != (right < 400) for left, right in zip(order[:-4:4], order[4::4], strict=True)
-    )
+    changes = sum((left < 400) != (right < 400) for left, right in zip(order[:-4:4], order[4::4], strict=True))
     assert 70 < changes < 130, "200 batches in random order change group about 100 times"
     within = [number for number in order if number < 400]
     assert abs(np.corrcoef(np.arange(400), within)[0, 1]) < 0.2

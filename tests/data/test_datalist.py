@@ -40,9 +40,7 @@ def good(folder: Path) -> Datalist:
         label=folder / "a/T2.nii",
     )
     third = Subject(subject="é è", dataset="d", images={"T1": folder / "é è/T1 ünï.nii"})
-    return Datalist(
-        name="d", root=folder, splits={"training": (first, second), "validation": (), "test": (third,)}
-    )
+    return Datalist(name="d", root=folder, splits={"training": (first, second), "validation": (), "test": (third,)})
 
 
 def test_what_is_written_is_read_back(dataset: Path) -> None:
@@ -68,9 +66,7 @@ def test_a_dataset_moves_with_its_datalist(dataset: Path, tmp_path_factory: pyte
     assert read_datalist(moved / "datalist.json") == good(moved)
 
 
-def test_a_datalist_may_lie_away_from_its_data(
-    dataset: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_datalist_may_lie_away_from_its_data(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("work") / "datalist.json"
     write_datalist(path, good(dataset))
     assert json.loads(path.read_text(encoding="utf-8"))["root"] == dataset.as_posix()
@@ -86,9 +82,7 @@ def test_files_may_be_links_into_a_store(dataset: Path, tmp_path_factory: pytest
 
 
 def test_a_byte_order_mark_is_no_fault(dataset: Path) -> None:
-    (dataset / "datalist.json").write_text(
-        '{"training": [{"subject": "a", "T1": "a/T1.nii"}]}', encoding="utf-8-sig"
-    )
+    (dataset / "datalist.json").write_text('{"training": [{"subject": "a", "T1": "a/T1.nii"}]}', encoding="utf-8-sig")
     assert read_datalist(dataset / "datalist.json").name == "datalist"
 
 
@@ -137,9 +131,7 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
         ("a/T1.nii", r"^training\[0\]: must be an object with a subject"),
     ],
 )
-def test_a_faulty_subject_is_named_and_the_others_are_read(
-    dataset: Path, entry: object, message: str
-) -> None:
+def test_a_faulty_subject_is_named_and_the_others_are_read(dataset: Path, entry: object, message: str) -> None:
     path = put(dataset, training=[entry, {"subject": "a", "T1": "a/T1.nii"}])
     with pytest.raises(SubjectError, match=message):
         read_datalist(path)
@@ -151,9 +143,7 @@ def test_a_faulty_subject_is_named_and_the_others_are_read(
 def test_a_link_that_leads_to_itself_is_the_subjects_fault(dataset: Path) -> None:
     (dataset / "a/FLAIR.nii").symlink_to("FLAIR.nii")
     path = put(dataset, training=[{"subject": "x", "FLAIR": "a/FLAIR.nii"}])
-    with pytest.raises(
-        SubjectError, match=r"^x: .*FLAIR\.nii: cannot be read: Too many levels of symbolic links"
-    ):
+    with pytest.raises(SubjectError, match=r"^x: .*FLAIR\.nii: cannot be read: Too many levels of symbolic links"):
         read_datalist(path)
 
 
@@ -172,23 +162,17 @@ def test_two_visits_that_would_share_a_folder_are_refused(dataset: Path) -> None
 def test_a_person_in_two_splits_is_refused(dataset: Path) -> None:
     one = {"subject": "a", "session": "1", "T1": "a/T1.nii"}
     path = put(dataset, training=[one], test=[{**one, "session": "2"}])
-    with pytest.raises(
-        SubjectError, match=r"^a_2: .*is in training and in test; all of a person's sessions belong"
-    ):
+    with pytest.raises(SubjectError, match=r"^a_2: .*is in training and in test; all of a person's sessions belong"):
         read_datalist(path)
 
 
 def test_a_path_outside_the_root_is_not_written(dataset: Path) -> None:
     with pytest.raises(SubjectError, match=r"^a: .*T1\.nii: is outside the datalist's root"):
-        write_datalist(
-            dataset / "datalist.json", Datalist(name="d", root=dataset / "b", splits=good(dataset).splits)
-        )
+        write_datalist(dataset / "datalist.json", Datalist(name="d", root=dataset / "b", splits=good(dataset).splits))
     assert not (dataset / "datalist.json").exists()
 
 
-def test_a_full_disk_leaves_the_old_datalist_and_nothing_else(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_datalist_and_nothing_else(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_datalist(dataset / "datalist.json", good(dataset))
     before = {path: path.read_bytes() for path in dataset.iterdir() if path.is_file()}
 

@@ -84,21 +84,13 @@ def test_plain_folders_are_what_no_dataset_claims(tmp_path: Path) -> None:
 
 def test_a_root_of_two_datasets_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "IXI012-HH-1211-T1.nii.gz", "IXI013-HH-1212-T1.nii.gz", "BraTS-GLI-00000-000-t1c.nii.gz")
-    with pytest.raises(
-        ValueError, match=r"several datasets: ixi \(2 files\), brats2023 \(1 files\); give --layout"
-    ):
+    with pytest.raises(ValueError, match=r"several datasets: ixi \(2 files\), brats2023 \(1 files\); give --layout"):
         index(tmp_path)
-    assert [subject.name for subject in index(tmp_path, layout="brats2023").subjects] == [
-        "BraTS-GLI-00000_000"
-    ]
+    assert [subject.name for subject in index(tmp_path, layout="brats2023").subjects] == ["BraTS-GLI-00000_000"]
 
 
 def test_two_files_of_one_contrast_are_listed_with_a_way_to_choose_that_works(tmp_path: Path) -> None:
-    both = [
-        f"sub-{number}/anat/sub-{number}_acq-{kind}_T1w.nii.gz"
-        for number in "12"
-        for kind in ("flash", "mprage")
-    ]
+    both = [f"sub-{number}/anat/sub-{number}_acq-{kind}_T1w.nii.gz" for number in "12" for kind in ("flash", "mprage")]
     make(tmp_path, *both, "sub-3/anat/sub-3_T1w.nii.gz")
     found = index(tmp_path)
     assert [subject.name for subject in found.subjects] == ["sub-3"]
@@ -171,8 +163,7 @@ def test_two_folders_of_one_name_are_duplicates(tmp_path: Path) -> None:
     found = index(make(tmp_path, "x/case1/T1.nii", "y/case1/T2.nii", "y/case2/T2.nii"))
     assert [subject.name for subject in found.subjects] == ["case2"]
     assert [str(fault) for fault in found.failures] == [
-        "case1: duplicate: the folders x/case1, y/case1 all bear its name; "
-        "rename all but one, or --exclude them"
+        "case1: duplicate: the folders x/case1, y/case1 all bear its name; rename all but one, or --exclude them"
     ]
     assert not index(tmp_path, exclude=["x/*"]).failures
 
@@ -189,8 +180,7 @@ def test_a_folder_without_a_known_contrast_is_reported(tmp_path: Path) -> None:
     assert [str(fault) for fault in found.failures] == [
         "b: has no image with a contrast's name, only b/anatomy.nii; "
         '--choose "T1=*anatomy.nii" says which file is what',
-        "c: has no image with a contrast's name, only c/lesion.nii; "
-        '--choose "T1=*lesion.nii" says which file is what',
+        'c: has no image with a contrast\'s name, only c/lesion.nii; --choose "T1=*lesion.nii" says which file is what',
     ]
 
 
@@ -277,13 +267,9 @@ def test_the_command_writes_a_datalist_and_says_what_is_in_it(
     assert len(read_datalist(out).subjects) == 10
 
 
-def test_the_command_indexes_the_rest_and_its_status_tells(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_indexes_the_rest_and_its_status_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path, "a/T1.nii", "b/T1.nii", "b/T1w.nii")
-    assert (
-        main(["index", "--root", str(tmp_path), "--out", str(tmp_path / "x.json"), "--split", "1/0/0"]) == 1
-    )
+    assert main(["index", "--root", str(tmp_path), "--out", str(tmp_path / "x.json"), "--split", "1/0/0"]) == 1
     assert "1 of 2 subjects could not be indexed" in capsys.readouterr().err
     assert [subject.name for subject in read_datalist(tmp_path / "x.json").subjects] == ["a"]
 

@@ -13,9 +13,7 @@ from monai_ext.data.splits import parse_split, split_subjects
 
 def people(names: Iterable[str], sessions: int = 1) -> list[Subject]:
     return [
-        Subject(
-            subject=name, dataset="d", images={"T1": Path("/x")}, session=str(session) if sessions > 1 else ""
-        )
+        Subject(subject=name, dataset="d", images={"T1": Path("/x")}, session=str(session) if sessions > 1 else "")
         for name in names
         for session in range(sessions)
     ]
@@ -49,13 +47,10 @@ def test_a_persons_sessions_never_straddle_a_split() -> None:
 def test_a_name_is_placed_alike_however_its_accents_are_spelled() -> None:
     for seed in range(20):
         composed, decomposed = (
-            split_subjects(people([name, "b", "c"]), split=(1, 1, 1), seed=seed)
-            for name in ("Zo\u00e9", "Zoe\u0301")
+            split_subjects(people([name, "b", "c"]), split=(1, 1, 1), seed=seed) for name in ("Zo\u00e9", "Zoe\u0301")
         )
         for split in composed:
-            assert [len(s.subject) < 3 for s in composed[split]] == [
-                len(s.subject) < 3 for s in decomposed[split]
-            ]
+            assert [len(s.subject) < 3 for s in composed[split]] == [len(s.subject) < 3 for s in decomposed[split]]
 
 
 @pytest.mark.parametrize(
@@ -89,9 +84,7 @@ def test_a_split_that_is_not_three_numbers_is_refused(text: str) -> None:
         parse_split(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "whole"), [("0.7/0.1/0.1", "1"), ("70/10/10%", "100"), ("0/0/0", "one person")]
-)
+@pytest.mark.parametrize(("text", "whole"), [("0.7/0.1/0.1", "1"), ("70/10/10%", "100"), ("0/0/0", "one person")])
 def test_a_split_that_does_not_add_up_is_refused(text: str, whole: str) -> None:
     with pytest.raises(ValueError, match=f"--split.* {whole}"):
         parse_split(text)

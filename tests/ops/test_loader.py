@@ -362,7 +362,10 @@ def test_full_disks_everywhere_leave_the_reference(machine: Machine) -> None:
 
 
 def test_a_kernel_loaded_before_a_fork_works_in_the_child(machine: Machine) -> None:
-    code = USE + FORK
+    busy = (
+        "torch.set_num_threads(2)\nops.float_roll(torch.ones(64, 64, 3, 3), torch.zeros(4, 2, 2), torch.ones(4, 2))\n"
+    )
+    code = USE + busy + FORK
     assert machine.run(code)[-1] == "child: 0"
 
 

@@ -1,0 +1,45 @@
+"""What the README tells people to type works, and prints what it says."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_snippet_prints_the_shapes_that_its_comments_say(tmp_path: Path) -> None:
+    (snippet,) = blocks("python")
+    printed = run(["-c", snippet], tmp_path).splitlines()
+    promised = [line.partition("# ")[2] for line in snippet.splitlines() if line.startswith("print")]
+    assert printed == [f"torch.Size({shape})" for shape in promised]
+
+
+def test_the_three_data_commands_lead_to_slices(tmp_path: Path) -> None:
+    pytest.importorskip("nilearn")
+    commands = [
+        line for block in blocks("sh") for line in block.splitlines() if line.startswith("python -m monai_ext ")
+    ]
+    assert len(commands) == 3
+    for command in commands:
+        run(shlex.split(command)[1:], tmp_path)
+    (snippet,) = blocks("python continued")
+    *lines, last = snippet.strip().splitlines()
+    printed = run(["-c", "\n".join([*lines, f"print({last.partition('#')[0]})"])], tmp_path).strip()
+    found = re.findall(r"\((\d+), (\d+), (\d+)\)|\[(\d+), (\d+), (\d+)\]", printed)
+    shapes = [tuple(int(number) for number in numbers if number) for numbers in found]
+    assert shapes == [(2, 192, 192), (1, 192, 192)], printed
