@@ -147,7 +147,7 @@ def both_ways(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Run
 def build(operator: str, name: str, way: str, device: str, quick: bool) -> Run:
     """What one row of the table runs."""
     if operator == "float_roll":
-        function, inputs = ROLLS[name], roll_inputs(device, 4 if quick else 16, 128 if quick else 512)
+        function, inputs = ROLLS[name], roll_inputs(device, 16, 256 if quick else 512)
     else:
         function, inputs = SCANS[name], scan_inputs(device, 1024 if quick else 4096)
     return (forward if way == "forward" else both_ways)(function, inputs)
@@ -301,7 +301,7 @@ def main() -> None:
     print(f"{where}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}; {kernels}\n")
 
     table = Table()
-    batch, channels, length = (4, 128, 1024) if args.quick else (16, 512, 4096)
+    batch, channels, length = (16, 256, 1024) if args.quick else (16, 512, 4096)
     shape = (batch, channels, channels, 3, 3)
     rolls = bench_operator(
         table, "float_roll", list(ROLLS), lambda: torch.empty(shape, device=args.device).fill_(1.0), "one write", args

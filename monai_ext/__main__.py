@@ -1,4 +1,4 @@
-"""python -m monai_ext COMMAND: each command lives in the module that does its work and is imported only when asked for."""
+"""python -m monai_ext COMMAND: each command lives in the module that does its work, imported only when asked for."""
 
 import argparse
 import importlib
