@@ -7,7 +7,7 @@ Images are uncompressed NIfTI, 16 bits a voxel, axial slices last: slice k is on
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from monai_ext.data.registration import register_rigid
 from monai_ext.data.resampling import IDENTITY, resample, share_inside, slice_grid, to_ras
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 
-FORMAT = 1  # of the folder: raised whenever the same sources would now give other files
+FORMAT = 2  # of the folder: raised whenever the same sources would now give other files
 SIDECAR = "prepared.json"
 PERCENTILE = 99.5  # of a contrast's foreground, becomes 1
 SLOPE = 1 / 65535  # what one step of the stored 16 bits is worth
+ANATOMICAL = ("T1", "T2", "PD", "T1C", "FLAIR")  # those that show a skull dark between scalp and brain
 LEAST_SEEN = 0.05  # of the foreground, by every contrast
 
 
@@ -40,22 +41,16 @@ def prepare_subject(subject: Subject, folder: Path, *, preset: Preset, root: Pat
     read = {contrast: to_ras(volume) for contrast, volume in as_stored.items()}
     chosen = _reference(subject, preset)
     reference = read[chosen]
-    mask = _mask(subject, reference, preset=preset, root=root, path=subject.images[chosen])
+    placed = _placed(subject, read, chosen, preset=preset)
+    mask = _mask(subject, read, placed, chosen, preset=preset, root=root)
     points = _some_points(reference, mask)
     shape, affine = slice_grid(reference, spacing=preset.spacing, crop=preset.crop, size=preset.size, keep=mask)
     grid_mask = resample(Volume(mask.astype(np.float32), reference.affine), shape, affine, order=1).array > 0.5
 
     images: dict[str, dict[str, Any]] = {}
-    placed: dict[str, NDArray[np.float64]] = {}
     with _whole_folder(folder) as partial:
         for contrast, volume in read.items():
             path = subject.images[contrast]
-            placed[contrast] = IDENTITY
-            if preset.register == "rigid" and contrast != chosen:
-                try:
-                    placed[contrast] = register_rigid(reference, volume)
-                except ValueError as error:
-                    raise SubjectError(subject.name, path, f"cannot be registered: {error}") from error
             there = apply_affine(placed[contrast], points)
             seen = share_inside(volume, there)
             if seen < LEAST_SEEN:
@@ -158,20 +153,52 @@ def _reference(subject: Subject, preset: Preset) -> str:
     raise SubjectError(subject.name, None, f"has {found}, but the grid is to come from {wanted}")
 
 
-def _mask(subject: Subject, reference: Volume, *, preset: Preset, root: Path, path: Path) -> NDArray[np.bool_]:
+def _placed(
+    subject: Subject, read: Mapping[str, Volume], chosen: str, *, preset: Preset
+) -> dict[str, NDArray[np.float64]]:
+    """For each contrast, the matrix from the reference's world to its own."""
+    placed = dict.fromkeys(read, IDENTITY)
+    for contrast, volume in read.items():
+        if preset.register == "rigid" and contrast != chosen:
+            try:
+                placed[contrast] = register_rigid(read[chosen], volume)
+            except ValueError as error:
+                reason = f"cannot be registered: {error}"
+                raise SubjectError(subject.name, subject.images[contrast], reason) from error
+    return placed
+
+
+def _mask(
+    subject: Subject,
+    read: Mapping[str, Volume],
+    placed: Mapping[str, NDArray[np.float64]],
+    chosen: str,
+    *,
+    preset: Preset,
+    root: Path,
+) -> NDArray[np.bool_]:
     """On the reference's voxels: the brain, if it is to be cut out, else the foreground."""
+    reference = read[chosen]
     given = mask_file(subject, preset=preset, root=root)
     if given is not None:
-        read = _read(subject, given, allow_constant=True)
-        mask = resample(read, reference.shape, reference.affine, order=0).array > 0
+        volume = _read(subject, given, allow_constant=True)
+        mask = resample(volume, reference.shape, reference.affine, order=0).array > 0
         if not mask.any():
             raise SubjectError(subject.name, given, "the mask marks nothing in the reference's field of view")
         return mask
     method = {"zero": zero_background, "otsu": otsu_brain, "": foreground}[preset.brain_mask]
     try:
-        return method(reference)
+        mask = method(reference)
     except ValueError as error:
-        raise SubjectError(subject.name, path, str(error)) from error
+        raise SubjectError(subject.name, subject.images[chosen], str(error)) from error
+    if preset.brain_mask == "otsu":
+        # What is dark on one contrast, a tumour's core on T1 say, is bright on another: no brain may be lost.
+        for contrast in (name for name in ANATOMICAL if name in read and name != chosen):
+            with suppress(ValueError):  # one in which no brain is found adds none
+                brain = Volume(otsu_brain(read[contrast]).astype(np.float32), read[contrast].affine)
+                seen = resample(brain, reference.shape, reference.affine, to_volume=placed[contrast], order=1)
+                mask |= seen.array > 0.5
+    return mask
 
 
 def _some_points(volume: Volume, mask: NDArray[np.bool_], *, about: int = 4000) -> NDArray[np.float64]:

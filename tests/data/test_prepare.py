@@ -420,3 +420,21 @@ def test_a_real_stroke_in_metaimage_and_nifti_is_indexed_and_prepared(tmp_path, 
     dwi, adc = (read_volume(tmp_path / "out" / "stroke_isles0001" / f"{name}.nii") for name in ("DWI", "ADC"))
     assert dwi.shape == adc.shape == (192, 192, 73)
     assert ((dwi.array > 0) & (adc.array > 0)).sum() > 0.9 * (dwi.array > 0).sum()
+
+
+def test_a_core_that_is_dark_on_the_reference_stays_in_the_brain(tmp_path):
+    """As a tumour's necrosis is on T1: it reaches the brain's edge, and on T2 it is bright."""
+    affine = np.diag([2.5, 2.5, 2.5, 1.0])
+    shape = (90, 90, 70)
+    world = apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1)) - (np.array(shape) - 1) * 1.25
+    radius = np.linalg.norm(world, axis=-1)
+    core = np.linalg.norm(world - [50, 0, 0], axis=-1) < 20
+    scalp = np.where((radius > 78) & (radius < 86), 0.9, 0.05)
+    noise = np.random.default_rng(0).normal(0, 0.02, shape)
+    t1 = np.where(radius < 70, np.where(core, 0.1, 0.7), scalp) + noise
+    t2 = np.where(radius < 70, np.where(core, 0.9, 0.6), scalp) + noise
+    images = {"T1": Volume(t1.astype(np.float32), affine), "T2": Volume(t2.astype(np.float32), affine)}
+    assert prepare(dataset(tmp_path / "in", {"a": images}), tmp_path / "out", "--brain-mask", "otsu") == 0
+    mask = read_volume(tmp_path / "out" / "a" / "mask.nii").array > 0
+    assert mask[core & (radius < 66)].mean() > 0.99
+    assert not mask[radius > 80].any()
