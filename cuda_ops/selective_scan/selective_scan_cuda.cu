@@ -5,9 +5,9 @@
 
 namespace {
 
-constexpr int kLanes = 32;   // channels a block
-constexpr int kChunk = 64;   // the longest chunk
-constexpr int kSum = 256;    // threads that add up one channel
+constexpr int kLanes = 32;  // channels a block
+constexpr int kChunk = 64;  // the longest chunk
+constexpr int kSum = 256;   // threads that add up one channel
 
 // What one thread works on. A lane past the group's last channel reads the last one and writes nothing.
 struct Place {
@@ -235,8 +235,8 @@ struct Grids {
 };
 
 template <class T>
-int forward(const ScanShape& s, void* stream, const T* u, const T* delta, const T* A, const T* B, const T* C, const T* D,
-            const T* bias, T* y, T* saved) {
+int forward(const ScanShape& s, void* stream, const T* u, const T* delta, const T* A, const T* B, const T* C,
+            const T* D, const T* bias, T* y, T* saved) {
   using monai_ext::launch;
   if (s.chunk > kChunk) return cudaErrorInvalidValue;
   const Grids grids(s);
@@ -267,18 +267,17 @@ int backward(const ScanShape& s, void* stream, const T* grad, const T* u, const 
 }  // namespace
 
 // Called from Python with the stream: each returns the code of a launch's error, 0 for none.
-#define MONAI_EXT_SCAN(T)                                                                                             \
-  extern "C" int selective_scan_parts_##T(const ScanShape* s) { return parts(*s); }                                   \
-  extern "C" int selective_scan_forward_##T(const ScanShape* s, void* stream, const T* u, const T* delta, const T* A, \
-                                            const T* B, const T* C, const T* D, const T* bias, T* y, T* saved) {      \
-    return forward<T>(*s, stream, u, delta, A, B, C, D, bias, y, saved);                                              \
-  }                                                                                                                   \
-  extern "C" int selective_scan_backward_##T(const ScanShape* s, void* stream, const T* grad, const T* u,             \
-                                             const T* delta, const T* A, const T* B, const T* C, const T* D,          \
-                                             const T* bias, const T* saved, T* du, T* ddelta, T* dA, T* dB, T* dC,    \
-                                             T* dD, T* dbias, T* carries) {                                           \
-    return backward<T>(*s, stream, grad, u, delta, A, B, C, D, bias, saved, du, ddelta, dA, dB, dC, dD, dbias,        \
-                       carries);                                                                                      \
+#define MONAI_EXT_SCAN(T)                                                                                              \
+  extern "C" int selective_scan_parts_##T(const ScanShape* s) { return parts(*s); }                                    \
+  extern "C" int selective_scan_forward_##T(const ScanShape* s, void* stream, const T* u, const T* delta, const T* A,  \
+                                            const T* B, const T* C, const T* D, const T* bias, T* y, T* saved) {       \
+    return forward<T>(*s, stream, u, delta, A, B, C, D, bias, y, saved);                                               \
+  }                                                                                                                    \
+  extern "C" int selective_scan_backward_##T(                                                                          \
+      const ScanShape* s, void* stream, const T* grad, const T* u, const T* delta, const T* A, const T* B, const T* C, \
+      const T* D, const T* bias, const T* saved, T* du, T* ddelta, T* dA, T* dB, T* dC, T* dD, T* dbias, T* carries) { \
+    return backward<T>(*s, stream, grad, u, delta, A, B, C, D, bias, saved, du, ddelta, dA, dB, dC, dD, dbias,         \
+                       carries);                                                                                       \
   }
 MONAI_EXT_SCAN(float)
 MONAI_EXT_SCAN(double)
