@@ -78,9 +78,8 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise ValueError(f"--seed must be 0 or more, got {args.seed}")
     unnamed = [name for name in args.contrasts or site.contrasts if name not in LAYOUTS[layout]]
-    if unnamed or (layout == "ixi" and site.lesion != "none"):
-        what = f"{', '.join(unnamed)}" if unnamed else f"the {site.name} site's lesion maps"
-        raise ValueError(f"the layout {layout} has no names for {what}; take --layout bids or folder")
+    if unnamed:
+        raise ValueError(f"the layout {layout} has no names for {', '.join(unnamed)}; take --layout bids or folder")
     if (args.out / "datalist.json").exists():
         raise ValueError(f"{args.out} holds a dataset already: remove it or choose another folder")
     jobs = [
@@ -166,6 +165,7 @@ def _named(job: Job, phantom: Phantom) -> Subject:
         hospital = "HH" if phantom.facts["field_tesla"] == 3.0 else ("Guys", "IOP")[job.index % 2]
         stem = f"{subject}-{hospital}-{1000 + job.index}"
         images = {name: job.out / f"IXI-{name}" / f"{stem}-{name}.nii.gz" for name in phantom.images}
+        label = job.out / "IXI-label" / f"{stem}-label.nii.gz"  # the real dataset has none
     elif job.layout == "brats2023":
         subject, session = f"BraTS-GLI-{job.index:05d}", "000"
         folder = job.out / f"{subject}-{session}"

@@ -78,6 +78,29 @@ def test_files_have_real_names_that_the_index_command_finds_again(
     assert [(s.name, dict(s.images), s.label) for s in found] == [(subject.name, dict(subject.images), subject.label)]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "subjects"),
+    [
+        (("--site", "healthy", "--randomize"), 4),
+        (("--site", "immune", "--layout", "ixi"), 1),
+    ],
+)
+def test_ixi_has_a_place_for_the_label_map_of_every_lesion(
+    tmp_path: Path, arguments: tuple[str, ...], subjects: int
+) -> None:
+    assert command(tmp_path, *arguments, "--subjects", str(subjects), "--contrasts", "T1") == 0
+    made = {subject.name: subject.label for subject in read_datalist(tmp_path / "datalist.json").subjects}
+    lesions = {
+        truth["subject"]: truth["lesion"]
+        for truth in (json.loads(path.read_text()) for path in (tmp_path / "truth").glob("*.json"))
+    }
+    assert {name: label is not None for name, label in made.items()} == {
+        name: kind != "none" for name, kind in lesions.items()
+    }
+    assert any(made.values())
+    assert {subject.name: subject.label for subject in index(tmp_path, layout="ixi").subjects} == made
+
+
 def test_a_person_is_in_one_split_and_every_split_is_served(tmp_path: Path) -> None:
     assert command(tmp_path, "--site", "stroke", "--subjects", "6", "--contrasts", "dwi") == 0
     datalist = read_datalist(tmp_path / "datalist.json")
@@ -227,7 +250,6 @@ def test_a_picture_of_the_first_subjects_is_drawn_when_asked_for(tmp_path: Path)
     [
         (("--site", "glioma", "--layout", "ixi"), "the layout ixi has no names for T1C, FLAIR, DWI, ADC"),
         (("--site", "stroke", "--layout", "brats2023"), "brats2023 has no names for DWI, ADC"),
-        (("--site", "immune", "--layout", "ixi", "--contrasts", "T1"), "no names for the immune site's lesion"),
         (("--subjects", "0"), "--subjects and --jobs must be at least 1"),
         (("--seed", "-1"), "--seed must be 0 or more"),
     ],
