@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from monai_ext.data.datalist import Datalist, Subject, write_datalist, write_json
+from monai_ext.data.datalist import Datalist, Subject, absolute, write_datalist, write_json
 from monai_ext.data.montage import montage
 from monai_ext.data.rendering import Phantom, make_phantom
 from monai_ext.data.sites import SITES
@@ -70,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the subjects, then the datalist, which a dataset that was not finished lacks."""
-    args.out = args.out.absolute()
+    args.out = absolute(args.out)
     site = SITES[args.site]
     layout = args.layout or site.layout
     if args.subjects < 1 or args.jobs < 1:

@@ -239,6 +239,14 @@ def test_randomised_subjects_differ_far_more_than_a_site_does() -> None:
     assert len({subject["lesion"] for subject in wide}) >= 3
 
 
+def test_the_folder_may_be_given_relative_to_the_one_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert command(Path("../there"), "--subjects", "1", "--contrasts", "T1") == 0
+    (subject,) = read_datalist(tmp_path / "there/datalist.json").subjects
+    assert subject.images["T1"].parent == tmp_path / "there/IXI-T1"
+
+
 def test_a_picture_of_the_first_subjects_is_drawn_when_asked_for(tmp_path: Path) -> None:
     arguments = ("--site", "immune", "--subjects", "2", "--montage", str(tmp_path / "look" / "m.png"))
     assert command(tmp_path / "data", *arguments) == 0
