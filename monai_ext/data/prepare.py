@@ -41,17 +41,20 @@ class Done:
 
 
 def prepare_one(subject: Subject, *, out: Path, root: Path, preset: Preset, qc: bool) -> Done:
-    """Prepare one subject unless that was done; what its sources lack is returned, a fault of `out` is raised."""
+    """Prepare one subject unless that was done; what is wrong with it is returned, only a fault of `out` is raised."""
     folder = out / subject.name
     try:
         record = current_record(subject, folder, preset=preset, root=root)
         unchanged = record is not None
         if record is None:
             record = prepare_subject(subject, folder, preset=preset, root=root)
+        if qc and not (folder / "qc.png").exists():
+            write_qc(folder, record)
     except SubjectError as error:
         return Done(subject, failure=error)
-    if qc and not (folder / "qc.png").exists():
-        write_qc(folder, record)
+    except (ValueError, MemoryError, RuntimeError) as error:  # ITK's are RuntimeErrors; an OSError is a fault of `out`
+        reason = f"cannot be prepared: {type(error).__name__}: {' '.join(str(error).split()) or 'no more was said'}"
+        return Done(subject, failure=SubjectError(subject.name, None, reason))
     return Done(subject, record=record, unchanged=unchanged)
 
 
@@ -101,7 +104,7 @@ def _ends(one: Any, subjects: Sequence[Subject], *, jobs: int) -> Iterator[Done]
 
 
 def _check_writable(out: Path) -> None:
-    """A read-only or full place is found out at once and not a subject at a time."""
+    """A place that cannot be written to is found out at once and not a subject at a time."""
     out.mkdir(parents=True, exist_ok=True)
     trial = out / f".trial-{os.getpid()}"
     try:

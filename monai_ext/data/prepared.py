@@ -29,6 +29,7 @@ SIDECAR = "prepared.json"
 PERCENTILE = 99.5  # of a contrast's foreground, becomes 1
 SLOPE = 1 / 65535  # what one step of the stored 16 bits is worth
 ANATOMICAL = ("T1", "T2", "PD", "T1C", "FLAIR")  # those that show a skull dark between scalp and brain
+LARGEST_LABEL = np.iinfo(np.uint16).max
 LEAST_SEEN = 0.05  # of the foreground, by every contrast
 
 
@@ -220,6 +221,9 @@ def _label(
     label = to_ras(_read(subject, subject.label, allow_constant=True))
     if np.any(label.array != np.rint(label.array)) or label.array.min() < 0:
         raise SubjectError(subject.name, subject.label, "a label map holds whole numbers from 0 up")
+    if label.array.max() > LARGEST_LABEL:
+        reason = f"a label map holds numbers up to {LARGEST_LABEL}, got {label.array.max():.0f}: renumber its labels"
+        raise SubjectError(subject.name, subject.label, reason)
     drawn_on = [
         contrast
         for contrast, volume in read.items()

@@ -25,7 +25,7 @@ def write_qc(folder: Path, record: dict[str, Any]) -> Path:
     names = [reference, *(name for name in record["images"] if name != reference)]
     mask = read_volume(folder / "mask.nii", allow_constant=True)
     box = _box(mask)
-    images = {name: _cut(read_volume(folder / f"{name}.nii"), box) for name in names}
+    images = {name: _cut(read_volume(folder / f"{name}.nii", allow_constant=True), box) for name in names}
     mask = _cut(mask, box)
     middle = [round(float(index)) for index in ndimage.center_of_mass(mask.array)]
     inside = [plane > 0.5 for plane in _planes(mask, middle)]

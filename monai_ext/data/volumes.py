@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,10 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         shape = _three_dimensions(path, image.shape)
         _check_nifti_header(path, image)
         array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape, order="F")
+    except (MemoryError, OverflowError) as error:
+        size = prod(shape) * image.get_data_dtype().itemsize / 1e9
+        reason = f"its header asks for {size:,.0f} GB, more than there is memory for"
+        raise ValueError(f"{path} is too large: {reason}; is it damaged?") from error
     except (EOFError, zlib.error, gzip.BadGzipFile, ImageFileError, HeaderDataError, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise

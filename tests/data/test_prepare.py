@@ -1,6 +1,7 @@
 """prepare: one grid a subject in [0, 1], whole or not at all, again only when something changed, no subject lost."""
 
 import errno
+import gzip
 import json
 import os
 import signal
@@ -202,7 +203,16 @@ def test_two_processes_write_what_one_writes(tmp_path):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
+def ask_for_too_much(path: Path) -> None:
+    """A header of 32000 voxels a side, and next to nothing behind it."""
+    header = nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), AFFINE).header
+    header["dim"][1:4] = 32000
+    header["vox_offset"] = 352
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(100)))
+
+
 BAD = {
+    "its header asks for 65,536 GB": ask_for_too_much,
     "truncated or damaged": lambda path: path.write_bytes(path.read_bytes()[:-40]),
     "is empty (0 bytes)": lambda path: path.write_bytes(b""),
     "is text, not an image": lambda path: path.write_text("404: Not Found"),
@@ -357,6 +367,45 @@ def test_a_label_of_fractions_is_reported(tmp_path, capsys):
     datalist = dataset(tmp_path / "in", {"a": {"T1": head(), "label": Volume(head().array + 0.5, AFFINE)}})
     assert prepare(datalist, tmp_path / "out") == 1
     assert "a label map holds whole numbers from 0 up" in capsys.readouterr().err
+
+
+def test_a_label_too_large_to_store_is_reported_and_the_others_are_done(tmp_path, capsys):
+    datalist = three(tmp_path / "in")
+    path = tmp_path / "in" / "b" / "label.nii.gz"
+    write_volume(path, Volume(np.where(head().array > 0, 70000, 0), AFFINE), dtype=np.int32)
+    content = json.loads(datalist.read_text())
+    content["training"][1]["label"] = "b/label.nii.gz"
+    datalist.write_text(json.dumps(content))
+    assert prepare(datalist, tmp_path / "out") == 1
+    shown = capsys.readouterr()
+    assert "2 prepared, 0 unchanged, 1 failed" in shown.out
+    assert f"{path}  a label map holds numbers up to 65535, got 70000" in shown.err
+
+
+@pytest.mark.parametrize("fault", [ValueError("an odd\nnumber"), MemoryError(), RuntimeError("ITK says so")])
+@pytest.mark.parametrize("step", ["prepare_subject", "write_qc"])
+def test_whatever_a_subject_raises_the_others_are_done(tmp_path, monkeypatch, capsys, fault, step):
+    real = getattr(command, step)
+
+    def raises_for_b(first: Any, *args: Any, **kwargs: Any) -> Any:
+        if "b" in (getattr(first, "name", None), str(first)):
+            raise fault
+        return real(first, *args, **kwargs)
+
+    monkeypatch.setattr(command, step, raises_for_b)
+    assert prepare(three(tmp_path / "in"), tmp_path / "out", "--qc") == 1
+    shown = capsys.readouterr()
+    assert "2 prepared, 0 unchanged, 1 failed" in shown.out
+    assert f"cannot be prepared: {type(fault).__name__}: " in shown.err
+
+
+def test_a_contrast_that_is_constant_inside_the_crop_has_a_montage(tmp_path):
+    flat = np.full(SHAPE, 5, dtype=np.float32)
+    flat[0] = 1
+    datalist = dataset(tmp_path / "in", {"a": {"T1": head(), "T2": Volume(flat, AFFINE)}})
+    assert prepare(datalist, tmp_path / "out", "--size", "8", "--qc") == 0
+    assert len(np.unique(nib.load(tmp_path / "out" / "a" / "T2.nii").get_fdata())) == 1
+    assert (tmp_path / "out" / "a" / "qc.png").stat().st_size > 1000
 
 
 def test_a_montage_has_a_row_a_contrast(tmp_path):
