@@ -51,7 +51,7 @@ class Job:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="the dataset's folder; must not hold one already")
+    add("--out", type=Path, required=True, metavar="DIR", help="the dataset's folder; must not hold anything yet")
     add("--site", choices=sorted(SITES), default="healthy", help="whose contrasts, disease, scanner, protocol")
     add("--subjects", type=int, default=10, metavar="N")
     add("--spacing", type=_spacing, default="2", metavar="MM", help="voxel size: one number, or I,J,K")
@@ -80,8 +80,9 @@ def run(args: argparse.Namespace) -> int:
     unnamed = [name for name in args.contrasts or site.contrasts if name not in LAYOUTS[layout]]
     if unnamed:
         raise ValueError(f"the layout {layout} has no names for {', '.join(unnamed)}; take --layout bids or folder")
-    if (args.out / "datalist.json").exists():
-        raise ValueError(f"{args.out} holds a dataset already: remove it or choose another folder")
+    if args.out.exists() and any(args.out.iterdir()):  # a stopped run's files would join this one's in an index
+        what = "holds a dataset already" if (args.out / "datalist.json").exists() else "is not empty"
+        raise ValueError(f"--out {args.out} {what}: remove it or choose another folder")
     jobs = [
         Job(args.out, site.name, layout, index, args.seed, args.spacing, args.contrasts, args.misalign, args.randomize)
         for index in range(args.subjects)

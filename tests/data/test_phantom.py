@@ -295,6 +295,23 @@ def test_a_folder_that_holds_a_dataset_is_left_alone(tmp_path: Path, capsys: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["datalist.json"]
 
 
+def test_what_an_interrupted_run_left_is_not_mixed_with_a_new_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ("--site", "brats", "--subjects", "2", "--contrasts", "T1")
+    with monkeypatch.context() as patch:
+        patch.setattr("monai_ext.data.phantom.write_datalist", stop)
+        with pytest.raises(KeyboardInterrupt):
+            command(tmp_path, *arguments)
+    left = sorted(tmp_path.rglob("*"))
+    assert command(tmp_path, *arguments, "--seed", "1") == 2
+    assert "is not empty: remove it or choose another folder" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == left != []
+
+
 def test_a_finer_grid_shows_the_same_subject() -> None:
     coarse, fine = (phantom("brats", spacing=(mm,) * 3, contrasts=("T1",)) for mm in (4.0, 2.0))
     points = np.random.default_rng(0).uniform(-60, 60, (4000, 3)) + np.array([0, -17, 10])
