@@ -24,7 +24,7 @@ from monai_ext.data.registration import register_rigid
 from monai_ext.data.resampling import IDENTITY, resample, share_inside, slice_grid, to_ras
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 
-FORMAT = 2  # of the folder: raised whenever the same sources would now give other files
+FORMAT = 3  # of the folder: raised whenever the same sources would now give other files
 SIDECAR = "prepared.json"
 PERCENTILE = 99.5  # of a contrast's foreground, becomes 1
 SLOPE = 1 / 65535  # what one step of the stored 16 bits is worth

@@ -1,6 +1,7 @@
 """Volumes on other grids: turned to RAS order, and resampled through world space."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,15 @@ def resample(
 ) -> Volume:
     """`volume` on the grid (shape, affine); `to_volume` maps the grid's world to the volume's, outside is 0.
 
+    A voxel is a box, not a point: up to half a voxel beyond the outermost centres their values go on.
     `order` is the spline's: 3 for images, 0 for labels. Where the new voxels are larger than the old,
     an image is first smoothed by the Gaussian that makes up the difference in resolution.
     """
     size = tuple(shape)
     index = np.linalg.inv(volume.affine) @ to_volume @ affine  # index on the grid -> index in the volume
     shift = np.rint(index[:3, 3]).astype(int)
-    last = np.array(size) - 1
-    if np.abs(apply_affine(index, [np.zeros(3), last]) - [shift, last + shift]).max() < _SAME_VOXEL:
+    corners = np.array(list(product(*((0, n - 1) for n in size))))  # between them no voxel is further off
+    if np.abs(apply_affine(index, corners) - (corners + shift)).max() < _SAME_VOXEL:
         return Volume(_moved(volume.array, size, shift), affine)
     array = volume.array.astype(np.float32, copy=False)
     if order > 0:
@@ -49,8 +51,18 @@ def resample(
     linear, offset = index[:3, :3], index[:3, 3]
     if np.abs(linear - np.diag(np.diag(linear))).max() * max(size) < _SAME_VOXEL:
         return Volume(_axis_by_axis(array, size, np.diag(linear), offset, order=order), affine)
-    array = ndimage.affine_transform(array, linear, offset, output_shape=size, output=np.float32, order=order)
-    return Volume(array, affine)
+    result = ndimage.affine_transform(
+        array, linear, offset, output_shape=size, output=np.float32, order=order, mode="nearest"
+    )
+    for row, first, n in zip(linear, offset, array.shape, strict=True):
+        place = sum((step * index for step, index in zip(row, np.ogrid[tuple(map(slice, size))], strict=True)), first)
+        result[_outside(place, n)] = 0
+    return Volume(result, affine)
+
+
+def _outside(place: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
+    """Which indices along an axis of `n` voxels lie beyond its field of view."""
+    return (place < -0.5 - _SAME_VOXEL) | (place > n - 0.5 + _SAME_VOXEL)
 
 
 def _axis_by_axis(
@@ -64,7 +76,10 @@ def _axis_by_axis(
     """What `ndimage.affine_transform` gives without a rotation, ten times faster: a small matrix for each axis."""
     for axis, (new, step, first) in enumerate(zip(size, steps, offset, strict=True)):
         unit = np.eye(array.shape[axis], dtype=np.float32)
-        weights = ndimage.affine_transform(unit, [step, 1.0], [first, 0.0], output_shape=(new, len(unit)), order=order)
+        weights = ndimage.affine_transform(
+            unit, [step, 1.0], [first, 0.0], output_shape=(new, len(unit)), order=order, mode="nearest"
+        )
+        weights[_outside(first + step * np.arange(new), len(unit))] = 0
         array = np.moveaxis(np.tensordot(weights, array, axes=(1, axis)), 0, axis)
     return array
 
@@ -117,7 +132,7 @@ def slice_grid(
         low, high = (edges - start[axis]) / step[axis] + 0.5  # now in new voxels, the first one's edge is 0
         first = np.floor((shape[axis] - cut) / 2)
         if high - low <= cut:
-            first = np.clip(first, np.ceil(high - cut), np.floor(low))
+            first = np.clip(first, high - cut, low)  # whole numbers, unless the spacing is new
         start[axis] += first * step[axis]
         shape[axis] = cut
     for axis, final in enumerate(size or ()):

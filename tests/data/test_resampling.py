@@ -50,9 +50,44 @@ def test_axis_by_axis_is_what_scipy_gives(volume, order):
     index[:3, 3] = [0.3, -0.2, 0.1]
     found = resample(volume, (22, 25, 20), volume.affine @ index, order=order).array
     expected = ndimage.affine_transform(
-        volume.array, index[:3, :3], index[:3, 3], output_shape=(22, 25, 20), order=order
+        volume.array, index[:3, :3], index[:3, 3], output_shape=(22, 25, 20), order=order, mode="nearest"
     )
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+TURN = np.eye(4)
+TURN[1:3, 1:3] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_what_is_constant_stays_so_over_its_whole_field_of_view(order):
+    flat = Volume(np.full((8, 9, 10), 7, dtype=np.float32), np.diag([1.0, 1.0, 5.0, 1.0]))
+    fine = flat.affine @ np.diag([1, 1, 0.2, 1])
+    fine[2, 3] = -2 - 5  # one slice of 5 mm below the field of view, another above
+    found = resample(flat, (8, 9, 60), fine, order=order).array
+    np.testing.assert_allclose(found[:, :, 5:55], 7, rtol=1e-5)
+    assert not found[:, :, :5].any()
+    assert not found[:, :, 55:].any()
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_a_turned_constant_stays_so_over_its_field_of_view(order):
+    flat = Volume(np.full((8, 9, 10), 7, dtype=np.float32), np.diag([1.0, 1.0, 3.0, 1.0]))
+    shape = (8, 20, 40)
+    affine = np.array([[1, 0, 0, 0], [0, 1, 0, -5], [0, 0, 1, -5], [0, 0, 0, 1.0]])
+    found = resample(flat, shape, affine, to_volume=TURN, order=order).array
+    index = apply_affine(np.linalg.inv(flat.affine) @ TURN @ affine, np.moveaxis(np.indices(shape), 0, -1))
+    beyond = (np.abs(index - (np.array(flat.shape) - 1) / 2) - np.array(flat.shape) / 2).max(axis=-1)
+    np.testing.assert_allclose(found[beyond < 0], 7, rtol=1e-4)
+    assert not found[beyond > 0.02].any()
+
+
+def test_a_grid_that_agrees_in_two_corners_only_is_not_the_same_grid():
+    """A turn about the diagonal leaves its two ends where they are."""
+    cube = Volume(np.random.default_rng(2).normal(size=(9, 9, 9)).astype(np.float32), np.eye(4))
+    third = np.eye(4)[[1, 2, 0, 3]]  # a third of a turn: i becomes j, j becomes k, k becomes i
+    turned = resample(cube, cube.shape, np.eye(4), to_volume=third).array
+    np.testing.assert_allclose(turned, cube.array.transpose(2, 0, 1), atol=1e-4)
 
 
 def test_there_and_back_through_a_rotation_is_nearly_the_same(volume):
@@ -122,3 +157,16 @@ def test_a_spacing_is_met_and_the_middle_stays(volume):
     np.testing.assert_allclose(np.linalg.norm(affine[:3, :3], axis=0), [1, 1, 3])
     middles = [apply_affine(a, (np.array(s) - 1) / 2) for s, a in ((shape, affine), (volume.shape, volume.affine))]
     np.testing.assert_allclose(*middles)
+
+
+def test_a_crop_at_a_new_spacing_holds_the_whole_head():
+    """10 voxels of 1.305 mm just hold 13 of 1 mm, but from no whole number of new voxels on."""
+    reference = Volume(np.zeros((40, 40, 4), dtype=np.float32), np.eye(4))
+    keep = np.zeros(reference.shape, dtype=bool)
+    for first in range(5, 22):
+        keep[:] = False
+        keep[first : first + 13, 10:20] = True
+        _, affine = slice_grid(reference, spacing=(1.305, 1.305, None), crop=(10, 20), size=None, keep=keep)
+        edges = apply_affine(np.linalg.inv(affine), [(first - 0.5, 0, 0), (first + 12.5, 0, 0)])[:, 0]
+        assert edges[0] >= -0.5 - 1e-6
+        assert edges[1] <= 9.5 + 1e-6
