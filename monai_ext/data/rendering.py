@@ -122,8 +122,8 @@ def make_phantom(
             brain = mask
             label = label_map(tissue, anatomy.lesions) if anatomy.lesions.labels else None
         for name in names:
-            noise = generator(seed, site, index, f"noise {name}")
-            array = _scan(name, stack, water, mask, site, table, sequences, spacing, noise, randomize)
+            rng = generator(seed, site, index, f"noise {_scan_of(name)}")
+            array = _scan(name, stack, water, mask, site, table, sequences, spacing, rng, randomize)
             images[name] = Volume(array, affine)
     assert brain is not None
     facts = {
@@ -160,6 +160,11 @@ def _anatomy(site: Site, *, index: int, seed: int, spacing: float, randomize: bo
     return anatomy, ageing, kind
 
 
+def _scan_of(name: str) -> str:
+    """ADC is computed from the DWI scan: one pose, one coil, one resolution, the same noise."""
+    return "DWI" if name == "ADC" else name
+
+
 def _offsets(
     site: Site,
     chosen: Sequence[str],
@@ -169,10 +174,10 @@ def _offsets(
     seed: int,
     misalign: tuple[float, float],
 ) -> dict[str, np.ndarray]:
-    """The reference keeps still; ADC is computed from the DWI scan, so the two move as one."""
+    """The reference keeps still."""
     poses = {}
     for name in chosen:
-        scan = "DWI" if name == "ADC" else name
+        scan = _scan_of(name)
         if name == reference or scan == reference:
             poses[name] = np.eye(4)
             continue
@@ -228,7 +233,7 @@ def _scan(
     rng: np.random.Generator,
     randomize: bool,
 ) -> np.ndarray:
-    """One contrast as the scanner stores it."""
+    """One contrast as the scanner stores it; the same `rng` gives ADC the very image that DWI is."""
     sequence = sequences[name]
     wide = (lambda low, high: float(np.exp(rng.uniform(np.log(low), np.log(high))))) if randomize else None
     blur = np.zeros(3)

@@ -11,6 +11,7 @@ import pytest
 from monai_ext.__main__ import main
 from monai_ext.data.datalist import read_datalist
 from monai_ext.data.layouts import index
+from monai_ext.data.phantom import Job, make_subject
 from monai_ext.data.rendering import Phantom, make_phantom
 from monai_ext.data.sites import SITES, available
 from monai_ext.data.volumes import Volume, read_volume
@@ -194,6 +195,26 @@ def test_the_sidecar_holds_the_offsets_and_what_was_played(tmp_path: Path) -> No
     }
     assert truth["sequences"]["DWI"]["b"] == 1000
     assert truth["field_tesla"] in (1.5, 3.0)
+
+
+@pytest.mark.parametrize("randomize", [False, True])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_the_files_obey_dwi_equals_s0_exp_minus_b_adc_within_noise(tmp_path: Path, index: int, randomize: bool) -> None:
+    """S0 is the noise-free one; its noise must be the scanner's, not that of two scans divided."""
+    job = Job(tmp_path, "glioma", "bids", index, 0, COARSE, ("DWI", "ADC"), (0.0, 0.0), randomize)
+    subject, _ = make_subject(job)
+    dwi, adc = (read_volume(subject.images[name]) for name in ("DWI", "ADC"))
+    quiet = make_phantom(
+        replace(SITES["glioma"], noise=0.0), index=index, spacing=COARSE, contrasts=("DWI", "ADC"), randomize=randomize
+    )
+    brain = np.argwhere(quiet.brain.array > 0)
+    points = brain @ quiet.brain.affine[:3, :3].T + quiet.brain.affine[:3, 3]
+    clean_dwi, clean_adc = (quiet.images[name].array[tuple(brain.T)] for name in ("DWI", "ADC"))
+    decay = np.exp(-1e-3 * at_world(adc, points))  # b = 1000 s/mm2, ADC in 1e-6 mm2/s
+    s0 = clean_dwi * np.exp(1e-3 * clean_adc)
+    sigma = dwi.array[:4].mean() / np.sqrt(np.pi / 2)  # the air's
+    apart = (at_world(dwi, points) - s0 * decay)[at_world(adc, points) > 0]
+    assert np.sqrt((apart**2).mean()) < 1.1 * sigma
 
 
 def test_files_are_stored_as_the_site_stores_them(tmp_path: Path) -> None:
