@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -24,7 +25,14 @@ from monai_ext.data.datalist import (
     report_failures,
     write_datalist,
 )
-from monai_ext.data.prepared import current_record, mask_file, prepare_subject, prepared_subject
+from monai_ext.data.prepared import (
+    current_record,
+    dataset_of,
+    mask_file,
+    prepare_subject,
+    prepared_subject,
+    put_back,
+)
 from monai_ext.data.presets import MASKS, PRESETS, REGISTRATIONS, Preset
 from monai_ext.data.qc import write_qc
 from monai_ext.modalities import canonical
@@ -43,6 +51,7 @@ class Done:
 def prepare_one(subject: Subject, *, out: Path, root: Path, preset: Preset, qc: bool) -> Done:
     """Prepare one subject unless that was done; what is wrong with it is returned, only a fault of `out` is raised."""
     folder = out / subject.name
+    put_back(folder)
     try:
         record = current_record(subject, folder, preset=preset, root=root)
         unchanged = record is not None
@@ -62,10 +71,13 @@ def prepare(datalist: Datalist, out: Path, *, preset: Preset, jobs: int = 1, qc:
     """Every subject, in the datalist's order, and `out`/datalist.json of those that could be prepared."""
     out = absolute(out)
     _check_writable(out)
+    dataset = dataset_of(out / "datalist.json", key="name")
+    if dataset not in (None, datalist.name):
+        raise ValueError(f"{out} holds dataset {dataset!r}, not {datalist.name!r}: choose another --out")
     one = partial(prepare_one, out=out, root=datalist.root, preset=preset, qc=qc)
     subjects = datalist.subjects
     ends: dict[str, Done] = {}
-    with tqdm(total=len(subjects), desc="prepare", unit="subject") as bar:
+    with _alone(out), tqdm(total=len(subjects), desc="prepare", unit="subject") as bar:
         for end in _ends(one, subjects, jobs=jobs):
             ends[end.subject.name] = end
             bar.update()
@@ -77,7 +89,8 @@ def prepare(datalist: Datalist, out: Path, *, preset: Preset, jobs: int = 1, qc:
         ]
         for split in SPLITS
     }
-    write_datalist(out / "datalist.json", Datalist(name=datalist.name, root=out, splits=splits))
+    if any(splits.values()):  # else the one that may be there still says what lies there
+        write_datalist(out / "datalist.json", Datalist(name=datalist.name, root=out, splits=splits))
     return [ends[subject.name] for subject in subjects]
 
 
@@ -111,6 +124,28 @@ def _check_writable(out: Path) -> None:
         trial.write_bytes(b"0")
     finally:
         trial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One run at a time into `out`, for two would remove each other's half-filled folders; a kill frees the lock."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, which refuses to rename or remove what another process has open
+        yield
+        return
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ValueError(f"another prepare is writing into {out}: wait until it is done") from error
+    except OSError:  # some network file systems know no locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def summary(ends: Sequence[Done], *, out: Path, qc: bool) -> str:

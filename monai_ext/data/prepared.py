@@ -36,8 +36,7 @@ LEAST_SEEN = 0.05  # of the foreground, by every contrast
 def prepare_subject(subject: Subject, folder: Path, *, preset: Preset, root: Path) -> dict[str, Any]:
     """Write `folder`, whole or not at all, and return its sidecar; a fault of the sources is a SubjectError."""
     identity = _identity(subject, preset=preset, root=root)
-    if folder.exists() and not (folder / SIDECAR).exists():
-        raise SubjectError(subject.name, folder, f"is there already and holds no {SIDECAR}: choose another --out")
+    _check_replaceable(subject, folder, preset=preset, root=root)
     as_stored = {contrast: _read(subject, path) for contrast, path in subject.images.items()}
     read = {contrast: to_ras(volume) for contrast, volume in as_stored.items()}
     chosen = _reference(subject, preset)
@@ -114,6 +113,21 @@ def mask_file(subject: Subject, *, preset: Preset, root: Path) -> Path | None:
     return root / preset.brain_mask.format(**names)
 
 
+def dataset_of(path: Path, *, key: str) -> Any:
+    """The dataset that a sidecar or a datalist names, None if it is not there or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def put_back(folder: Path) -> None:
+    """If a kill between the two renames of a replacement left the old folder aside, it is the one that counts."""
+    old = _aside(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
 def _identity(subject: Subject, *, preset: Preset, root: Path) -> dict[str, Any]:
     """What decides the result: two equal ones give equal files. A file counts by name, size and time."""
     files = {**subject.images, "label": subject.label, "mask": mask_file(subject, preset=preset, root=root)}
@@ -135,6 +149,21 @@ def _identity(subject: Subject, *, preset: Preset, root: Path) -> dict[str, Any]
         "sources": sources,
         "parameters": {**asdict(preset), "percentile": PERCENTILE},
     }
+
+
+def _check_replaceable(subject: Subject, folder: Path, *, preset: Preset, root: Path) -> None:
+    """What is there may go only if it was prepared from this dataset and nothing is read from it."""
+    if not folder.exists():
+        return
+    if not (folder / SIDECAR).exists():
+        raise SubjectError(subject.name, folder, f"is there already and holds no {SIDECAR}: choose another --out")
+    dataset = dataset_of(folder / SIDECAR, key="dataset")
+    if dataset not in (None, subject.dataset):
+        reason = f"was prepared from dataset {dataset!r}, not {subject.dataset!r}: choose another --out"
+        raise SubjectError(subject.name, folder, reason)
+    for source in (*subject.images.values(), subject.label, mask_file(subject, preset=preset, root=root)):
+        if source is not None and any(path.is_relative_to(folder.resolve()) for path in (source, source.resolve())):
+            raise SubjectError(subject.name, source, "lies in the folder that would be replaced: choose another --out")
 
 
 def _read(subject: Subject, path: Path, *, allow_constant: bool = False) -> Volume:
@@ -245,10 +274,15 @@ def _millilitres(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> float:
     return float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
 
 
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".replaced-{folder.name}")
+
+
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to fill: it takes its place if all goes well, and is removed if not."""
-    partial, old = (folder.with_name(f".{word}-{folder.name}") for word in ("preparing", "replaced"))
+    put_back(folder)
+    partial, old = folder.with_name(f".preparing-{folder.name}"), _aside(folder)
     for left_by_a_kill in (partial, old):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -259,8 +293,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         try:
             partial.rename(folder)
         except OSError:
-            if old.exists():
-                old.rename(folder)
+            put_back(folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
     finally:

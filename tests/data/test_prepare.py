@@ -195,6 +195,67 @@ def test_a_killed_run_is_taken_up_where_it_was(tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["datalist.json", *images]
 
 
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+    datalist, out = three(tmp_path / "in"), tmp_path / "out"
+    prepare(datalist, out)
+    before = stored(out / "a")
+    (out / "a").rename(out / ".replaced-a")
+    (tmp_path / "in" / "a" / "T1.nii.gz").write_bytes(b"")  # it cannot be made again
+    assert prepare(datalist, out) == 1
+    assert stored(out / "a") == before
+    assert not (out / ".replaced-a").exists()
+
+
+def test_a_replacement_that_fails_half_way_leaves_the_old_folder(tmp_path):
+    folder = tmp_path / "a"
+    (tmp_path / ".replaced-a").mkdir()
+    (tmp_path / ".replaced-a" / "old").touch()
+
+    def fail() -> None:
+        with prepared._whole_folder(folder):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert (folder / "old").exists()
+
+
+def test_two_runs_into_one_folder_do_not_meet(tmp_path, capsys):
+    datalist, out = three(tmp_path / "in"), tmp_path / "out"
+    out.mkdir()
+    with command._alone(out):
+        assert prepare(datalist, out) == 2
+    assert f"another prepare is writing into {out}" in capsys.readouterr().err
+    assert list(out.iterdir()) == []
+    assert prepare(datalist, out) == 0
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_another_dataset_never_replaces_what_is_there(tmp_path, capsys, killed):
+    out = tmp_path / "out"
+    assert prepare(three(tmp_path / "in"), out) == 0
+    if killed:
+        (out / "datalist.json").unlink()
+    before = stored(out)
+    other = three(tmp_path / "other")
+    other.write_text(other.read_text().replace('"toy"', '"another"'))
+    assert prepare(other, out) == (1 if killed else 2)
+    said = "was prepared from dataset 'toy', not 'another'" if killed else "holds dataset 'toy', not 'another'"
+    assert said in capsys.readouterr().err
+    assert stored(out) == before
+
+
+def test_a_folder_that_sources_lie_in_is_never_replaced(tmp_path, capsys):
+    datalist, out = three(tmp_path / "in"), tmp_path / "out"
+    prepare(datalist, out)
+    before = stored(out)
+    again = tmp_path / "again.json"
+    again.write_text((out / "datalist.json").read_text().replace('"root": "."', '"root": "out"'))
+    assert prepare(again, out, "--size", "16") == 1
+    assert "lies in the folder that would be replaced" in capsys.readouterr().err
+    assert stored(out) == before
+
+
 def test_two_processes_write_what_one_writes(tmp_path):
     datalist = three(tmp_path / "in")
     assert prepare(datalist, tmp_path / "one") == 0
