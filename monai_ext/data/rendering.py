@@ -243,7 +243,7 @@ def _scan(
         blur = np.maximum(blur, rng.uniform(0, 1.5, 3))
         blur[rng.integers(3)] = max(blur.max(), rng.uniform(1, 5))
     bias_strength = site.bias * (wide(0.3, 3) if wide else 1)
-    white = mr.signal(table["wm"], sequence)
+    white = abs(mr.signal(table["wm"], sequence))
     sigma = site.noise * np.sqrt(0.2 * white) * (wide(0.3, 3) if wide else 1)  # brighter contrasts are cleaner
     bias = mr.bias_field(rng, shape=mask.shape, strength=bias_strength)
 

@@ -94,7 +94,7 @@ def wetter(tissue: Tissue, amount: float) -> Tissue:
 
 
 def signal(tissue: Tissue, sequence: Sequence) -> float:
-    """The magnitude of a spin echo, with or without inversion, gadolinium and diffusion weighting."""
+    """A spin echo, with or without inversion, gadolinium and diffusion weighting; negative while still inverted."""
     t1, t2 = tissue.t1, tissue.t2
     if sequence.contrast_agent:
         t1 = 1 / (1 / t1 + 1e-3 * RELAXIVITY[0] * tissue.gadolinium)
@@ -103,7 +103,7 @@ def signal(tissue: Tissue, sequence: Sequence) -> float:
     if sequence.ti is not None:
         recovery = 1 - 2 * np.exp(-sequence.ti / t1) + np.exp(-sequence.tr / t1)
     decay = np.exp(-sequence.te / t2 - 1e-3 * sequence.b * tissue.d)
-    return float(tissue.pd * abs(recovery) * decay)
+    return float(tissue.pd * recovery * decay)
 
 
 def nulling_time(tissue: Tissue, tr: float) -> float:
@@ -112,8 +112,9 @@ def nulling_time(tissue: Tissue, tr: float) -> float:
 
 
 def mix(fractions: np.ndarray, water: np.ndarray, table: Mapping[str, Tissue], sequence: Sequence) -> np.ndarray:
-    """Partial volume: each voxel's signal is the sum of its tissues'; (tissues, ...) -> (...).
+    """Partial volume: each voxel's signal is the sum of its tissues', signed; (tissues, ...) -> (...).
 
+    The magnitude is the receiver's, after all that mixes: inverted fluid cancels the brain beside it.
     `water` is the local variation of water content, a small fraction, taken to first order.
     """
     total = np.zeros(fractions.shape[1:], dtype=np.float32)
@@ -125,7 +126,7 @@ def mix(fractions: np.ndarray, water: np.ndarray, table: Mapping[str, Tissue], s
         if name not in ("csf", "fat", "blood"):
             slope += np.float32((share * signal(wetter(table[name], 0.01), sequence) - level) / 0.01) * fraction
     total += water * slope
-    return np.maximum(total, 0, out=total)
+    return total
 
 
 def apparent_diffusion(unweighted: np.ndarray, weighted: np.ndarray, b: float) -> np.ndarray:

@@ -1,5 +1,7 @@
 """MR physics: the equations against textbook cases, the contrasts that radiologists expect, and the receiver."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ FIELDS = (1.5, 3.0)
 
 def levels(site: str, tesla: float, contrast: str) -> dict[str, float]:
     sequences = protocol(SITES[site], np.random.default_rng(0), tesla=tesla)
-    return {name: signal(tissue, sequences[contrast]) for name, tissue in tissues(tesla).items()}
+    return {name: abs(signal(tissue, sequences[contrast])) for name, tissue in tissues(tesla).items()}
 
 
 def test_a_spin_echo_recovers_with_t1_and_decays_with_t2() -> None:
@@ -35,11 +37,11 @@ def test_a_spin_echo_recovers_with_t1_and_decays_with_t2() -> None:
     assert signal(tissue, Sequence(tr=1e6, te=100 * np.log(2))) == pytest.approx(0.4)
 
 
-def test_an_inversion_at_the_nulling_time_gives_nothing_and_before_it_a_magnitude() -> None:
+def test_an_inversion_at_the_nulling_time_gives_nothing_and_before_it_points_down() -> None:
     water = tissues(3.0)["csf"]
     time = nulling_time(water, 9000)
     assert signal(water, Sequence(tr=9000, te=100, ti=time)) == pytest.approx(0, abs=1e-12)
-    assert signal(water, Sequence(tr=9000, te=100, ti=0.5 * time)) > 0.1
+    assert signal(water, Sequence(tr=9000, te=100, ti=0.5 * time)) < -0.1
 
 
 def test_gadolinium_adds_to_the_relaxation_rate() -> None:
@@ -109,10 +111,24 @@ def test_an_infarct_is_bright_on_dwi_where_fluid_is_dark(tesla: float) -> None:
 
 def test_partial_volume_is_the_mean_of_what_is_mixed() -> None:
     table, sequence = tissues(1.5), Sequence(tr=4000, te=90)
-    fractions = np.zeros((len(TISSUES), 1), dtype=np.float32)
-    fractions[TISSUES.index("gm")] = fractions[TISSUES.index("csf")] = 0.5
-    got = mix(fractions, np.zeros(1, dtype=np.float32), table, sequence)
-    assert got[0] == pytest.approx((signal(table["gm"], sequence) + signal(table["csf"], sequence)) / 2, rel=1e-5)
+    (got,) = mixed(table, sequence, gm=0.5, csf=0.5)
+    assert got == pytest.approx((signal(table["gm"], sequence) + signal(table["csf"], sequence)) / 2, rel=1e-5)
+
+
+def test_fluid_still_inverted_cancels_the_brain_it_shares_a_voxel_with() -> None:
+    table, sequence = tissues(1.5), Sequence(tr=8000, te=20, ti=1600)
+    grey, fluid = signal(table["gm"], sequence), signal(table["csf"], sequence)
+    assert fluid < 0 < grey
+    share = grey / (grey - fluid)
+    assert mixed(table, sequence, gm=1 - share, csf=share)[0] == pytest.approx(0, abs=1e-6)
+    received = rician(mixed(table, sequence, csf=1.0), np.random.default_rng(0), sigma=0.0)
+    assert received[0] == pytest.approx(-fluid, rel=1e-5)
+
+
+def mixed(table: Mapping[str, Tissue], sequence: Sequence, **shares: float) -> np.ndarray:
+    """One voxel of these tissues."""
+    fractions = np.array([[shares.get(name, 0)] for name in TISSUES], dtype=np.float32)
+    return mix(fractions, np.zeros(1, dtype=np.float32), table, sequence)
 
 
 def test_a_little_more_water_is_right_to_first_order() -> None:
