@@ -2,10 +2,10 @@
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -101,19 +101,34 @@ def _ends(one: Any, subjects: Sequence[Subject], *, jobs: int) -> Iterator[Done]
     # Fresh processes, because ITK's threads do not survive a fork; one thread each, because there are many.
     for library in ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(library, "1")
+    waiting = list(subjects)
+    while waiting:
+        unfinished = yield from _side_by_side(one, waiting, jobs=jobs)
+        # A process that dies takes the pool with it. They begin in order: one of the first `jobs` was its end.
+        for subject in unfinished[:jobs]:
+            if (yield from _side_by_side(one, [subject], jobs=1)):
+                reason = "its process was killed, alone too: most likely it needs more memory than there is"
+                yield Done(subject, failure=SubjectError(subject.name, None, reason))
+        waiting = unfinished[jobs:]
+
+
+def _side_by_side(one: Any, subjects: Sequence[Subject], *, jobs: int) -> Generator[Done, None, list[Subject]]:
+    """The ends from a pool of `jobs` processes; returned are those that a process's death left without one."""
+    finished = set()
     with ProcessPoolExecutor(min(jobs, len(subjects)), mp_context=get_context("spawn")) as pool:
-        futures: dict[Future[Done], Subject] = {pool.submit(one, subject): subject for subject in subjects}
+        futures: dict[Future[Done], Subject] = {}
         try:
+            with suppress(BrokenProcessPool):  # before all were handed over
+                for subject in subjects:
+                    futures[pool.submit(one, subject)] = subject
             for future in as_completed(futures):
-                try:
+                with suppress(BrokenProcessPool):
                     yield future.result()
-                except BrokenProcessPool:
-                    reason = "its process was killed, most likely for want of memory: run again with fewer --jobs"
-                    subject = futures[future]
-                    yield Done(subject, failure=SubjectError(subject.name, None, reason))
+                    finished.add(futures[future].name)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # a full disk, or Ctrl-C: begin no other subject
             raise
+    return [subject for subject in subjects if subject.name not in finished]
 
 
 def _check_writable(out: Path) -> None:
