@@ -17,8 +17,9 @@ LABEL_NAMES = {"seg", "segm", "segmentation", "label", "labels", "msk", "gt", "o
 LABEL_NAMES |= {"lesion", "lesions", "lesionmask", "lesionmsk", "tumormask", "tumourmask"}
 STRUCTURE = {"anat", "dwi", "nifti", "mri"}  # folders that name neither a person nor a visit
 SESSION = re.compile(
-    r"(ses|session|visit)[-_ ]\w+|(ses|session|visit|timepoint|tp|scan|baseline|bl|follow-?up|fu)[-_ ]?\d*"
-    r"|(19|20)\d\d[-_.]?\d\d[-_.]?\d\d",
+    r"(ses|session|visit)[-_ ][^\W_]+|(ses|session|visit|timepoint|tp|scan|baseline|bl|follow[-_ ]?up|fu)[-_ ]?\d*"
+    r"|(week|month|year|day)[-_ ]?\d+|MR[-_ ]?(\d{1,2}|d\d+)|pre|post"
+    r"|(19|20)\d\d[-_.]?\d\d[-_.]?\d\d|(19[89]|20[0-3])\d([-_.]\d\d)?",
     re.IGNORECASE,
 )
 
@@ -125,7 +126,8 @@ def folder(path: PurePath) -> Found | None:
 
     case7/T1.nii.gz, case7/case7_flair.nii.gz, case7/T1/image.nii.gz, T1/case7.nii.gz, case7_T1.nii.gz. The
     innermost folder is the person, or the visit if it is called so: case7/visit2/t1ce.nii.gz,
-    case7/2019-05-01/adc.mha.
+    case7/2019-05-01/adc.mha. So is what ends the person's name in a file: case7_visit2_T1.nii.gz. A word that could
+    be either is a visit, since one person in two splits does more harm than two in one.
     """
     name = stem(path)
     if not name:
@@ -139,7 +141,9 @@ def folder(path: PurePath) -> Found | None:
     named = [part for part in path.parts[:-1] if kind_of(part)]
     kind = kind or (kind_of(named[-1]) if named else "")
     if not homes:
-        return Found(prefix, kind) if kind else None
+        visit = re.fullmatch(rf"(.+?)[_\-. ]+({SESSION.pattern})", prefix, re.IGNORECASE)
+        subject, session = (visit[1], visit[2]) if visit else (prefix, "")
+        return Found(subject, kind, session) if kind else None
     home = "/".join(homes)
     if len(homes) > 1 and SESSION.fullmatch(homes[-1]):
         return Found(homes[-2], kind, homes[-1], home)

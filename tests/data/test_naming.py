@@ -120,7 +120,30 @@ VSD = "VSD.Brain"
         ("folder", "case7/brain_mask.nii.gz", Found("case7", "", home="case7")),
         ("folder", "case7/T1_mask.nii.gz", Found("case7", "", home="case7")),
         ("folder", "case7/notes.txt", None),
+        ("folder", "case7_visit1_T1.nii.gz", Found("case7", "T1", "visit1")),
+        ("folder", "case7_visit_2_t1_ce.nii.gz", Found("case7", "T1C", "visit_2")),
+        ("folder", "T1/case7-2019-05-01.nii.gz", Found("case7", "T1", "2019-05-01")),
+        ("folder", "OAS1_0001_MR2_T1.nii.gz", Found("OAS1_0001", "T1", "MR2")),
+        ("folder", "case_12_baseline_FLAIR.nii", Found("case_12", "FLAIR", "baseline")),
+        ("folder", "visit1_T1.nii.gz", Found("visit1", "T1")),
+        ("folder", "case_2741_T1.nii.gz", Found("case_2741", "T1")),
+        ("folder", "case_premature_T1.nii.gz", Found("case_premature", "T1")),
+        ("folder", "MR1234567/T1.nii.gz", Found("MR1234567", "T1", home="MR1234567")),
+        ("folder", "site/MR1234567/T1.nii.gz", Found("MR1234567", "T1", home="site/MR1234567")),
     ],
 )
 def test_a_name_says_who_when_and_what(layout: str, path: str, expected: Found | None) -> None:
     assert LAYOUTS[layout](PurePosixPath(path)) == expected
+
+
+@pytest.mark.parametrize(
+    "visit",
+    [
+        "visit2", "ses-a", "week-044", "month_6", "year2", "day 30", "MR1", "MR_d0129", "pre", "POST", "baseline",
+        "follow-up 1", "followup", "2019", "2019-05", "2019-05-01", "20190501", "2019.05.01",
+    ],
+)  # fmt: skip
+def test_a_visit_is_never_taken_for_a_person(visit: str) -> None:
+    """A person in two splits would be tested on what was trained with."""
+    assert LAYOUTS["folder"](PurePosixPath(f"P1/{visit}/T1.nii.gz")) == Found("P1", "T1", visit, f"P1/{visit}")
+    assert LAYOUTS["folder"](PurePosixPath(f"P1_{visit}_FLAIR.nii.gz")) == Found("P1", "FLAIR", visit)
