@@ -9,9 +9,10 @@ _ALIASES = {
     "T1": "t1 t1w t1n t1wi t1pre t1mprage mprage t1mpr t1flash t1native spgr",
     "T2": "t2 t2w t2wi t2tse t2fse",
     "PD": "pd pdw pdwi proton protondensity",
-    "T1C": "t1c t1ce t1gd t1post t1cw t1wce t1contrast t1km t1wpost t1wgd t1cwi cet1 cet1w gdt1 gdt1w",
-    "FLAIR": "flair fla t2f t2flair flairw t2wflair flairt2",
-    "DWI": "dwi dw dwib1000 b1000 trace tracew isodwi dwitrace diffusion",
+    "T1C": "t1c t1ce t1gd t1gad t1+c t1post t1postcontrast t1cw t1wce t1contrast t1km t1wpost t1wgd t1cwi "
+    "cet1 cet1w gdt1 gdt1w",
+    "FLAIR": "flair fla t2f t2flair flairw t2wflair flairt2 tirm",
+    "DWI": "dwi dw dwib1000 b1000 trace tracew traceb1000 isodwi dwitrace diffusion",
     "ADC": "adc adcmap apparentdiffusioncoefficient",
 }
 _CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}

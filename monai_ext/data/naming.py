@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from monai_ext.data.volumes import ITK_SUFFIXES
 from monai_ext.modalities import canonical
 
-EXTENSIONS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+EXTENSIONS = (".nii.gz", ".nii", *ITK_SUFFIXES)
 LABEL = "label"
 LABEL_NAMES = {"seg", "segm", "segmentation", "label", "labels", "msk", "gt", "ot"}
 LABEL_NAMES |= {"lesion", "lesions", "lesionmask", "lesionmsk", "tumormask", "tumourmask"}

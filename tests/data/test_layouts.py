@@ -9,6 +9,7 @@ from monai_ext.__main__ import main
 from monai_ext.data.choosing import Choices
 from monai_ext.data.datalist import read_datalist
 from monai_ext.data.layouts import Index, index
+from monai_ext.data.volumes import ITK_SUFFIXES, NIFTI_SUFFIXES
 
 
 def make(root: Path, *names: str) -> Path:
@@ -80,6 +81,12 @@ def test_plain_folders_are_what_no_dataset_claims(tmp_path: Path) -> None:
         "Zoé 1": {"T1": "Zoé 1/t1w.nii.gz", "label": "Zoé 1/lesion.nii.gz"},
         "b c": {"FLAIR": "b c/fla.mha"},
     }
+
+
+@pytest.mark.parametrize("suffix", [*NIFTI_SUFFIXES, *ITK_SUFFIXES])
+def test_whatever_can_be_read_is_indexed(tmp_path: Path, suffix: str) -> None:
+    found = index(make(tmp_path, f"a/T1{suffix}"))
+    assert paths(found, tmp_path) == {"a": {"T1": f"a/T1{suffix}"}}
 
 
 def test_a_root_of_two_datasets_is_refused(tmp_path: Path) -> None:
