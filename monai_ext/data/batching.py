@@ -86,6 +86,7 @@ def draw_condition(
 class ModalityConsistentBatches(Sampler[list[Draw]]):
     """A batch sampler for `DataLoader(dataset, batch_sampler=...)`, whose dataset takes `Draw` as key.
 
+    `fill=False` leaves a group's last batch short, so that an epoch has every sample exactly once.
     `curriculum=None` draws no conditions (sources and target are fixed); `curriculum=n` draws one a batch, of
     one target in the first epoch and any number from epoch n on.
 
@@ -100,7 +101,7 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         *,
         batch_size: int = 16,
         seed: int = 0,
-        fill: bool = False,
+        fill: bool = True,
         curriculum: int | None = None,
         rank: int = 0,
         world_size: int = 1,
