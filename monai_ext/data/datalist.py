@@ -133,8 +133,10 @@ def write_json(path: Path, content: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too
         temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise OSError(error.errno, f"nothing was written: {error.strerror}", str(path)) from error
 
 

@@ -185,6 +185,18 @@ def test_a_full_disk_leaves_the_old_datalist_and_nothing_else(dataset: Path, mon
     assert {path: path.read_bytes() for path in dataset.iterdir() if path.is_file()} == before
 
 
+def test_an_interrupted_write_leaves_nothing_behind(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(dataset.iterdir())
+
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_datalist(dataset / "datalist.json", good(dataset))
+    assert sorted(dataset.iterdir()) == before
+
+
 def test_an_output_that_cannot_be_written_is_named(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_only(self: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(self))
