@@ -37,6 +37,8 @@ from monai_ext.data.presets import MASKS, PRESETS, REGISTRATIONS, Preset
 from monai_ext.data.qc import write_qc
 from monai_ext.modalities import canonical
 
+LEAST_SPACING = 0.1  # mm: finer is a slip, and more than a memory holds
+
 
 @dataclass(frozen=True)
 class Done:
@@ -216,7 +218,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"a dataset's or paper's way ({presets}); other options change it",
     )
     add("--reference", help="the contrast that gives the grid, T1 say; subjects without it fail")
-    add("--spacing", type=_spacing, metavar="MM[,MM,MM]", help="voxel size in the slice, or along i,j,k; 0: as it is")
+    add(
+        "--spacing",
+        type=_spacing,
+        metavar="MM[,MM,MM]",
+        help="voxel size: one number is for both directions in the slice, whose distance stays; three are along "
+        f"i,j,k; 0 leaves one as it is, {LEAST_SPACING} is the least",
+    )
     add("--size", type=_size, metavar="N|IxJ", help="cut or pad slices to so many voxels")
     add("--register", choices=REGISTRATIONS, help="rigid: move every contrast onto the reference first")
     add(
@@ -271,15 +279,22 @@ def chosen_preset(args: argparse.Namespace) -> Preset:
 
 
 def _spacing(text: str) -> tuple[float | None, float | None, float | None]:
-    steps = [float(step) for step in text.split(",")]
-    if len(steps) not in (1, 3) or not all(0 <= step < 100 for step in steps):
-        raise argparse.ArgumentTypeError(f"one size in mm or three with commas, got {text}")
+    try:
+        steps = [float(step) for step in text.split(",")]
+    except ValueError:
+        steps = []
+    if len(steps) not in (1, 3) or not all(step == 0 or LEAST_SPACING <= step < 100 for step in steps):
+        wanted = f"one size in mm or three with commas, each 0 or from {LEAST_SPACING} to 100"
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
     i, j, k = (step or None for step in (steps if len(steps) == 3 else [steps[0], steps[0], 0.0]))
     return i, j, k
 
 
 def _size(text: str) -> tuple[int, int]:
-    parts = [int(part) for part in text.lower().split("x")]
+    try:
+        parts = [int(part) for part in text.lower().split("x")]
+    except ValueError:
+        parts = []
     if len(parts) not in (1, 2) or not all(8 <= part <= 4096 for part in parts):
-        raise argparse.ArgumentTypeError(f"a number of voxels or two with an x, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a number of voxels or two with an x, each 8 to 4096, got {text!r}")
     return parts[0], parts[-1]

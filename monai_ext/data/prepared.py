@@ -24,7 +24,7 @@ from monai_ext.data.registration import register_rigid
 from monai_ext.data.resampling import IDENTITY, resample, share_inside, slice_grid, to_ras
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 
-FORMAT = 3  # of the folder: raised whenever the same sources would now give other files
+FORMAT = 4  # of the folder: raised whenever the same sources would now give other files
 SIDECAR = "prepared.json"
 PERCENTILE = 99.5  # of a contrast's foreground, becomes 1
 SLOPE = 1 / 65535  # what one step of the stored 16 bits is worth
@@ -188,14 +188,26 @@ def _placed(
 ) -> dict[str, NDArray[np.float64]]:
     """For each contrast, the matrix from the reference's world to its own."""
     placed = dict.fromkeys(read, IDENTITY)
+    if preset.register != "rigid":
+        return placed
+    # ADC is computed from DWI: on one grid the two are one scan, and lie on each other as they are
+    leader, follower = ("ADC", "DWI") if chosen == "ADC" else ("DWI", "ADC")
+    together = leader in read and follower in read and _same_grid(read[leader], read[follower])
     for contrast, volume in read.items():
-        if preset.register == "rigid" and contrast != chosen:
-            try:
-                placed[contrast] = register_rigid(read[chosen], volume)
-            except ValueError as error:
-                reason = f"cannot be registered: {error}"
-                raise SubjectError(subject.name, subject.images[contrast], reason) from error
+        if contrast == chosen or (together and contrast == follower):
+            continue
+        try:
+            placed[contrast] = register_rigid(read[chosen], volume)
+        except ValueError as error:
+            reason = f"cannot be registered: {error}"
+            raise SubjectError(subject.name, subject.images[contrast], reason) from error
+    if together:
+        placed[follower] = placed[leader]
     return placed
+
+
+def _same_grid(one: Volume, other: Volume) -> bool:
+    return one.shape == other.shape and np.allclose(one.affine, other.affine, atol=0.01)
 
 
 def _mask(
@@ -253,11 +265,7 @@ def _label(
     if label.array.max() > LARGEST_LABEL:
         reason = f"a label map holds numbers up to {LARGEST_LABEL}, got {label.array.max():.0f}: renumber its labels"
         raise SubjectError(subject.name, subject.label, reason)
-    drawn_on = [
-        contrast
-        for contrast, volume in read.items()
-        if volume.shape == label.shape and np.allclose(volume.affine, label.affine, atol=0.01)
-    ]
+    drawn_on = [contrast for contrast, volume in read.items() if _same_grid(volume, label)]
     to_volume = placed[drawn_on[0]] if drawn_on else IDENTITY
     return resample(label, shape, affine, to_volume=to_volume, order=0)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +425,35 @@ def test_a_label_moves_with_the_contrast_that_it_was_drawn_on(tmp_path, monkeypa
     assert read_datalist(tmp_path / "out" / "datalist.json").subjects[0].label == tmp_path / "out" / "a" / "label.nii"
 
 
+@pytest.mark.parametrize("reference", ["T1", "DWI", "ADC"])
+def test_dwi_and_adc_are_moved_as_one_scan(tmp_path, monkeypatch, reference):
+    calls: list[Volume] = []
+
+    def never_twice_the_same(_reference: Volume, moving: Volume) -> np.ndarray:
+        calls.append(moving)
+        matrix = np.eye(4)
+        matrix[0, 3] = len(calls)
+        return matrix
+
+    monkeypatch.setattr(prepared, "register_rigid", never_twice_the_same)
+    datalist = dataset(tmp_path / "in", {"a": {"ADC": head(seed=1), "DWI": head(seed=2), "T1": head()}})
+    assert prepare(datalist, tmp_path / "out", "--register", "rigid", "--reference", reference) == 0
+    images = json.loads((tmp_path / "out" / "a" / "prepared.json").read_text())["images"]
+    assert images["DWI"]["to_source"] == images["ADC"]["to_source"]
+    assert images["T1"]["to_source"] != images["DWI"]["to_source"]
+    assert len(calls) == 1
+    assert reference != "T1" or np.array_equal(calls[0].array, head(seed=2).array[::-1, ::-1])
+
+
+def test_dwi_and_adc_on_two_grids_are_registered_each(monkeypatch):
+    monkeypatch.setattr(prepared, "register_rigid", lambda _, moving: np.diag([*moving.spacing, 1.0]))
+    images = {"T1": head(), "DWI": head(), "ADC": head(affine=AFFINE * [[1], [1], [1.1], [1]])}
+    placed = prepared._placed(
+        Subject("a", "toy", {}), images, "T1", preset=replace(PRESETS["native"], register="rigid")
+    )
+    assert not np.array_equal(placed["DWI"], placed["ADC"])
+
+
 def test_a_label_of_fractions_is_reported(tmp_path, capsys):
     datalist = dataset(tmp_path / "in", {"a": {"T1": head(), "label": Volume(head().array + 0.5, AFFINE)}})
     assert prepare(datalist, tmp_path / "out") == 1
@@ -503,11 +533,17 @@ def test_an_option_s_value_is_refused_by_name(tmp_path, capsys, options, message
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [["--size", "4"], ["--size", "1x2x3"], ["--spacing", "1,1"], ["--spacing", "-1"]])
+@pytest.mark.parametrize(
+    "option",
+    [["--size", "4"], ["--size", "1x2x3"], ["--size", "abc"], ["--spacing", "1,1"], ["--spacing", "-1"],
+     ["--spacing", "0.0005"], ["--spacing", "1,1,0.05"], ["--spacing", "abc"], ["--spacing", "nan"]],
+)  # fmt: skip
 def test_a_size_or_spacing_that_makes_no_sense_is_refused(tmp_path, capsys, option):
     with pytest.raises(SystemExit):
         prepare(tmp_path / "none.json", tmp_path / "out", *option)
-    assert option[0] in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"argument {option[0]}: expected " in said
+    assert f"got {option[1]!r}" in said
 
 
 def die_of_a(subject: Subject) -> command.Done:
