@@ -69,7 +69,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     `slices` is "every", "nonempty", ("middle", n) of the non-empty, or ("brain", n), those with most brain.
     `neighbours` puts n slices of either side beside each source: M * (2n + 1) channels, edge slices repeated.
-    `transform` is a MONAI dictionary transform over "sources" and "target"; a `Draw` as key seeds it.
+    `transform` is a MONAI dictionary transform over "sources" and "target"; a `Draw` as key seeds it,
+    torch's own generator does for a plain number: a loader's workers and epochs then draw apart.
     `allow_missing` gives zeros for a contrast that a subject lacks. A subject that cannot serve is raised as
     SubjectError, or joins `failures` while the others are taken.
     """
@@ -137,8 +138,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "available": torch.tensor(row.kind.available),
         }
         if self.transform is not None:
-            if draw and hasattr(self.transform, "set_random_state"):
-                self.transform.set_random_state(seed=draw.seed)
+            if hasattr(self.transform, "set_random_state"):
+                # a transform's own state is copied into every worker, of every epoch; torch's differs in each
+                self.transform.set_random_state(seed=draw.seed if draw else int(torch.randint(2**31, ())))
             item = self.transform(item)
             for name in ("sources", "target"):  # what is absent stays zero after a shift of intensity
                 plain = torch.as_tensor(item[name], dtype=torch.float32).as_subclass(torch.Tensor)

@@ -355,6 +355,28 @@ def test_a_draw_repeats_its_augmentation_and_another_gives_another(tmp_path: Pat
     assert not torch.equal(first["sources"], other["sources"])
 
 
+def shifts(loader: DataLoader, plain: SliceDataset) -> list[float]:
+    """By how much each item's brightness was shifted, in the loader's order."""
+    items = [item for batch in loader for item in zip(batch["slice"].tolist(), batch["sources"], strict=True)]
+    return [round(float((image - plain[number]["sources"]).mean()), 5) for number, image in items]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_plain_numbers_draw_anew_in_every_worker_and_epoch(tmp_path: Path, persistent: bool) -> None:
+    subject = make_subject(tmp_path, "a", "T1 T2")
+    shift = RandShiftIntensityd(keys=["sources"], offsets=(0.1, 0.5), prob=1.0)
+    plain, dataset = (
+        SliceDataset([subject], sources=["T1"], target=["T2"], transform=transform) for transform in (None, shift)
+    )
+    loader = DataLoader(dataset, num_workers=2, persistent_workers=persistent)
+    torch.manual_seed(0)
+    drawn = [*shifts(loader, plain), *shifts(loader, plain)]
+    assert len(set(drawn)) == len(drawn) == 2 * SHAPE[2]
+    torch.manual_seed(0)
+    again = DataLoader(dataset, num_workers=2)
+    assert shifts(again, plain) == drawn[: SHAPE[2]]
+
+
 def test_an_augmentation_moves_sources_and_target_together(tmp_path: Path) -> None:
     subject = make_subject(tmp_path, "a", "T1 T2")
     flip = RandFlipd(keys=["sources", "target"], prob=0.5, spatial_axis=0)
