@@ -4,12 +4,14 @@
 
 The network has PMM-Synth's shape in small: a common stream over the zero-filled stack, an encoding and a
 decoding stream of four scales for each of six contrasts. Streams of contrasts that a batch lacks are skipped,
-which is why a batch must be of one kind. Four datasets stand for the paper's four. Every epoch sees every slice
-once, through the data loader, with conditions drawn, forward, backward and Adam. The fastest of the repeats
-counts, for whatever else the machine does only adds to it; the two batch sizes take turns.
+which is why a batch must be of one kind. Four datasets stand for the paper's four. Every epoch sees every slice,
+and in batches some again to fill them, through the data loader, with conditions drawn, forward, backward and
+Adam. The fastest of the repeats counts, for whatever else the machine does only adds to it; the two batch sizes
+take turns.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ from monai_ext.data.datalist import Subject
 from monai_ext.data.slices import SliceDataset
 
 MODALITIES = ("T1", "T2", "T1C", "FLAIR", "DWI", "ADC")
+GOAL = 2.0
 SITES = {  # what the paper's four datasets cover; TTI's cases differ among themselves
     "TTG": [MODALITIES] * 3,
     "TTI": [("T1", "T2"), ("T1", "T2", "FLAIR"), ("T2", "FLAIR", "ADC"), ("T1", "T2", "FLAIR", "ADC")],
@@ -100,8 +103,8 @@ def train_epoch(dataset: SliceDataset, *, batch_size: int, width: int, epoch: in
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Print the fastest epoch of each and their ratio."""
+def main() -> int:
+    """Print the fastest epoch of each and their ratio; the status is 1 where that misses the goal."""
     parser = argparse.ArgumentParser(description="MCBS against batch size 1")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--width", type=int, default=8)
@@ -121,8 +124,9 @@ def main() -> None:
     one, many = (min(column) for column in zip(*times, strict=True))
     print(f"{len(dataset)} slices of {args.size}x{args.size}, width {args.width}, {args.threads} threads:")
     print(f"an epoch takes {one:.2f} s at batch size 1, {many:.2f} s at {args.batch_size}", end=": ")
-    print(f"{one / many:.1f}x faster (goal: at least 2)")
+    print(f"{one / many:.1f}x faster (goal: at least {GOAL})")
+    return 0 if one >= GOAL * many else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
