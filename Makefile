@@ -51,6 +51,8 @@ ops: setup  ## compile the operators now and say which kernel each one uses
 
 bench: setup  ## every operator against PyTorch: median ms, peak MB, ratio to the floor
 	$(BIN)/python cuda_ops/bench.py
+	@if $(BIN)/python -c "import torch; raise SystemExit(not torch.cuda.is_available())"; then \
+	    $(BIN)/python cuda_ops/bench.py --device cuda; else echo "CUDA: no device here, not run"; fi
 
 clean:  ## remove .venv and what tools left behind
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

@@ -99,7 +99,8 @@ inline void store_transposed(vec<T> (&tile)[kLanes<T>], T* to, int64_t stride, i
 }
 
 // e^(x ln 2) = 2^x, to the last bit or two. Its Taylor coefficients keep 2^x exact near x = 0, where a scan's decay
-// is raised to thousands of steps. Below the smallest normal number the result is that number; NaN stays NaN.
+// is raised to thousands of steps. Below the smallest normal number the result is that number; a quiet NaN without
+// payload, as arithmetic makes it, stays NaN.
 inline vec<float> exp2(vec<float> x) {
   typedef Vec<float>::bits bits;
   x = x < -126.0f ? broadcast(-126.0f) : x;

@@ -1,7 +1,10 @@
 #!/bin/sh
 # Compile every CUDA source for the data-centre architectures in use; where there is no nvcc, say so and pass.
 set -eu
-nvcc=${CUDA_HOME:+$CUDA_HOME/bin/nvcc}
+nvcc=
+for home in "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda; do # as monai_ext/ops/loader.py looks
+    [ -z "$nvcc" ] && [ -x "$home/bin/nvcc" ] && nvcc=$home/bin/nvcc
+done
 nvcc=${nvcc:-$(command -v nvcc || true)}
 if [ -z "$nvcc" ]; then
     echo "CUDA: nvcc is not found, the .cu sources are not compiled"

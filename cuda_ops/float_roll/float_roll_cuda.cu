@@ -44,11 +44,13 @@ __global__ void forward(RollShape s, const T* weight, const T* offsets, const T*
   MONAI_EXT_SHARED(memory);
   T* const weights = reinterpret_cast<T*>(memory);
   int32_t* const table = reinterpret_cast<int32_t*>(weights + kMostTaps);
-  const int64_t pair = blockIdx.y, b = pair / s.groups, g = pair % s.groups;
+  const int64_t points = s.points(), tile = s.channels * points, all = s.out * tile;
+  const int64_t blocks = (all + kThreads - 1) / kThreads;  // a sample and group
+  const int64_t pair = blockIdx.x / blocks, b = pair / s.groups, g = pair % s.groups;
   make_table(s, offsets + pair * s.dims, false, table, weights);
   __syncthreads();
-  const int64_t points = s.points(), tile = s.channels * points, all = s.out * tile;
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < all; i += gridDim.x * int64_t(blockDim.x)) {
+  const int64_t i = blockIdx.x % blocks * kThreads + threadIdx.x;
+  if (i < all) {
     const int64_t o = i / tile, within = i % tile, point = within % points;
     const T* const kernel = weight + (o * s.groups + g) * tile + within - point;
     T sum = 0;
@@ -63,8 +65,9 @@ __global__ void weight_backward(RollShape s, const T* grad, const T* offsets, co
   MONAI_EXT_SHARED(memory);
   T* const weights = reinterpret_cast<T*>(memory);
   int32_t* const table = reinterpret_cast<int32_t*>(weights + kMostTaps);
-  const int64_t points = s.points(), tile = s.channels * points, g = blockIdx.y;
-  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x, o = i / tile, within = i % tile;
+  const int64_t points = s.points(), tile = s.channels * points;
+  const int64_t blocks = (s.out * tile + kThreads - 1) / kThreads, g = blockIdx.x / blocks;
+  const int64_t i = blockIdx.x % blocks * kThreads + threadIdx.x, o = i / tile, within = i % tile;
   const int64_t point = within % points;
   T sum = 0;
   for (int64_t b = 0; b < s.batch; ++b) {
@@ -117,7 +120,11 @@ __global__ void route_backward(RollShape s, const T* grad, const T* weight, cons
   for (int j = 0; j < s.dims; ++j) offsets_grad[pair * s.dims + j] = static_cast<T>(by_offset[j] * scale[pair]);
 }
 
-unsigned blocks_for(int64_t items) { return static_cast<unsigned>((items + kThreads - 1) / kThreads); }
+// Blocks enough for every weight of every one of these groups; only the x axis of a grid may be long.
+dim3 grid_for(const RollShape& s, int64_t groups) {
+  const int64_t items = s.out * s.channels * s.points();
+  return dim3(static_cast<unsigned>((items + kThreads - 1) / kThreads * groups));
+}
 
 }  // namespace
 
@@ -125,14 +132,14 @@ unsigned blocks_for(int64_t items) { return static_cast<unsigned>((items + kThre
 #define MONAI_EXT_ROLL(T)                                                                                             \
   extern "C" int float_roll_forward_##T(const RollShape* s, void* stream, const T* weight, const T* offsets,          \
                                         const T* scale, T* rolled) {                                                  \
-    const dim3 grid(blocks_for(s->out * s->channels * s->points()), static_cast<unsigned>(s->batch * s->groups));     \
+    const dim3 grid = grid_for(*s, s->batch * s->groups);                                                             \
     return monai_ext::launch(forward<T>, grid, kThreads, table_bytes<T>(*s), stream, *s, weight, offsets, scale,      \
                              rolled);                                                                                 \
   }                                                                                                                   \
   extern "C" int float_roll_backward_##T(const RollShape* s, void* stream, const T* grad, const T* weight,            \
                                          const T* offsets, const T* scale, T* weight_grad, T* offsets_grad,           \
                                          T* scale_grad) {                                                             \
-    const dim3 grid(blocks_for(s->out * s->channels * s->points()), static_cast<unsigned>(s->groups));                \
+    const dim3 grid = grid_for(*s, s->groups);                                                                        \
     const int code = monai_ext::launch(weight_backward<T>, grid, kThreads, table_bytes<T>(*s), stream, *s, grad,      \
                                        offsets, scale, weight_grad);                                                  \
     if (code != 0) return code;                                                                                       \

@@ -1,6 +1,7 @@
 // Mamba's selective scan on the CPU: one register holds as many channels as it has lanes, so that no sum over the
 // states crosses lanes; time runs in chunks whose rows of B and C are transposed once for all channels of a group.
 #include <algorithm>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -73,7 +74,10 @@ struct Channels {
   }
   void column(const ScanShape& s, const T* A, int64_t n, T scale, vec<T>* out) const {
     *out = vec<T>{};
-    for (int i = 0; i < lanes; ++i) (*out)[i] = A[(first + i) * s.states + n] * scale;
+    for (int i = 0; i < lanes; ++i) {
+      const T rate = A[(first + i) * s.states + n];
+      (*out)[i] = rate == rate ? rate * scale : std::numeric_limits<T>::quiet_NaN();  // the kind that exp2 keeps
+    }
   }
 };
 

@@ -16,10 +16,11 @@ struct Place {
 
   __device__ explicit Place(const ScanShape& s) {
     const int64_t parts = (s.channels + kLanes - 1) / kLanes;
-    part = blockIdx.x % parts;
-    g = blockIdx.x / parts;
-    chunk = blockIdx.y;
-    b = blockIdx.z;
+    int64_t block = blockIdx.x;  // only the x axis of a grid may be long
+    part = block % parts;
+    g = (block /= parts) % s.groups;
+    chunk = (block /= s.groups) % s.chunks();
+    b = block / s.chunks();
     const int64_t lane = part * kLanes + threadIdx.x;
     writes = lane < s.channels;
     channel = g * s.channels + (writes ? lane : s.channels - 1);
@@ -61,8 +62,9 @@ __global__ void local_forward(ScanShape s, const T* u, const T* delta, const T* 
 // One thread a channel and state: the state before each chunk.
 template <class T>
 __global__ void join_forward(ScanShape s, const T* A, const T* sums, T* saved) {
-  const int64_t channel = blockIdx.x * int64_t(blockDim.x) + threadIdx.x, n = blockIdx.y, b = blockIdx.z;
-  if (channel >= s.width()) return;
+  const int64_t index = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  const int64_t channel = index % s.width(), n = index / s.width() % s.states, b = index / s.width() / s.states;
+  if (b >= s.batch) return;
   T state = 0;
   for (int64_t chunk = 0; chunk < s.chunks(); ++chunk) {
     T* const slot = saved + s.save(b, chunk, n) + channel;
@@ -121,8 +123,9 @@ __global__ void local_backward(ScanShape s, const T* grad, const T* delta, const
 
 template <class T>
 __global__ void join_backward(ScanShape s, const T* A, const T* sums, T* carries) {
-  const int64_t channel = blockIdx.x * int64_t(blockDim.x) + threadIdx.x, n = blockIdx.y, b = blockIdx.z;
-  if (channel >= s.width()) return;
+  const int64_t index = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  const int64_t channel = index % s.width(), n = index / s.width() % s.states, b = index / s.width() / s.states;
+  if (b >= s.batch) return;
   T carry = 0;
   for (int64_t chunk = s.chunks() - 1; chunk >= 0; --chunk) {
     T* const slot = carries + s.save(b, chunk, n) + channel;
@@ -193,8 +196,9 @@ __global__ void final_backward(ScanShape s, const T* grad, const T* u, const T* 
 
 template <class T>
 __global__ void sum_chunks(ScanShape s, const T* parts, T* dA) {
-  const int64_t channel = blockIdx.x * int64_t(blockDim.x) + threadIdx.x, n = blockIdx.y, b = blockIdx.z;
-  if (channel >= s.width()) return;
+  const int64_t index = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  const int64_t channel = index % s.width(), n = index / s.width() % s.states, b = index / s.width() / s.states;
+  if (b >= s.batch) return;
   T sum = 0;
   for (int64_t chunk = 0; chunk < s.chunks(); ++chunk) sum += parts[s.save(b, chunk, n) + channel];
   dA[(b * s.states + n) * s.width() + channel] = sum;
@@ -204,7 +208,7 @@ __global__ void sum_chunks(ScanShape s, const T* parts, T* dA) {
 template <class T>
 __global__ void sum_time(ScanShape s, const T* grad, const T* u, const T* ddelta, T* dD, T* dbias) {
   __shared__ T sums[2][kSum];
-  const int64_t channel = blockIdx.x, b = blockIdx.y, row = s.row(b, channel);
+  const int64_t channel = blockIdx.x % s.width(), b = blockIdx.x / s.width(), row = s.row(b, channel);
   T skip = 0, shift = 0;
   for (int64_t t = threadIdx.x; t < s.length; t += kSum) {
     skip += grad[row + t] * u[row + t];
@@ -225,13 +229,12 @@ __global__ void sum_time(ScanShape s, const T* grad, const T* u, const T* ddelta
 int parts(const ScanShape& s) { return static_cast<int>((s.channels + kLanes - 1) / kLanes); }
 
 struct Grids {
-  dim3 chunks, states;
+  dim3 chunks, states, rows;
 
   explicit Grids(const ScanShape& s)
-      : chunks(static_cast<unsigned>(parts(s) * s.groups), static_cast<unsigned>(s.chunks()),
-               static_cast<unsigned>(s.batch)),
-        states(static_cast<unsigned>((s.width() + kSum - 1) / kSum), static_cast<unsigned>(s.states),
-               static_cast<unsigned>(s.batch)) {}
+      : chunks(static_cast<unsigned>(parts(s) * s.groups * s.chunks() * s.batch)),
+        states(static_cast<unsigned>((s.batch * s.states * s.width() + kSum - 1) / kSum)),
+        rows(static_cast<unsigned>(s.batch * s.width())) {}
 };
 
 template <class T>
@@ -253,14 +256,13 @@ int backward(const ScanShape& s, void* stream, const T* grad, const T* u, const 
   using monai_ext::launch;
   if (s.chunk > kChunk) return cudaErrorInvalidValue;
   const Grids grids(s);
-  const dim3 rows(static_cast<unsigned>(s.width()), static_cast<unsigned>(s.batch));
   int code = launch(local_backward<T>, grids.chunks, kLanes, 0, stream, s, grad, delta, A, C, bias, du, carries);
   if (!code) code = launch(join_backward<T>, grids.states, kSum, 0, stream, s, A, du, carries);
   if (!code)
     code = launch(final_backward<T>, grids.chunks, kLanes, 0, stream, s, grad, u, delta, A, B, C, D, bias, saved, du,
                   ddelta, dB, dC, carries);
   if (!code) code = launch(sum_chunks<T>, grids.states, kSum, 0, stream, s, carries, dA);
-  if (!code) code = launch(sum_time<T>, rows, kSum, 0, stream, s, grad, u, ddelta, dD, dbias);
+  if (!code) code = launch(sum_time<T>, grids.rows, kSum, 0, stream, s, grad, u, ddelta, dD, dbias);
   return code;
 }
 

@@ -1,6 +1,7 @@
 """Group-wise rolling of convolution kernels by fractions of a step: AGI-Net, Sec. III-B, Eq. 4 and Fig. 2."""
 
 import ctypes
+import math
 from collections.abc import Callable
 
 import torch
@@ -26,10 +27,13 @@ def float_roll(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     weight_, offsets_, scale_ = weight.to(dtype), offsets.to(dtype), scale.to(dtype)
     if not torch.jit.is_scripting():
-        if not checks.stands_alone():
+        alone = checks.stands_alone()
+        if not alone:
             _check(weight, offsets, scale)
-            loader.ready("float_roll")
-            return _operator(weight_, offsets_, scale_).to(weight.dtype)
+            loader.ready("float_roll", weight.device.type)
+        run = float_roll_reference if alone else _operator
+        with torch.autocast(weight.device.type, enabled=False):  # products in bfloat16 would round the kernels twice
+            return run(weight_, offsets_, scale_).to(weight.dtype)
     return float_roll_reference(weight_, offsets_, scale_).to(weight.dtype)
 
 
@@ -43,7 +47,10 @@ def rolled_conv(
     padding: int = 0,
     dilation: int = 1,
 ) -> Tensor:
-    """Convolve each sample with its own rolled kernels, all in one grouped call: (B, C, *size) -> (B, O, *size')."""
+    """Convolve each sample with its own rolled kernels, all in one grouped call: (B, C, *size) -> (B, O, *size').
+
+    A trace keeps the batch size it was made with; a script and the other archives take any.
+    """
     if not torch.jit.is_scripting():
         if not checks.stands_alone():
             _check_conv(x, weight, offsets, scale, bias, stride, padding, dilation)
@@ -148,8 +155,16 @@ def _check_conv(
     checks.check_rank("x", x, f"(B, C, {weight.dim() - 2} spatial axes) as the weight is", weight.dim())
     checks.check_shape("x", x, "(B, C, ...)", (offsets.shape[0], weight.shape[1], *x.shape[2:]))
     checks.check_alike({"weight": weight, "x": x, "bias": bias})
+    if bias is not None:
+        checks.check_shape("bias", bias, "(O,)", (weight.shape[0],))
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         checks.check_whole(name, value, least)
+    for size, points in zip(x.shape[2:], weight.shape[2:], strict=True):
+        if size + 2 * padding < dilation * (points - 1) + 1:
+            raise ValueError(
+                f"x must be at least as large as the kernel, got shape {tuple(x.shape)} with padding={padding} "
+                f"for kernel {tuple(weight.shape[2:])} with dilation={dilation}"
+            )
 
 
 _operator = torch.library.custom_op("monai_ext::float_roll", mutates_args=())(float_roll_reference)
@@ -165,7 +180,7 @@ def _(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:  # noqa: ARG001
 
 @_backward_operator.register_fake
 def _(grad: Tensor, weight: Tensor, offsets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
-    return torch.empty_like(weight), torch.empty_like(offsets), torch.empty_like(scale)
+    return weight.new_empty(weight.shape), weight.new_empty(offsets.shape), weight.new_empty(scale.shape)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG001
@@ -194,16 +209,25 @@ def _shape(weight: Tensor, offsets: Tensor) -> _Shape:
     return _Shape(batch, weight.shape[0], groups, weight.shape[1] // groups, dims, kernel)
 
 
+def _fits(weight: Tensor, offsets: Tensor) -> bool:
+    """Whether a CUDA block's shared memory holds the taps' tables: up to 39x39 or 9x9x9 points."""
+    return 2 ** offsets.shape[2] * math.prod(weight.shape[2:]) * 4 <= 24 * 1024
+
+
 def _kernels(kernels: loader.Kernels) -> dict[str, Callable[..., object]]:
     kernels.require("float_roll_forward", "float_roll_backward")
 
     def forward(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
+        if kernels.device == "cuda" and not _fits(weight, offsets):
+            return float_roll_reference(weight, offsets, scale)
         rolled = weight.new_empty(offsets.shape[0], *weight.shape)
         inputs = (weight.contiguous(), offsets.contiguous(), scale.contiguous())
         kernels("float_roll_forward", _shape(weight, offsets), *inputs, rolled)
         return rolled
 
     def backward(grad: Tensor, weight: Tensor, offsets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if kernels.device == "cuda" and not _fits(weight, offsets):
+            return float_roll_backward_reference(grad, weight, offsets, scale)
         inputs = (grad.contiguous(), weight.contiguous(), offsets.contiguous(), scale.contiguous())
         grads = weight.new_empty(weight.shape), weight.new_empty(offsets.shape), weight.new_empty(scale.shape)
         kernels("float_roll_backward", _shape(weight, offsets), *inputs, *grads)

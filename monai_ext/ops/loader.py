@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-COMPILE_SECONDS = 120.0  # a compiler that takes longer hangs; ours take about three
+COMPILE_SECONDS = 90.0  # a compiler that takes longer hangs; each of ours takes some seconds
 PACKAGE = Path(__file__).resolve().parents[1]
 # Instruction sets by what torch finds on this machine: fixed sets rather than -march=native, so that the name of a
 # cached library says where it may run.
@@ -133,15 +133,15 @@ def load(*names: str) -> None:
         if name not in BINDERS:
             raise ValueError(f"operator must be one of {sorted(BINDERS)}, got {name!r}")
         for device in _devices():
-            if (name, device) not in _statuses or (mode() == "require" and not _statuses[name, device].library):
-                with _lock:
-                    _attach(name, device)
+            ready(name, device)
 
 
-def ready(name: str) -> None:
-    """Load an operator at its first use; nothing to do, and nothing to trace, in a model being compiled."""
-    if (name, "cpu") not in _statuses and not torch.compiler.is_compiling():
-        load(name)
+def ready(name: str, device: str) -> None:
+    """Load an operator's kernel before its use on a device; nothing to do, or to trace, in a model being compiled."""
+    if not torch.compiler.is_compiling() and not _settled(name, device):
+        with _lock:
+            if not _settled(name, device):  # another thread may have been here meanwhile
+                _attach(name, device)
 
 
 def status() -> dict[str, Status]:
@@ -164,23 +164,40 @@ def _devices() -> list[str]:
     return ["cpu", "cuda"] if torch.version.cuda and torch.cuda.is_available() else ["cpu"]
 
 
+def _settled(name: str, device: str) -> bool:
+    """Whether nothing more is to be tried: a missing kernel that is required is tried, and complained of, each time."""
+    status = _statuses.get((name, device))
+    if status is not None and status.library is not None:
+        return True
+    return device not in ("cpu", "cuda") or mode() == "off" or (status is not None and mode() != "require")
+
+
 def _attach(name: str, device: str) -> None:
-    required = mode() == "require"
-    if mode() == "off" or ((name, device) in _statuses and not required):
-        return
     try:
-        path = _built(name, device)
-        try:
-            kernels = Kernels(ctypes.CDLL(str(path)), device)
-            kernels.attach(BINDERS[name](kernels))
-        except (OSError, AttributeError) as error:
-            raise BuildError(f"{path} does not load ({error}): delete it") from None
+        library, path = _loaded(name, device)
+        kernels = Kernels(library, device)
+        kernels.attach(BINDERS[name](kernels))
         _statuses[name, device] = Status(device, path, "")
-    except BuildError as error:
-        _statuses[name, device] = Status("reference", None, f"{error}{error.detail}")
-        if required:
-            raise BuildError(f"MONAI_EXT_OPS=require, but {name} has no {device} kernel: {error}") from None
-        warnings.warn(f"{name} runs on its PyTorch reference ({device}), slower: {error}", stacklevel=4)
+    except Exception as error:  # whatever it is: the model runs on without this kernel, or says why it cannot
+        detail = error.detail if isinstance(error, BuildError) else ""
+        _statuses[name, device] = Status("reference", None, f"{error}{detail}")
+        if mode() == "require":
+            raise BuildError(f"MONAI_EXT_OPS=require, but {name} has no {device} kernel: {error}") from error
+        warnings.warn(f"{name} runs on its PyTorch reference ({device}), slower: {error}", stacklevel=1)
+
+
+def _loaded(name: str, device: str) -> tuple[ctypes.CDLL, Path]:
+    path = _built(name, device)
+    try:
+        return ctypes.CDLL(str(path)), path
+    except OSError:  # whole, but made by another compiler, or for another machine's C library: made again, once
+        with contextlib.suppress(OSError):
+            path.with_suffix(".sha256").unlink()
+    path = _built(name, device)
+    try:
+        return ctypes.CDLL(str(path)), path
+    except OSError as error:
+        raise BuildError(f"{path} was compiled, but does not load ({error})") from None
 
 
 def _sources(name: str) -> Path:
@@ -205,10 +222,11 @@ def _command(name: str, device: str, root: Path) -> list[str]:
             "-fopenmp",
         ]
         return [*flags, *instructions, str(root / name / f"{name}_cpu.cpp")]
-    major, minor = torch.cuda.get_device_capability()
-    architecture = f"arch=compute_{major}{minor},code=sm_{major}{minor}"
-    flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-shared", "-gencode"]
-    return [*flags, architecture, str(root / name / f"{name}_cuda.cu")]
+    capabilities = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
+    flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-shared"]
+    for major, minor in capabilities:
+        flags += ["-gencode", f"arch=compute_{major}{minor},code=sm_{major}{minor}"]
+    return [*flags, str(root / name / f"{name}_cuda.cu")]
 
 
 def _compiler(device: str) -> list[str]:
@@ -232,7 +250,7 @@ def _built(name: str, device: str) -> Path:
     root = _sources(name)
     command = _command(name, device, root)
     content = hashlib.sha256()
-    for path in sorted([*root.glob("*.h"), *(root / name).iterdir()]):
+    for path in sorted([*root.glob("*.h"), *(root / name).glob("*.h"), Path(command[-1])]):
         content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     for fact in (
         torch.__version__,
@@ -265,7 +283,7 @@ def _built(name: str, device: str) -> Path:
     warnings.warn(
         f"{name} is compiled for this process alone, the cache folder cannot be used ({problem}): "
         "set MONAI_EXT_CACHE to a folder that can be written",
-        stacklevel=5,
+        stacklevel=1,
     )
     return folder / file
 
@@ -329,6 +347,8 @@ def _locked(path: Path) -> Iterator[None]:
                 time.sleep(0.05)
             except OSError:  # a file system without locks
                 break
+        else:
+            raise BuildError(f"another process has held {path} for {COMPILE_SECONDS:g} s, compiling: try again later")
         yield
 
 
@@ -336,7 +356,13 @@ def _compile(compiler: Sequence[str], command: Sequence[str], library: Path) -> 
     """Compile beside the library and rename: it is there whole, or not at all."""
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=f"{library.stem}.", ignore_cleanup_errors=True) as work:
         made = Path(work) / library.name
-        _run([*compiler, *command, "-o", str(made)], Path(work))
+        try:
+            _run([*compiler, *command, "-o", str(made)], Path(work))
+        except BuildError:
+            if "-fopenmp" not in command:
+                raise
+            plain = [flag for flag in command if flag != "-fopenmp"]  # a compiler without OpenMP: std::thread then
+            _run([*compiler, *plain, "-o", str(made)], Path(work))
         if not made.exists():
             raise BuildError(f"the compiler {compiler[0]} ended well, but made no library")
         digest = Path(work) / "digest"

@@ -59,7 +59,7 @@ def selective_scan(
     elif checks.stands_alone():
         y = selective_scan_reference(*inputs)[0]
     else:
-        loader.ready("selective_scan")
+        loader.ready("selective_scan", u.device.type)
         y = _operator(*inputs)[0]
     if z is not None:
         y = y * F.silu(z.to(dtype))
@@ -95,7 +95,7 @@ def selective_scan_reference(
     y = torch.cat(outputs, 3).reshape(u.shape)
     if D is not None:
         y = y + D[:, None] * u
-    return y, torch.cat(saved, 1)
+    return y.contiguous(), torch.cat(saved, 1)
 
 
 def selective_scan_backward_reference(
@@ -118,7 +118,7 @@ def selective_scan_backward_reference(
     step = _step(delta, delta_bias, delta_softplus).reshape([*shape, 1, length])
     x, dy = u.reshape([*shape, 1, length]), grad.reshape([*shape, 1, length])
     du, dstep = torch.zeros_like(x), torch.zeros_like(step)
-    dA, dB, dC = torch.zeros_like(rates), torch.zeros_like(B), torch.zeros_like(C)
+    dA, dB, dC = torch.zeros_like(rates), B.new_zeros(B.shape), C.new_zeros(C.shape)
     carry = u.new_zeros([*shape, states])  # decay times the state's gradient, one step later
     for number in reversed(range(saved.shape[1])):
         now = slice(number * chunk, min((number + 1) * chunk, length))
@@ -143,7 +143,8 @@ def selective_scan_backward_reference(
         dstep = dstep * torch.sigmoid(delta if delta_bias is None else delta + delta_bias[:, None])
     if D is not None:
         du = du + D[:, None] * grad
-    return du, dstep, dA.reshape(A.shape), dB, dC, (grad * u).sum((0, 2)), dstep.sum((0, 2))
+    dD, dbias = (grad * u).sum((0, 2)), dstep.sum((0, 2))
+    return du.contiguous(), dstep.contiguous(), dA.reshape(A.shape).contiguous(), dB, dC, dD, dbias
 
 
 def _step(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
@@ -201,13 +202,13 @@ _backward_operator = torch.library.custom_op("monai_ext::selective_scan_backward
 
 @_operator.register_fake
 def _(u, delta, A, B, C, D, delta_bias, delta_softplus, chunk=CHUNK):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    return torch.empty_like(u), _saved(u, A, chunk)
+    return u.new_empty(u.shape), _saved(u, A, chunk)  # contiguous, as kernels make them
 
 
 @_backward_operator.register_fake
 def _(grad, u, delta, A, B, C, D, delta_bias, delta_softplus, saved, chunk=CHUNK):  # type: ignore[no-untyped-def]  # noqa: ARG001
     per_channel = u.new_empty(u.shape[1]), u.new_empty(u.shape[1])
-    return (*(torch.empty_like(tensor) for tensor in (u, delta, A, B, C)), *per_channel)
+    return (*(tensor.new_empty(tensor.shape) for tensor in (u, delta, A, B, C)), *per_channel)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

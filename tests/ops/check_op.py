@@ -1,6 +1,7 @@
 """One check for every operator: what a kernel promises, whichever kernel it is."""
 
 import io
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor, nn
+
+from monai_ext import ops
+from monai_ext.ops import loader
 
 Inputs = dict[str, Tensor | bool | None]
 
@@ -23,6 +27,7 @@ def check_op(
 ) -> None:
     """Hold op against an independent implementation in float64, for each of these inputs (float32)."""
     inputs = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()} for given in inputs]
+    _check_kernel(op, inputs[0], device)
     for arguments in inputs:
         _check_parity(op, expected, arguments, rtol, grad_rtol)
         _check_strides(op, arguments)
@@ -30,12 +35,21 @@ def check_op(
     _check_half(op, inputs[0])
     small = _as(inputs[0], torch.float64, grad=True)
     assert torch.autograd.gradcheck(lambda *tensors: op(**_with(small, tensors)), tuple(_tensors(small).values()))
-    _check_archives(op, inputs[0])
+    check_archives(op, inputs[0])
 
 
 def check_registration(op: Callable[..., Tensor], arguments: Sequence[object]) -> None:
     """PyTorch's own four tests of a custom operator."""
     assert set(torch.library.opcheck(op, tuple(arguments)).values()) == {"SUCCESS"}
+
+
+def _check_kernel(op: Callable[..., Tensor], arguments: Inputs, device: str) -> None:
+    """What is checked here is the kernel, wherever one can be had."""
+    op(**_as(arguments, torch.float32))
+    if loader.mode() == "off" or (device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++")))):
+        return
+    status = ops.status()[op.__name__]
+    assert status.kernel == device or torch.cuda.is_available(), status.reason
 
 
 def _check_parity(
@@ -66,7 +80,7 @@ def _check_strides(op: Callable[..., Tensor], arguments: Inputs) -> None:
         return [result, *torch.autograd.grad(result.square().sum(), list(_tensors(inputs).values()))]
 
     plain = _as(arguments, torch.float32, grad=True)
-    turned = {k: _turned(v).requires_grad_() if isinstance(v, Tensor) else v for k, v in plain.items()}
+    turned = {k: turn(v).requires_grad_() if isinstance(v, Tensor) else v for k, v in plain.items()}
     for one, other in zip(run(plain), run(turned), strict=True):
         _close(one, other, 1e-6)
 
@@ -116,7 +130,7 @@ class _Model(nn.Module):
         return self.op(**{self.first: x}, **dict(self.rest.items()), **self.flags)
 
 
-def _check_archives(op: Callable[..., Tensor], arguments: Inputs) -> None:
+def check_archives(op: Callable[..., Tensor], arguments: Inputs) -> None:
     """Compiled whole, scripted, traced and exported give the same values; archives hold no operator of ours."""
     single = _as(arguments, torch.float32)
     model, x = _Model(op, single), next(iter(_tensors(single).values()))
@@ -159,7 +173,7 @@ def _as(arguments: Inputs, dtype: torch.dtype, *, grad: bool = False) -> Inputs:
     }
 
 
-def _turned(tensor: Tensor) -> Tensor:
+def turn(tensor: Tensor) -> Tensor:
     axes = list(range(tensor.dim()))[::-1]
     return tensor.detach().permute(axes).contiguous().permute(axes)
 

@@ -72,7 +72,9 @@ inline void __syncthreads() { swapcontext(cuda_on_cpu::running, &cuda_on_cpu::sc
 namespace monai_ext {
 
 template <class... P, class... A>
-int launch(void (*kernel)(P...), dim3 grid, int threads, size_t, void*, A... given) {
+int launch(void (*kernel)(P...), dim3 grid, int threads, size_t memory, void*, A... given) {
+  // What a device refuses. The 16 kB are for what a kernel declares beside it.
+  if (grid.y > 65535 || grid.z > 65535 || threads > 1024 || memory > (48 - 16) * 1024) return 1;
   auto call = [&] { kernel(given...); };
   gridDim = grid;
   blockDim = dim3(threads);

@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 import torch
 import torch.nn.functional as F
-from ops.check_op import DEVICES, Inputs, check_op, check_registration
+from ops.check_op import DEVICES, Inputs, check_archives, check_op, check_registration, turn
 from torch import Tensor
 
 from monai_ext.ops import float_roll, rolled_conv
@@ -75,6 +75,9 @@ def test_pytorch_accepts_both_registrations(dtype: torch.dtype) -> None:
     check_registration(torch.ops.monai_ext.float_roll, tensors)
     grad = torch.randn(2, *tensors[0].shape, dtype=dtype)
     check_registration(torch.ops.monai_ext.float_roll_backward, [grad, *(t.detach() for t in tensors)])
+    turned = [turn(tensor.detach()).requires_grad_() for tensor in tensors]  # another order of memory
+    check_registration(torch.ops.monai_ext.float_roll, turned)
+    check_registration(torch.ops.monai_ext.float_roll_backward, [turn(grad), *(t.detach() for t in turned)])
 
 
 @pytest.mark.parametrize("arguments", CASES, ids=lambda arguments: str(tuple(arguments["weight"].shape)))
@@ -98,6 +101,15 @@ def test_offsets_repeat_after_the_kernels_size() -> None:
     arguments = inputs(kernel=(3, 4))
     further = arguments["offsets"] + torch.tensor([3.0, -4.0])
     torch.testing.assert_close(float_roll(**arguments), float_roll(**{**arguments, "offsets": further}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocast_does_not_touch_the_kernels(dtype: torch.dtype) -> None:
+    arguments = {name: tensor.to(dtype) for name, tensor in inputs().items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        under = float_roll(**arguments)
+    assert torch.equal(under, float_roll(**arguments))
+    torch.testing.assert_close(under, eq4(**{k: v.double() for k, v in arguments.items()}).to(dtype))
 
 
 def test_the_gradient_at_offset_zero_is_the_right_sided_slope() -> None:
@@ -139,6 +151,18 @@ def test_rolled_conv_is_each_samples_own_convolution(size: tuple[int, ...]) -> N
     conv = F.conv2d if len(size) == 2 else F.conv3d
     expected = torch.cat([conv(x[b : b + 1], kernels[b], bias, stride=2, padding=1) for b in range(3)])
     torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("size", [(9, 8), (6, 5, 7)])
+def test_rolled_convs_archives_compute_the_same(size: tuple[int, ...]) -> None:
+    check_archives(rolled_conv, {"x": torch.randn(2, 4, *size), **inputs(kernel=(3,) * len(size))})
+
+
+def test_a_scripted_rolled_conv_takes_any_batch() -> None:
+    scripted = torch.jit.script(rolled_conv)
+    for batch in (0, 1, 3):
+        x, arguments = torch.randn(batch, 4, 9, 8), inputs(batch=batch)
+        torch.testing.assert_close(scripted(x, **arguments, padding=1), rolled_conv(x, **arguments, padding=1))
 
 
 def test_rolled_conv_of_an_empty_batch_knows_its_shape() -> None:
@@ -189,6 +213,8 @@ def test_bad_input_is_refused_in_words(change: Inputs, message: str) -> None:
         (torch.zeros(2, 4, 8, 8, dtype=torch.float64), {}, "x must have weight's dtype"),
         (torch.zeros(2, 4, 8, 8), {"stride": 0}, "stride must be a whole number of at least 1, got 0"),
         (torch.zeros(2, 4, 8, 8), {"padding": -1}, "padding must be a whole number of at least 0, got -1"),
+        (torch.zeros(2, 4, 8, 2), {}, r"x must be at least as large as the kernel, got shape \(2, 4, 8, 2\)"),
+        (torch.zeros(2, 4, 8, 8), {"bias": torch.zeros(4)}, r"bias must be \(O,\) = \(3,\), got \(4,\)"),
         (torch.zeros(2, 4, 8, 8), {"dilation": float("nan")}, "dilation must be a whole number of at least 1, got nan"),
     ],
 )

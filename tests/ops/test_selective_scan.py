@@ -5,7 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 import torch.nn.functional as F
-from ops.check_op import DEVICES, Inputs, check_op, check_registration
+from ops.check_op import DEVICES, Inputs, check_op, check_registration, turn
 from torch import Tensor
 
 from monai_ext.ops import selective_scan
@@ -77,9 +77,11 @@ def test_pytorch_accepts_both_registrations(extras: bool) -> None:
     arguments = {k: v for k, v in inputs(extras=extras).items() if k != "z"}
     values = [v.requires_grad_() if isinstance(v, Tensor) else v for v in arguments.values()]
     check_registration(torch.ops.monai_ext.selective_scan, values)
-    values = [v.detach() if isinstance(v, Tensor) else v for v in values]
+    turned = [turn(v.detach()).requires_grad_() if isinstance(v, Tensor) else v for v in values]
+    check_registration(torch.ops.monai_ext.selective_scan, turned)
+    values = [v.detach() if isinstance(v, Tensor) else v for v in turned]
     _, saved = torch.ops.monai_ext.selective_scan(*values)
-    check_registration(torch.ops.monai_ext.selective_scan_backward, [torch.randn_like(values[0]), *values, saved])
+    check_registration(torch.ops.monai_ext.selective_scan_backward, [turn(torch.randn_like(values[0])), *values, saved])
 
 
 @pytest.mark.parametrize("arguments", CASES[:4], ids=lambda arguments: str(tuple(arguments["B"].shape)))
@@ -123,6 +125,12 @@ def test_groups_are_scans_of_their_own() -> None:
         one |= {k: arguments[k][part] for k in ("A", "D", "delta_bias")}
         one |= {k: arguments[k][:, g] for k in ("B", "C")}  # (batch, N, L) is one group
         torch.testing.assert_close(selective_scan(**one, delta_softplus=True), whole[:, part])
+
+
+def test_not_a_number_of_any_kind_in_A_stays_one() -> None:
+    arguments = inputs(extras=False, length=20)
+    arguments["A"][1, 2] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    assert selective_scan(**arguments)[:, 1].isnan().all()
 
 
 def test_not_a_number_reaches_later_steps_of_its_channel_alone() -> None:
