@@ -43,3 +43,15 @@ def test_the_three_data_commands_lead_to_slices(tmp_path: Path) -> None:
     found = re.findall(r"\((\d+), (\d+), (\d+)\)|\[(\d+), (\d+), (\d+)\]", printed)
     shapes = [tuple(int(number) for number in numbers if number) for numbers in found]
     assert shapes == [(2, 192, 192), (1, 192, 192)], printed
+
+
+def test_the_commands_for_real_data_prepare_every_real_case(tmp_path: Path) -> None:
+    data = REPOSITORY.parent / "shared" / "data" / "real"
+    if not data.is_dir():
+        pytest.skip("the folder of real scans is not here")
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    index, prepare = [line for line in lines if line.startswith("python -m monai_ext ")][3:]
+    for command in (index.replace("DATA", str(data)), prepare):
+        run(shlex.split(command)[1:], tmp_path)
+    cases = {folder.name for folder in (tmp_path / "prepared_real").iterdir() if folder.is_dir()}
+    assert cases == {folder.name for folder in data.iterdir() if not folder.name.startswith("dicom")}
