@@ -9,11 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define MONAI_EXT_BOTH __host__ __device__ inline
-#else
-#define MONAI_EXT_BOTH inline
-#endif
+#include "../host_device.h"
 
 struct RollShape {
   int64_t batch, out, groups, channels, dims, kernel[3];

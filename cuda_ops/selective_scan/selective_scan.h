@@ -7,11 +7,7 @@
 #pragma once
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define MONAI_EXT_BOTH __host__ __device__ inline
-#else
-#define MONAI_EXT_BOTH inline
-#endif
+#include "../host_device.h"
 
 struct ScanShape {
   int64_t batch, groups, channels, states, length, chunk, softplus;

@@ -28,6 +28,8 @@ from torch import Tensor
 
 COMPILE_SECONDS = 90.0  # a compiler that takes longer hangs; each of ours takes some seconds
 PACKAGE = Path(__file__).resolve().parents[1]
+CPU_FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-fopenmp"]
+CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-shared"]
 # Instruction sets by what torch finds on this machine: fixed sets rather than -march=native, so that the name of a
 # cached library says where it may run.
 INSTRUCTIONS = {
@@ -104,8 +106,6 @@ BINDERS: dict[str, Callable[[Kernels], dict[str, Callable[..., object]]]] = {}
 _lock = threading.RLock()
 _statuses: dict[tuple[str, str], Status] = {}
 _registries: list[torch.library.Library] = []  # a registration lasts as long as its library object
-
-
 _forked = False
 
 
@@ -211,19 +211,9 @@ def _command(name: str, device: str, root: Path) -> list[str]:
     """The compiler's command, without the output file."""
     if device == "cpu":
         instructions = INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])
-        flags = [
-            "-std=c++17",
-            "-O3",
-            "-fno-math-errno",
-            "-ffp-contract=fast",
-            "-fPIC",
-            "-shared",
-            "-pthread",
-            "-fopenmp",
-        ]
-        return [*flags, *instructions, str(root / name / f"{name}_cpu.cpp")]
+        return [*CPU_FLAGS, *instructions, str(root / name / f"{name}_cpu.cpp")]
     capabilities = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
-    flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-shared"]
+    flags = list(CUDA_FLAGS)
     for major, minor in capabilities:
         flags += ["-gencode", f"arch=compute_{major}{minor},code=sm_{major}{minor}"]
     return [*flags, str(root / name / f"{name}_cuda.cu")]
