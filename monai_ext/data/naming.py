@@ -127,8 +127,8 @@ def folder(path: PurePath) -> Found | None:
 
     case7/T1.nii.gz, case7/case7_flair.nii.gz, case7/T1/image.nii.gz, T1/case7.nii.gz, case7_T1.nii.gz. The
     innermost folder is the person, or the visit if it is called so: case7/visit2/t1ce.nii.gz,
-    case7/2019-05-01/adc.mha. So is what ends the person's name in a file: case7_visit2_T1.nii.gz. A word that could
-    be either is a visit, since one person in two splits does more harm than two in one.
+    case7/2019-05-01/adc.mha. So is what ends the person's name: case7_visit2_T1.nii.gz, case7_visit2/T1.nii.gz.
+    A word that could be either is a visit, since one person in two splits does more harm than two in one.
     """
     name = stem(path)
     if not name:
@@ -142,13 +142,17 @@ def folder(path: PurePath) -> Found | None:
     named = [part for part in path.parts[:-1] if kind_of(part)]
     kind = kind or (kind_of(named[-1]) if named else "")
     if not homes:
-        visit = re.fullmatch(rf"(.+?)[_\-. ]+({SESSION.pattern})", prefix, re.IGNORECASE)
-        subject, session = (visit[1], visit[2]) if visit else (prefix, "")
-        return Found(subject, kind, session) if kind else None
+        return Found(*_person_and_visit(prefix, kind)) if kind else None
     home = "/".join(homes)
     if len(homes) > 1 and SESSION.fullmatch(homes[-1]):
         return Found(homes[-2], kind, homes[-1], home)
-    return Found(homes[-1], kind, "", home)
+    return Found(*_person_and_visit(homes[-1], kind), home)
+
+
+def _person_and_visit(name: str, kind: str) -> tuple[str, str, str]:
+    """case7_visit2 is visit2 of case7."""
+    visit = re.fullmatch(rf"(.+?)[_\-. ]+({SESSION.pattern})", name, re.IGNORECASE)
+    return (visit[1], kind, visit[2]) if visit else (name, kind, "")
 
 
 LAYOUTS: dict[str, Callable[[PurePath], Found | None]] = {

@@ -175,11 +175,18 @@ def test_two_folders_of_one_name_are_duplicates(tmp_path: Path) -> None:
     assert not index(tmp_path, exclude=["x/*"]).failures
 
 
-def test_visits_whose_names_would_be_one_are_refused(tmp_path: Path) -> None:
+def test_one_visit_written_in_two_ways_is_refused(tmp_path: Path) -> None:
     found = index(make(tmp_path, "a/visit1/T1.nii", "a_visit1/T1.nii"))
-    assert len(found.subjects) == 1
-    reason = "subject 'a' session 'visit1' and subject 'a_visit1' make one name; rename one of them"
-    assert found.failures[0].reason == reason
+    assert not found.subjects
+    reason = "duplicate: the folders a/visit1, a_visit1 all bear its name; rename all but one, or --exclude them"
+    assert found.failures[0].reason.endswith(reason)
+
+
+def test_a_persons_visit_folders_stay_together(tmp_path: Path) -> None:
+    found = index(make(tmp_path, "case7_visit1/T1.nii", "case7_visit2/T1.nii", "case8/T1.nii"))
+    assert [(subject.subject, subject.session) for subject in found.subjects] == [
+        ("case7", "visit1"), ("case7", "visit2"), ("case8", ""),
+    ]  # fmt: skip
 
 
 def test_a_folder_without_a_known_contrast_is_reported(tmp_path: Path) -> None:
