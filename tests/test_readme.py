@@ -16,6 +16,11 @@ def blocks(kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
+def data_commands() -> list[str]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python -m monai_ext ")]
+
+
 def run(arguments: list[str], folder: Path) -> str:
     done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -31,10 +36,8 @@ def test_the_snippet_prints_the_shapes_that_its_comments_say(tmp_path: Path) -> 
 
 def test_the_three_data_commands_lead_to_slices(tmp_path: Path) -> None:
     pytest.importorskip("nilearn")
-    commands = [
-        line for block in blocks("sh") for line in block.splitlines() if line.startswith("python -m monai_ext ")
-    ]
-    assert len(commands) == 3
+    commands = data_commands()[:3]
+    assert [shlex.split(command)[3] for command in commands] == ["phantom", "index", "prepare"]
     for command in commands:
         run(shlex.split(command)[1:], tmp_path)
     (snippet,) = blocks("python continued")
@@ -49,8 +52,7 @@ def test_the_commands_for_real_data_prepare_every_real_case(tmp_path: Path) -> N
     data = REPOSITORY.parent / "shared" / "data" / "real"
     if not data.is_dir():
         pytest.skip("the folder of real scans is not here")
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
-    index, prepare = [line for line in lines if line.startswith("python -m monai_ext ")][3:]
+    index, prepare = data_commands()[3:]
     for command in (index.replace("DATA", str(data)), prepare):
         run(shlex.split(command)[1:], tmp_path)
     cases = {folder.name for folder in (tmp_path / "prepared_real").iterdir() if folder.is_dir()}
