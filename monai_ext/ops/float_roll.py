@@ -49,7 +49,7 @@ def rolled_conv(
 ) -> Tensor:
     """Convolve each sample with its own rolled kernels, all in one grouped call: (B, C, *size) -> (B, O, *size').
 
-    A trace keeps the batch size it was made with; a script and the other archives take any.
+    A script takes any batch; a trace or an ONNX file keeps the one it was made with, since its groups are fixed.
     """
     if not torch.jit.is_scripting():
         if not checks.stands_alone():
