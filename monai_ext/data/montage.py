@@ -18,8 +18,9 @@ def montage(
     titles: Sequence[str] | Sequence[Sequence[str]] = (),
     path: Path,
     height: int | None = None,
+    white: float | None = None,
 ) -> Path:
-    """Write grey images (2D, first axis downwards), each in its own range [0, 99.5th percentile], to `path`.
+    """Write grey images (2D, first axis downwards) to `path`: from 0 to `white`, or each to its 99.5th percentile.
 
     `titles` names the columns, or each image with one sequence a row; `height` resizes every image.
     """
@@ -32,7 +33,7 @@ def montage(
     for row, names in zip(rows, per_row, strict=True):
         if names and len(names) != len(row):
             raise ValueError(f"a row of {len(row)} images got {len(names)} titles: {', '.join(map(str, names))}")
-        tiles = [_tile(image, height) for image in row]
+        tiles = [_tile(image, height, white) for image in row]
         tall = max(tile.height for tile in tiles)
         band = TITLE if names else 0
         strip = Image.new("L", (sum(t.width + MARGIN for t in tiles) - MARGIN, tall + band))
@@ -55,12 +56,12 @@ def montage(
     return path
 
 
-def _tile(image: np.ndarray, height: int | None) -> Image.Image:
+def _tile(image: np.ndarray, height: int | None, white: float | None) -> Image.Image:
     if image.ndim != 2:
         raise ValueError(f"a montage shows 2D images, got one of shape {image.shape}")
     shown = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
     foreground = shown[shown > 0]
-    top = float(np.percentile(foreground, 99.5)) if foreground.size else 1.0
+    top = white or (float(np.percentile(foreground, 99.5)) if foreground.size else 1.0)
     grey = Image.fromarray((255 * np.clip(shown / top, 0, 1)).astype(np.uint8))
     if height is not None and grey.height != height:
         grey = grey.resize((max(1, round(grey.width * height / grey.height)), height), Image.Resampling.BICUBIC)

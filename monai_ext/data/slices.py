@@ -77,7 +77,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        subjects: Sequence[Subject],
+        data: Sequence[Subject],
         *,
         sources: Sequence[str],
         target: Sequence[str],
@@ -101,7 +101,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
         self._rows: list[_Row] = []
         chosen: list[np.ndarray] = []
-        for subject in subjects:
+        for subject in data:
             try:
                 row, numbers = self._examine(subject)
             except SubjectError as fault:
@@ -112,7 +112,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 self._rows.append(row)
                 chosen.append(numbers)
         if not chosen:
-            raise ValueError(f"no slices: none of the {len(subjects)} subjects can serve")
+            raise ValueError(f"no slices: none of the {len(data)} subjects can serve")
         self._slice_of = np.concatenate(chosen).astype(np.int32)
         self._row_of = np.repeat(np.arange(len(chosen), dtype=np.int32), [len(numbers) for numbers in chosen])
 

@@ -1,0 +1,179 @@
+"""What every bundle's configs call: ids checked, subjects chosen, weights described."""
+
+import difflib
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import ignite
+import monai
+import torch
+import torch.distributed as dist
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.config_item import ComponentLocator
+from monai.utils.module import locate
+
+from monai_ext import __version__
+from monai_ext.checkpoints import sha256
+from monai_ext.data.datalist import Subject, absolute, read_datalist
+from monai_ext.data.presets import Preset
+from monai_ext.modalities import canonical
+
+logger = logging.getLogger(__name__)
+
+# MONAI puts these into a config itself, where runs are tracked.
+TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0", "_meta_")
+COMPONENT = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_", "_imports_")
+
+
+def check_config() -> None:
+    """Refuse an id that no config of the bundle has: MONAI takes a misspelt one in silence and ignores it."""
+    workflow = _workflow()
+    if workflow is not None:
+        own = [ConfigParser.load_config_file(path) for path in sorted(workflow.config_root_path.glob("*.json"))]
+        refuse_unknown_ids(workflow.parser.get(), own)
+
+
+def about(*, sources: Sequence[str], target: Sequence[str], datalist: Path | str) -> dict[str, Any]:
+    """What is to be known of weights, for the JSON beside them: what made them, and from which data."""
+    workflow = _workflow()
+    made: dict[str, Any] = {}
+    if workflow is not None:
+        parser = workflow.parser
+        made = {
+            "bundle": workflow.config_root_path.parent.name,
+            "version": parser.get("_meta_", {}).get("version"),
+            "network_def": {key: parser.get_parsed_content(f"network_def::{key}") for key in parser["network_def"]},
+        }
+    return {
+        **made,
+        "sources": list(sources),
+        "target": list(target),
+        "preset": prepared_as(datalist),
+        "datalist_sha256": sha256(absolute(Path(datalist))),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "software": software(),
+    }
+
+
+def own_device() -> torch.device:
+    """Of one process among several that torchrun started: the GPU with its local number, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+def rank() -> int:
+    """This process's number among those that train together, 0 if it trains alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _workflow() -> ConfigWorkflow | None:
+    """The workflow that evaluates the expression we are called from. It is not told, so the stack is asked."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            return workflow
+        frame = frame.f_back
+    return None
+
+
+def refuse_unknown_ids(config: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> None:
+    """Every id of `config` is one of `known`'s, or an argument of the component it belongs to."""
+    for path, allowed in _unknown(config, known, path=""):
+        near = difflib.get_close_matches(path.rpartition("::")[2], allowed, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(allowed))}"
+        raise ValueError(f"no config of this bundle has the id {path.replace('::', '#')!r}; {hint}")
+
+
+def _unknown(config: Any, known: Sequence[Any], *, path: str) -> Iterator[tuple[str, list[str]]]:
+    """Paths that are not known, each with what could have stood there."""
+    if not isinstance(config, Mapping):
+        return
+    there = [other for other in known if isinstance(other, Mapping)]
+    allowed = {key for other in there for key in other}
+    target = config.get("_target_")
+    if target is not None:
+        arguments = _arguments(target)
+        if arguments is None:  # takes any
+            return
+        allowed |= {*arguments, *COMPONENT}
+    elif path == "":
+        allowed |= set(TRACKING)
+    elif not there:
+        return  # a plain dictionary that is a value: whoever it is given to judges it
+    for key, value in config.items():
+        where = f"{path}::{key}" if path else key
+        if key not in allowed:
+            yield where, sorted(allowed)
+        elif key != "_meta_":
+            yield from _unknown(value, [other[key] for other in there if key in other], path=where)
+
+
+def _arguments(target: Any) -> set[str] | None:
+    """The names that a component's `_target_` takes, None if it takes any or cannot be asked."""
+    if not isinstance(target, str) or target.startswith(("$", "@", "%")):
+        return None
+    found: Any = locate(target)
+    if found is None:
+        modules = ComponentLocator().get_component_module_name(target)
+        found = locate(f"{modules[0] if isinstance(modules, list) else modules}.{target}") if modules else None
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters}
+
+
+def cases(datalist: Path | str, split: str, contrasts: Sequence[str]) -> list[Subject]:
+    """The split's subjects that have all of the contrasts; those that lack one are named in the log."""
+    wanted = [canonical(contrast) for contrast in contrasts]
+    if len(set(wanted)) != len(wanted):
+        raise ValueError(f"each contrast is a source or the target, once, got {', '.join(wanted)}")
+    subjects = read_datalist(datalist).splits[split]
+    whole = [subject for subject in subjects if all(contrast in subject.images for contrast in wanted)]
+    if not whole:
+        raise ValueError(f"{datalist}: no subject of its {split} split has {', '.join(wanted)}")
+    if len(whole) < len(subjects):
+        lacking = [subject.name for subject in subjects if subject not in whole]
+        names = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+        many = f"{len(lacking)} of {len(subjects)} {split} subjects"
+        logger.warning("%s lack a contrast and are left out: %s", many, names)
+    return whole
+
+
+def prepared_as(datalist: Path | str) -> dict[str, Any] | None:
+    """The preset that the datalist's images were prepared with: inference has to do the same. None if they were not."""
+    for subject in read_datalist(datalist).subjects:
+        sidecar = next(iter(subject.images.values())).with_name("prepared.json")
+        if sidecar.is_file():
+            parameters = json.loads(sidecar.read_text(encoding="utf-8"))["parameters"]
+            return {field.name: parameters[field.name] for field in fields(Preset)}
+    return None
+
+
+def software() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "monai_ext": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "ignite": ignite.__version__,
+    }

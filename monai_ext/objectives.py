@@ -1,0 +1,80 @@
+"""What each method minimises: named terms from a batch, what the network made of it, and a discriminator.
+
+An objective is used by `monai_ext.engines.PairedAdversarialTrainer`. Its terms are weighted already: the sum over
+`discriminator_terms` trains the discriminator, the sum over `generator_terms` the network.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from monai.losses import PatchAdversarialLoss
+from torch import Tensor
+from torch.nn import BCEWithLogitsLoss
+from torch.nn.functional import l1_loss
+
+Terms = dict[str, Tensor]
+Batch = Mapping[str, Any]
+Discriminator = Callable[[Tensor], Any]  # an image with its sources -> an answer a patch, MONAI's with its features
+
+
+class Objective(Protocol):
+    """What the trainer asks of a method."""
+
+    def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
+        """What the network makes of a batch; "pred" (B, K, *size) is the synthesis."""
+        ...
+
+    def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
+        """To be minimised by the discriminator; `predicted` carries no gradient."""
+        ...
+
+    def generator_terms(
+        self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
+    ) -> Terms:
+        """To be minimised by the network; without a discriminator there is no adversarial term."""
+        ...
+
+
+class Pix2Pix:
+    """AGI-Net's: L1 and a patch discriminator that sees the sources beside the real or the synthetic target.
+
+    The weight of 100 and the halved discriminator loss are pix2pix's (Isola et al., 2017), which the paper builds on.
+    """
+
+    def __init__(self, *, pixel_weight: float = 100.0, adversarial_weight: float = 1.0, criterion: str = "bce") -> None:
+        for name, weight in (("pixel_weight", pixel_weight), ("adversarial_weight", adversarial_weight)):
+            if weight < 0:
+                raise ValueError(f"{name} must be at least 0, got {weight}")
+        self.pixel_weight, self.adversarial_weight = pixel_weight, adversarial_weight
+        self.adversarial = PatchAdversarialLoss(criterion=criterion)
+        if criterion == "bce":  # of logits: a sigmoid first would lose the gradient of a discriminator that is sure
+            self.adversarial.activation, self.adversarial.loss_fct = None, BCEWithLogitsLoss()
+
+    def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
+        return {"pred": network(batch["sources"])}
+
+    def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
+        real = _judged(discriminator, batch["sources"], batch["target"])
+        fake = _judged(discriminator, batch["sources"], predicted["pred"])
+        return {
+            "real": 0.5 * self.adversarial(real, target_is_real=True, for_discriminator=True),
+            "fake": 0.5 * self.adversarial(fake, target_is_real=False, for_discriminator=True),
+        }
+
+    def generator_terms(
+        self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
+    ) -> Terms:
+        terms = {"pixel": self.pixel_weight * l1_loss(predicted["pred"], batch["target"])}
+        if discriminator is not None:
+            fake = _judged(discriminator, batch["sources"], predicted["pred"])
+            adversarial = self.adversarial(fake, target_is_real=True, for_discriminator=False)
+            terms["adversarial"] = self.adversarial_weight * adversarial
+        return terms
+
+
+def _judged(discriminator: Discriminator, sources: Tensor, image: Tensor) -> Tensor:
+    """(B, M, *size), (B, K, *size) -> a number a patch, in float32: in bfloat16 a loss would lose its small steps"""
+    answer = discriminator(torch.cat([sources, image], dim=1))
+    last = answer[-1] if isinstance(answer, list | tuple) else answer  # MONAI's gives its features too
+    return last.float()

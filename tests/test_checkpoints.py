@@ -1,0 +1,89 @@
+"""Files of weights: whole, self-describing, and refused by name when they are not what they should be."""
+
+import json
+import os
+import pickle
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from monai_ext.checkpoints import about_weights, load_weights, random_state, save_weights, set_random_state
+
+
+def network(width: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, width, 3), nn.BatchNorm2d(width), nn.Conv2d(width, 1, 1))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, nn.Module]:
+    made = network()
+    save_weights(tmp_path / "model.pt", made, {"network_def": {"width": 4}, "bundle": "b"})
+    return tmp_path / "model.pt", made
+
+
+def test_weights_are_a_flat_state_dict_and_come_back_the_same(saved: tuple[Path, nn.Module]):
+    path, made = saved
+    assert set(torch.load(path, weights_only=True)) == set(made.state_dict())
+    other = network()
+    about = load_weights(other, path)
+    assert about["network_def"] == {"width": 4}
+    for name, value in made.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+
+
+def test_weights_of_another_shape_say_which_configuration_made_them(saved: tuple[Path, nn.Module]):
+    with pytest.raises(
+        ValueError, match=r"0.weight is \(4, 2, 3, 3\), the network's is \(6, .*made with \{'width': 4\}"
+    ):
+        load_weights(network(6), saved[0])
+
+
+def test_weights_that_do_not_fit_leave_the_network_as_it_was(saved: tuple[Path, nn.Module]):
+    other = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"has 2\.weight, which the network has not"):
+        load_weights(other, saved[0])
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_a_json_of_other_weights_is_not_believed(saved: tuple[Path, nn.Module], caplog: pytest.LogCaptureFixture):
+    path, _ = saved
+    about = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**about, "sha256": "0" * 64}))
+    assert about_weights(path) == {}
+    assert "speaks of other weights" in caplog.text
+
+
+@pytest.mark.parametrize("left", [0, 10, 1000])
+def test_a_file_cut_short_is_refused_by_name(saved: tuple[Path, nn.Module], left: int):
+    path, _ = saved
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ValueError, match=r"model\.pt is (no file of weights|cut short or damaged)"):
+        load_weights(network(), path)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/never",)
+
+
+@pytest.mark.parametrize("through", ["torch", "pickle"])
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, through: str):
+    path = tmp_path / "model.pt"
+    if through == "torch":
+        torch.save({"weights": Evil()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Evil(), protocol=2))
+    with pytest.raises(ValueError, match=r"would run (posix|nt)\.system, and weights hold no code"):
+        load_weights(network(), path)
+
+
+def test_a_state_of_random_numbers_survives_a_file_without_code(tmp_path: Path):
+    torch.save(random_state(), tmp_path / "random.pt")
+    drawn = random.random(), np.random.rand(), torch.rand(3).tolist()
+    set_random_state(torch.load(tmp_path / "random.pt", weights_only=True))
+    assert (random.random(), np.random.rand(), torch.rand(3).tolist()) == drawn
