@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import ignite
@@ -24,6 +26,7 @@ from monai_ext import __version__
 from monai_ext.checkpoints import sha256
 from monai_ext.data.datalist import Subject, absolute, read_datalist
 from monai_ext.data.presets import Preset
+from monai_ext.engines import LossNotFinite
 from monai_ext.modalities import canonical
 
 logger = logging.getLogger(__name__)
@@ -35,10 +38,24 @@ COMPONENT = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_", "_impor
 
 def check_config() -> None:
     """Refuse an id that no config of the bundle has: MONAI takes a misspelt one in silence and ignores it."""
+    sys.excepthook = _say
     workflow = _workflow()
     if workflow is not None:
         own = [ConfigParser.load_config_file(path) for path in sorted(workflow.config_root_path.glob("*.json"))]
         refuse_unknown_ids(workflow.parser.get(), own)
+
+
+def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What we refuse is one line at the end of a run; a traceback is for faults in code."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    frames = traceback.extract_tb(root.__traceback__)
+    ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    if ours and isinstance(root, ValueError | OSError | LossNotFinite):
+        print(f"error: {root}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def about(*, sources: Sequence[str], target: Sequence[str], datalist: Path | str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class PairedAdversarialTrainer(Trainer):
         handlers: MONAI's and ignite's; a `Checkpoints` belongs last.
         resume: go on from the last checkpoint.
 
-    `state.output` has "loss" (the network's), every term by name, and "pred"; `state.metrics` after an epoch has each
+    `state.output[0]` has "loss" (the network's), every term by name, and "pred"; `state.metrics` after an epoch has each
     term's mean and "data_wait", the share of the time that was spent waiting for data.
     """
 
@@ -124,7 +124,7 @@ class PairedAdversarialTrainer(Trainer):
                 )
         Workflow.run(self)  # not Trainer's, which makes a gradient scaler of its own
 
-    def _iteration(self, engine: Engine, batchdata: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+    def _iteration(self, engine: Engine, batchdata: Mapping[str, Any]) -> list[dict[str, Any]]:  # type: ignore[override]  # noqa: ARG002, E501
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
         self._predict.train()
         with autocast(self.state.device, self.precision):
@@ -155,7 +155,7 @@ class PairedAdversarialTrainer(Trainer):
         if sampler is not None:
             sampler.advance()
         loss = sum(value for name, value in values.items() if name.startswith("generator_"))
-        return {"loss": loss, **values, "pred": predicted["pred"].detach()}
+        return [{"loss": loss, **values, "pred": predicted["pred"].detach()}]
 
     def _descend(self, terms: Mapping[str, Tensor], optimizer: Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Backwards through the terms' sum, and a step with the last of the batches that make one."""
@@ -286,7 +286,7 @@ class _Means:
 
     def _add(self, engine: Any) -> None:
         self.count += 1
-        for name, value in engine.state.output.items():
+        for name, value in engine.state.output[0].items():
             if isinstance(value, float):
                 self.sums[name] = self.sums.get(name, 0.0) + value
 

@@ -64,7 +64,7 @@ def test_the_discriminator_is_shown_the_target_as_real_and_the_prediction_as_fak
         adversarial(*args, **kwargs),
     )[1]
     engine.run()
-    batch, made = batches(1)[0], engine.state.output["pred"]
+    batch, made = batches(1)[0], engine.state.output[0]["pred"]
     for image, number in ((batch["target"], 0), (made, 1), (made, 2)):
         torch.testing.assert_close(shown[number], torch.cat([batch["sources"], image], 1))
     assert asked == [(True, True), (False, True), (True, False)]
@@ -102,7 +102,7 @@ def test_each_step_moves_its_own_network_and_leaves_no_gradient_in_the_other():
 def test_the_terms_are_named_and_their_means_are_the_epochs_metrics():
     engine = trainer()
     seen: list[dict] = []
-    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(engine.state.output))
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(engine.state.output[0]))
     engine.run()
     names = {
         "discriminator_real",
@@ -122,9 +122,9 @@ def test_the_terms_are_named_and_their_means_are_the_epochs_metrics():
 def test_without_a_discriminator_the_same_trainer_minimises_l1_alone():
     engine = trainer(adversary=False, epochs=30, lr=1e-2)
     first: list[float] = []
-    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: first.append(engine.state.output["loss"]))
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: first.append(engine.state.output[0]["loss"]))
     engine.run()
-    assert set(engine.state.output) == {"loss", "generator_pixel", "pred"}
+    assert set(engine.state.output[0]) == {"loss", "generator_pixel", "pred"}
     assert first[-1] < 0.3 * first[0]
 
 
@@ -152,7 +152,7 @@ def test_bfloat16_trains_the_network_in_float32_weights():
     engine.run()
     assert dtypes == {torch.bfloat16}
     assert {parameter.dtype for parameter in engine.network.parameters()} == {torch.float32}
-    assert engine.state.output["pred"].dtype is torch.float32
+    assert engine.state.output[0]["pred"].dtype is torch.float32
 
 
 def test_a_loss_that_is_not_finite_names_term_iteration_subjects_and_the_last_good_checkpoint(tmp_path: Path):
