@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.handlers import MLFlowHandler
+from mlflow import MlflowClient
 from torch.utils.data import Dataset, default_collate
 
 from monai_ext.data.datalist import absolute
@@ -54,10 +55,17 @@ class Record:
             if isinstance(handler, MLFlowHandler) and handler.cur_run is not None:
                 run = handler.cur_run.info.run_id
                 handler.client.log_artifact(run, str(path), "pictures")
-                if not handler.client.get_run(run).data.tags.get("described"):
-                    for name, value in _flat(self.about):
-                        handler.client.log_param(run, name, str(value)[:6000])
-                    handler.client.set_tag(run, "described", "true")
+                self._describe(handler.client, run)
+
+    def _describe(self, client: MlflowClient, run: str) -> None:
+        """Once a run: what it was made by, and the config it runs, which MONAI writes beside it."""
+        if "described" in client.get_run(run).data.tags:
+            return
+        for name, value in _flat(self.about):
+            client.log_param(run, name, str(value)[:6000])  # MLflow's limit
+        for config in sorted(self.folder.parent.glob("config_*.json"))[-1:]:
+            client.log_artifact(run, str(config))
+        client.set_tag(run, "described", "true")
 
 
 def _row(image: torch.Tensor, made: torch.Tensor, truth: torch.Tensor) -> list[np.ndarray]:

@@ -1,0 +1,216 @@
+"""AGI-Net, Song et al., arXiv 2411.14684: kernels rolled group by group, for contrasts that do not quite align (Fig. 4).
+
+Where the paper is open, the composition is the one that gives its Tables VII and IX their parameter counts.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_ext import ops
+from monai_ext.ops.float_roll import rolled_conv
+
+STAGES = ("down1", "down2", "down3", "body", "up1", "up2", "up3")
+
+
+class GroupPool(nn.Module):
+    """A grouped 3x3 convolution, LayerNorm over the channels, GELU and the mean over space, as both parts of CAGR begin."""
+
+    def __init__(self, *, channels: int, groups: int, spatial_dims: int) -> None:
+        super().__init__()
+        self.conv = _conv(spatial_dims)(channels, channels, 3, padding=1, groups=groups)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, C)"""
+        y = self.norm(self.conv(x).movedim(1, -1))
+        return F.gelu(y).flatten(1, -2).mean(1)
+
+
+class CrossGroupAttention(nn.Module):
+    """Sec. III-A: each group of channels weighed by what it and all the others hold."""
+
+    def __init__(self, *, channels: int, groups: int, spatial_dims: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.pool = GroupPool(channels=channels, groups=groups, spatial_dims=spatial_dims)
+        self.fuse = nn.Conv1d(2 * channels, channels, 1, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, C, *size)"""
+        z = self.pool(x).unflatten(1, (self.groups, -1))
+        shuffled = z.transpose(1, 2).reshape(z.shape)  # channel shuffle: one channel of each group in turn
+        pairs = torch.cat([z, shuffled], dim=2).flatten(1).unsqueeze(-1)
+        attention = self.fuse(pairs).sigmoid()  # Eq. 1
+        return x * attention.reshape(list(x.shape[:2]) + [1] * (x.dim() - 2))  # Eq. 2
+
+
+class RoutingFunction(nn.Module):
+    """Sec. III-B: from the features, how far to roll each group's kernels and how much the group counts."""
+
+    def __init__(self, *, channels: int, groups: int, spatial_dims: int) -> None:
+        super().__init__()
+        self.groups, self.spatial_dims = groups, spatial_dims
+        self.pool = GroupPool(channels=channels, groups=groups, spatial_dims=spatial_dims)
+        self.offsets = nn.Linear(channels, spatial_dims * groups, bias=False)
+        self.scale = nn.Linear(channels, groups)
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.scale.weight)
+        nn.init.ones_(self.scale.bias)  # so that training starts from plain kernels times sigmoid(1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, *size) -> offsets (B, n, dims), scale (B, n)"""
+        z = self.pool(x)
+        return self.offsets(z).unflatten(1, (self.groups, self.spatial_dims)), self.scale(z).sigmoid()
+
+
+class CAGR(nn.Module):
+    """Cross Group Attention and Group-wise Rolling (Fig. 4), in place of any convolution without a bias.
+
+    `rolling=False` leaves the plain convolution, `attention=False` takes the features as they are (Table V).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        groups: int = 8,
+        spatial_dims: int = 2,
+        rolling: bool = True,
+        attention: bool = True,
+    ) -> None:
+        super().__init__()
+        if groups < 1 or in_channels % groups:
+            raise ValueError(f"groups must divide in_channels, got groups={groups}, in_channels={in_channels}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        if rolling:
+            ops.load("float_roll")
+        self.rolling, self.padding = rolling, kernel_size // 2
+        self.attention = (
+            CrossGroupAttention(channels=in_channels, groups=groups, spatial_dims=spatial_dims)
+            if attention
+            else nn.Identity()
+        )
+        self.conv = _conv(spatial_dims)(in_channels, out_channels, kernel_size, padding=self.padding, bias=False)
+        self.routing = (
+            RoutingFunction(channels=in_channels, groups=groups, spatial_dims=spatial_dims) if rolling else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, O, *size)"""
+        x = self.attention(x)
+        if self.routing is None:
+            return self.conv(x)
+        offsets, scale = self.routing(x)
+        return rolled_conv(x, self.conv.weight, offsets, scale, padding=self.padding)  # Eq. 4
+
+
+class ResBlock(nn.Module):
+    """z + F(relu(F(z)))"""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, C, *size)"""
+        return z + self.second(F.relu(self.first(z)))
+
+
+class AGINet(nn.Module):
+    """ResUnet with CAGR as the first convolution of both residual blocks of `stages`; `stages=()` is ResUnet itself.
+
+    Args:
+        spatial_dims: 2, or 3 as in Table X.
+        in_channels: the source contrasts.
+        out_channels: the target contrasts.
+        width: channels at full resolution; they double at each of three halvings.
+        groups: of channels that roll together, n in the paper.
+        stages: which have CAGR, of down1 down2 down3 body up1 up2 up3 (Table IX).
+        rolling: Group-wise Rolling (Table V).
+        attention: Cross Group Attention (Table V).
+    """
+
+    def __init__(
+        self,
+        *,
+        spatial_dims: int = 2,
+        in_channels: int = 2,
+        out_channels: int = 1,
+        width: int = 64,
+        groups: int = 8,
+        stages: Sequence[str] = ("down1", "down2", "down3", "body", "up1"),
+        rolling: bool = True,
+        attention: bool = True,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("width", width)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for stage in stages:
+            if stage not in STAGES:
+                near = difflib.get_close_matches(stage, STAGES, n=1) or STAGES
+                raise ValueError(f"stages must be of {', '.join(STAGES)}, got {stage!r}; did you mean {near[0]!r}?")
+        conv = _conv(spatial_dims)
+
+        def blocks(stage: str, channels: int) -> list[nn.Module]:
+            def first() -> nn.Module:
+                if stage not in stages:
+                    return conv(channels, channels, 3, padding=1, bias=False)
+                return CAGR(
+                    channels,
+                    channels,
+                    groups=groups,
+                    spatial_dims=spatial_dims,
+                    rolling=rolling,
+                    attention=attention,
+                )
+
+            return [ResBlock(first(), conv(channels, channels, 3, padding=1, bias=False)) for _ in range(2)]
+
+        def down(stage: str, channels: int) -> nn.Sequential:
+            halve = conv(channels, 2 * channels, 2, stride=2, bias=False)
+            return nn.Sequential(*blocks(stage, channels), halve)
+
+        def up(stage: str, channels: int) -> nn.Sequential:
+            transposed = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
+            double = transposed(2 * channels, channels, 2, stride=2, bias=False)
+            return nn.Sequential(double, *blocks(stage, channels))
+
+        self.head = conv(in_channels, width, 3, padding=1, bias=False)
+        self.down1, self.down2, self.down3 = down("down1", width), down("down2", 2 * width), down("down3", 4 * width)
+        self.body = nn.Sequential(*blocks("body", 8 * width))
+        self.up1, self.up2, self.up3 = up("up1", 4 * width), up("up2", 2 * width), up("up3", width)
+        self.tail = conv(width, out_channels, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, M, *size) -> (B, K, *size), any size"""
+        size = x.shape[2:]
+        padding = [0, 0]
+        for axis in range(len(size) - 1, 0, -1):
+            padding = padding + [0, -size[axis] % 8]
+        padding = padding[2:] + [0, -size[0] % 8]
+        x1 = self.head(F.pad(x, padding, mode="replicate"))
+        x2 = self.down1(x1)
+        x3 = self.down2(x2)
+        x4 = self.down3(x3)
+        y = self.body(x4)
+        y = self.up1(y + x4)
+        y = self.up2(y + x3)
+        y = self.up3(y + x2)
+        y = self.tail(y + x1)
+        for axis in range(len(size)):
+            y = y.narrow(2 + axis, 0, size[axis])
+        return y
+
+
+def _conv(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+    return nn.Conv2d if spatial_dims == 2 else nn.Conv3d

@@ -1,0 +1,39 @@
+"""Which numbers a forward pass computes in: bfloat16 where the machine at hand is faster for it."""
+
+import contextlib
+
+import torch
+
+AMP = (True, False, "bf16", "fp16")
+
+
+def wanted_dtype(device: torch.device | str, amp: bool | str) -> torch.dtype | None:
+    """What autocast is to use, None for float32. True is bfloat16 where it pays; "fp16" is for CUDA alone."""
+    if amp not in AMP:
+        raise ValueError(f"amp must be true, false, bf16 or fp16, got {amp!r}")
+    device = torch.device(device)
+    if amp is False:
+        return None
+    if amp == "fp16":
+        if device.type != "cuda":
+            raise ValueError(f"amp fp16 is for CUDA, this is {device.type}: use true, bf16 or false")
+        return torch.float16
+    return torch.bfloat16 if amp == "bf16" or _bfloat16_pays(device) else None
+
+
+def autocast(device: torch.device | str, amp: bool | str) -> contextlib.AbstractContextManager[object]:
+    """torch.autocast as `amp` asks for it, or nothing."""
+    dtype = wanted_dtype(device, amp)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype)
+
+
+def memory_format(device: torch.device | str, dtype: torch.dtype | None) -> torch.memory_format:
+    """The layout in which 2D convolutions are fastest: channels last in reduced precision."""
+    del device
+    return torch.contiguous_format if dtype is None else torch.channels_last
+
+
+def _bfloat16_pays(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
