@@ -44,8 +44,8 @@ class PairedAdversarialTrainer(Trainer):
         handlers: MONAI's and ignite's; a `Checkpoints` belongs last.
         resume: go on from the last checkpoint.
 
-    `state.output[0]` has "loss" (the network's), every term by name, and "pred"; `state.metrics` after an epoch has each
-    term's mean and "data_wait", the share of the time that was spent waiting for data.
+    `state.output[0]` has "loss" (the network's), every term by name, and "pred"; after an epoch `state.metrics` has
+    each term's mean and "data_wait", the share of the time that was spent waiting for data.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class PairedAdversarialTrainer(Trainer):
                 )
         Workflow.run(self)  # not Trainer's, which makes a gradient scaler of its own
 
-    def _iteration(self, engine: Engine, batchdata: Mapping[str, Any]) -> list[dict[str, Any]]:  # type: ignore[override]  # noqa: ARG002, E501
+    def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> Any:  # noqa: ARG002
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
         self._predict.train()
         with autocast(self.state.device, self.precision):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Events
-from monai.handlers import MLFlowHandler
 from mlflow import MlflowClient
+from monai.handlers import MLFlowHandler
 from torch.utils.data import Dataset, default_collate
 
 from monai_ext.data.datalist import absolute

@@ -1,4 +1,4 @@
-"""AGI-Net, Song et al., arXiv 2411.14684: kernels rolled group by group, for contrasts that do not quite align (Fig. 4).
+"""AGI-Net, Song et al., arXiv 2411.14684, Fig. 4: kernels rolled group by group, for contrasts that do not align.
 
 Where the paper is open, the composition is the one that gives its Tables VII and IX their parameter counts.
 """
@@ -17,7 +17,7 @@ STAGES = ("down1", "down2", "down3", "body", "up1", "up2", "up3")
 
 
 class GroupPool(nn.Module):
-    """A grouped 3x3 convolution, LayerNorm over the channels, GELU and the mean over space, as both parts of CAGR begin."""
+    """Grouped 3x3 convolution, LayerNorm over the channels, GELU, mean over space: how both parts of CAGR begin."""
 
     def __init__(self, *, channels: int, groups: int, spatial_dims: int) -> None:
         super().__init__()
