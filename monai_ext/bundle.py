@@ -52,7 +52,7 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
         root = root.__cause__
     frames = traceback.extract_tb(root.__traceback__)
     ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-    if ours and isinstance(root, ValueError | OSError | LossNotFinite):
+    if isinstance(root, OSError) or (ours and isinstance(root, ValueError | LossNotFinite)):
         print(f"error: {root}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

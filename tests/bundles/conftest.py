@@ -1,0 +1,95 @@
+"""What the bundles' tests share: every bundle by its folder, phantoms prepared once, one short training a bundle."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
+COMPACT = ROOT / "bundles" / "compact.json"
+# Small enough for a test: what the compact overlay has is for a person's first look.
+TINY = {"network_def#width": 8, "discriminator_def#channels": 8, "image_size": 32, "slices": "['middle', 6]"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "bundle" in metafunc.fixturenames:
+        metafunc.parametrize("bundle", BUNDLES, ids=[path.name for path in BUNDLES], scope="session")
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """The same for every worker process of this run."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+
+
+def python(*arguments: object, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """This Python, one thread, in a folder that is not the repository's unless asked for."""
+    command = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=cwd or "/", env=environment, capture_output=True, text=True, timeout=600)
+    assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def options(pairs: dict[str, object]) -> list[str]:
+    return [part for name, value in pairs.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def bundle_run() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """python -m monai.bundle run, with configs by name: the bundle's own, or a path."""
+
+    def run(
+        bundle: Path,
+        *configs: str | Path,
+        cwd: Path | None = None,
+        check: bool = True,
+        verb: Sequence[str] = ("run",),
+        **ids: object,
+    ) -> subprocess.CompletedProcess[str]:
+        files = [str(bundle / "configs" / f"{one}.json") if isinstance(one, str) else str(one) for one in configs]
+        pairs = {"bundle_root": bundle, "config_file": files if len(files) > 1 else files[0], **ids}
+        return python("-m", "monai.bundle", *verb, *options(pairs), cwd=cwd, check=check)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five coarse phantoms with every contrast, prepared; `raw` beside them are their scans."""
+    folder = shared_folder(tmp_path_factory, "phantoms")
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not (folder / "prepared" / "datalist.json").exists():
+            contrasts = "T1,T2,PD,T1C,FLAIR,DWI,ADC"
+            raw = folder / "raw"
+            python("-m", "monai_ext", "phantom", "--out", raw, "--site", "glioma", "--subjects", 5, "--spacing", 6,
+                   "--contrasts", contrasts, "--layout", "folder")  # fmt: skip
+            python("-m", "monai_ext", "index", "--root", raw, "--out", raw / "index.json", "--split", "2/1/2")
+            python("-m", "monai_ext", "prepare", "--datalist", raw / "index.json", "--out", folder / "prepared",
+                   "--size", 32, "--brain-mask", "otsu")  # fmt: skip
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def raw(prepared: Path) -> Path:
+    """The scans that `prepared` was made from, a folder a subject."""
+    return prepared.parent / "raw"
+
+
+@pytest.fixture(scope="session")
+def trained(bundle: Path, prepared: Path, bundle_run: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a short compact training of this bundle; its weights are `model.pt` there."""
+    folder = shared_folder(tmp_path_factory, f"trained_{bundle.name}")
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not (folder / "done").exists():
+            bundle_run(bundle, "train", COMPACT, dataset_dir=prepared, output_dir=folder, weights=folder / "model.pt",
+                       epochs=1, batch_size=4, tracking="mlflow", **TINY)  # fmt: skip
+            (folder / "done").touch()
+    return folder

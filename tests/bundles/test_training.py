@@ -1,0 +1,140 @@
+"""Each bundle trains through MONAI's command line: tracked, killed and resumed, on two processes, on bad input."""
+
+import os
+import random
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import COMPACT, TINY, options
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser, run
+
+from monai_ext.checkpoints import about_weights
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_weights_say_what_they_were_made_by(bundle: Path, trained: Path):
+    about = about_weights(trained / "model.pt")
+    assert about["bundle"] == bundle.name
+    assert about["network_def"]["width"] == 8
+    assert about["preset"]["crop"] == [32, 32]
+    assert about["preset"]["brain_mask"] == "otsu"
+    assert about["sources"]
+    assert about["target"]
+
+
+def test_a_tracked_run_has_its_terms_metrics_rates_config_and_pictures(trained: Path):
+    with sqlite3.connect(trained / "mlruns.db") as store:
+        metrics = {row[0] for row in store.execute("select distinct key from metrics")}
+        parameters = {row[0] for row in store.execute("select distinct key from params")}
+    assert {"train_loss", "loss", "data_wait", "psnr", "lr_group_0"} <= metrics
+    assert any(name.startswith("generator_") for name in metrics)
+    assert {"bundle", "datalist_sha256", "software.torch", "network_def.width"} <= parameters
+    artifacts = {path.name for path in (trained / "mlruns").rglob("*.*")}
+    assert "epoch_00001.png" in artifacts
+    assert any(name.startswith("config_") for name in artifacts)
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_weights(
+    bundle: Path, prepared: Path, bundle_run: Callable, tmp_path: Path
+):
+    ids = {"dataset_dir": prepared, "epochs": 4, "batch_size": 4, **TINY}
+    bundle_run(bundle, "train", COMPACT, output_dir=tmp_path / "whole", weights=tmp_path / "whole.pt", **ids)
+
+    pairs = {"bundle_root": bundle, "config_file": [str(bundle / "configs/train.json"), str(COMPACT)], **ids}
+    pairs |= {"output_dir": tmp_path / "killed", "weights": tmp_path / "killed.pt"}
+    command = [sys.executable, "-m", "monai.bundle", "run", *options(pairs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed/checkpoints/epoch_00001.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, 0.5))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    again = bundle_run(
+        bundle, "train", COMPACT, output_dir=tmp_path / "killed", weights=tmp_path / "killed.pt", resume="true", **ids
+    )
+    assert "going on from" in again.stderr or "nothing to do" in again.stderr
+    assert_same(tmp_path / "whole.pt", tmp_path / "killed.pt")
+    last = "checkpoints/epoch_00004.pt"
+    one, other = (torch.load(tmp_path / run / last, weights_only=True)["parts"] for run in ("whole", "killed"))
+    for part in ("network", "discriminator"):
+        assert [name for name in one[part] if not torch.equal(one[part][name], other[part][name])] == []
+
+
+def test_two_processes_train_one_network(bundle: Path, prepared: Path, tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    configs = [str(bundle / "configs/train.json"), str(bundle / "configs/multi_gpu_train.json"), str(COMPACT)]
+    pairs = {"bundle_root": bundle, "config_file": configs, "dataset_dir": prepared, "output_dir": tmp_path}
+    pairs |= {"weights": tmp_path / "model.pt", "epochs": 1, "batch_size": 2, **TINY}
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}"]
+    command = [sys.executable, *launch, "-m", "monai.bundle", "run", *options(pairs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd="/")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights(tmp_path / "model.pt")
+    checkpoint = torch.load(tmp_path / "checkpoints/epoch_00001.pt", weights_only=True)
+    assert checkpoint["parts"]["sampler"]["world_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": "3"}, r"has the id 'epoch'; did you mean 'epochs'"),
+        ({"train#trainer#acumulate": "2"}, r"has the id 'train#trainer#acumulate'; did you mean 'accumulate'"),
+        ({"dataset_dir": "/nowhere"}, r"/nowhere/datalist.json"),
+        ({"sources": "['T1','T3']"}, r"T3.*known"),
+        ({"sources": "['T1','{target}']"}, r"each contrast is a source or the target, once"),
+        ({"amp": "fp16"}, r"amp fp16 is for CUDA"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_do(
+    bundle: Path, prepared: Path, tmp_path: Path, change: dict, message: str, capsys: pytest.CaptureFixture[str]
+):
+    target = ConfigParser.load_config_file(bundle / "configs/train.json")["target"]
+    change = {key: value.replace("{target}", str(target)) for key, value in change.items()}
+    ids = {"bundle_root": str(bundle), "dataset_dir": str(prepared), "output_dir": str(tmp_path), "epochs": 1, **TINY}
+    files = [str(bundle / "configs/train.json"), str(COMPACT)]
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - what a person sees of it is matched below
+        run(config_file=files, weights=str(tmp_path / "model.pt"), logging_file=False, **_parsed(ids | change))
+    capsys.readouterr()
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert re.search(message, said), said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_on_the_command_line_bad_input_ends_with_its_line_alone(bundle: Path, bundle_run: Callable, tmp_path: Path):
+    done = bundle_run(bundle, "train", COMPACT, check=False, dataset_dir=tmp_path, epoch=3)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].endswith("has the id 'epoch'; did you mean 'epochs'?")
+    assert "Traceback" not in done.stderr
+
+
+def _parsed(ids: dict) -> dict:
+    """As the command line would: lists and numbers out of text."""
+    return {key: DefaultParseValue(value) if isinstance(value, str) else value for key, value in ids.items()}
