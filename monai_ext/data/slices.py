@@ -173,7 +173,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 continue
             wanted = around if contrast in self.sources else np.array([number])
             first, stop = int(wanted[0]), int(wanted[-1]) + 1
-            with _faults_of(row.name, Path(path), where=f"slice {number}: "):
+            with faults_of(row.name, Path(path), where=f"slice {number}: "):
                 images = read_slices(path, first, stop)
             if contrast in self.sources:
                 sources[self.sources.index(contrast)] = images[wanted - first]
@@ -202,7 +202,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         masks = [mask] if mask.exists() else []
         shapes = {}
         for path in [*files, *masks]:
-            with _faults_of(subject.name, path):
+            with faults_of(subject.name, path):
                 shapes[path] = prepared_shape(path, image=path != mask)
         shape = shapes[files[0]]
         for path, other in shapes.items():
@@ -225,12 +225,12 @@ class SliceDataset(Dataset[dict[str, Any]]):
             raise SubjectError(name, files[0].parent, "has no mask.nii, which the rule 'brain' needs; prepare one")
         counted = []
         for path in masks or files:
-            with _faults_of(name, path):
+            with faults_of(name, path):
                 counted.append(count_foreground(path, depth))
         content = np.min(counted, axis=0)
         if masks:
             for path in files:
-                with _faults_of(name, path):
+                with faults_of(name, path):
                     clear_unseen(content, path)
         return content
 
@@ -245,7 +245,7 @@ def _names(what: str, contrasts: Sequence[str]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _faults_of(subject: str, path: Path, *, where: str = "") -> Iterator[None]:
+def faults_of(subject: str, path: Path, *, where: str = "") -> Iterator[None]:
     """What goes wrong with a file is its subject's fault."""
     try:
         yield

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLES, COMPACT, ROOT, TINY, options, python
 from monai.bundle import ConfigParser, create_workflow, load
 from monai.bundle.properties import InferProperties, TrainProperties
+from running import BUNDLES, COMPACT, ROOT, TINY, options, python
 
 from monai_ext.bundle import refuse_unknown_ids
 from monai_ext.checkpoints import load_weights

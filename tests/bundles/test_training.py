@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import COMPACT, TINY, options
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, run
+from running import COMPACT, TINY, options
 
 from monai_ext.checkpoints import about_weights
 

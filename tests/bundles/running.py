@@ -1,0 +1,33 @@
+"""The bundles that there are, and how tests run them: by MONAI's command line, away from the repository's folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
+COMPACT = ROOT / "bundles" / "compact.json"
+# Small enough for a test: what the compact overlay has is for a person's first look.
+TINY = {"network_def#width": 8, "discriminator_def#channels": 8, "image_size": 32, "slices": "['middle', 6]"}
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """The same for every worker process of this run."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+
+
+def python(*arguments: object, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """This Python, one thread, in a folder that is not the repository's unless asked for."""
+    command = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=cwd or "/", env=environment, capture_output=True, text=True, timeout=600)
+    assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def options(pairs: dict[str, object]) -> list[str]:
+    return [part for name, value in pairs.items() for part in (f"--{name}", str(value))]
