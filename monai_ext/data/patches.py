@@ -1,6 +1,6 @@
 """Blocks of prepared volumes as training items for 3D networks, read where they lie like the slices."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ class PatchDataset(SliceDataset):
         patch_size: Sequence[int],
         per_subject: int = 8,
         slices: str | Sequence[Any] = "nonempty",
+        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         if len(patch_size) != 3 or min(patch_size) < 1:
             raise ValueError(f"patch_size must be three numbers of at least 1, got {list(patch_size)}")
         if per_subject < 1:
             raise ValueError(f"per_subject must be at least 1, got {per_subject}")
-        super().__init__(data, sources=sources, target=target, slices=slices)
+        super().__init__(data, sources=sources, target=target, slices=slices, transform=transform)
         self.patch_size = tuple(patch_size)
         chosen = []
         for number in range(len(self._rows)):
@@ -51,8 +52,9 @@ class PatchDataset(SliceDataset):
         return [kind._replace(size=(i, j)) for kind in super().kinds]
 
     def __getitem__(self, key: int | Draw) -> dict[str, Any]:
-        index = key.sample if isinstance(key, Draw) else key
-        rng = np.random.default_rng(key.seed if isinstance(key, Draw) else index)
+        draw = key if isinstance(key, Draw) else None
+        index, seed = (key.sample, key.seed) if isinstance(key, Draw) else (key, key)
+        rng = np.random.default_rng(seed)
         row, centre = self._rows[self._row_of[index]], int(self._slice_of[index])
         depth = self.patch_size[2]
         corner = [_draw(whole, part, rng) for whole, part in zip(row.kind.size, self.patch_size, strict=False)]
@@ -64,7 +66,7 @@ class PatchDataset(SliceDataset):
             for contrast, path in zip(self.contrasts, row.paths, strict=True)
             if path is not None
         }
-        return {
+        item = {
             "sources": torch.from_numpy(np.stack([blocks[contrast] for contrast in self.sources])),
             "target": torch.from_numpy(np.stack([blocks[contrast] for contrast in self.target])),
             "subject": row.name,
@@ -72,6 +74,7 @@ class PatchDataset(SliceDataset):
             "dataset": row.kind.dataset,
             "available": torch.tensor(row.kind.available),
         }
+        return self._transformed(item, draw, row.kind.available)
 
     def _block(self, subject: str, path: Path, corner: Sequence[int], first: int, depth: int) -> np.ndarray:
         block = np.zeros(self.patch_size, dtype=np.float32)

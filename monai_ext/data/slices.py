@@ -137,14 +137,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "dataset": row.kind.dataset,
             "available": torch.tensor(row.kind.available),
         }
-        if self.transform is not None:
-            if hasattr(self.transform, "set_random_state"):
-                # a transform's own state is copied into every worker, of every epoch; torch's differs in each
-                self.transform.set_random_state(seed=draw.seed if draw else int(torch.randint(2**31, ())))
-            item = self.transform(item)
-            for name in ("sources", "target"):  # what is absent stays zero after a shift of intensity
-                plain = torch.as_tensor(item[name], dtype=torch.float32).as_subclass(torch.Tensor)
-                item[name] = self._keep(plain, getattr(self, name), row.kind.available)
+        item = self._transformed(item, draw, row.kind.available)
         if draw and draw.condition is not None:
             if self.sources != self.target or len(draw.condition) != len(self.contrasts):
                 raise ValueError(
@@ -153,6 +146,18 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 )
             item["sources"] = self._keep(item["sources"], self.sources, draw.condition)
             item["condition"] = torch.tensor(draw.condition)
+        return item
+
+    def _transformed(self, item: dict[str, Any], draw: Draw | None, available: Sequence[bool]) -> dict[str, Any]:
+        if self.transform is None:
+            return item
+        if hasattr(self.transform, "set_random_state"):
+            # a transform's own state is copied into every worker, of every epoch; torch's differs in each
+            self.transform.set_random_state(seed=draw.seed if draw else int(torch.randint(2**31, ())))
+        item = self.transform(item)
+        for name in ("sources", "target"):  # what is absent stays zero after a shift of intensity
+            plain = torch.as_tensor(item[name], dtype=torch.float32).as_subclass(torch.Tensor)
+            item[name] = self._keep(plain, getattr(self, name), available)
         return item
 
     def _keep(self, images: torch.Tensor, contrasts: Sequence[str], kept: Sequence[bool]) -> torch.Tensor:
