@@ -19,8 +19,8 @@ from nibabel.affines import apply_affine
 from PIL import Image
 
 from monai_ext.__main__ import main
+from monai_ext.data import gridded, prepared
 from monai_ext.data import prepare as command
-from monai_ext.data import prepared
 from monai_ext.data.datalist import Subject, read_datalist
 from monai_ext.data.presets import PRESETS
 from monai_ext.data.resampling import resample
@@ -405,7 +405,7 @@ def test_a_mask_file_is_found_by_its_pattern_and_missed_by_name(tmp_path, capsys
 def test_a_label_moves_with_the_contrast_that_it_was_drawn_on(tmp_path, monkeypatch):
     shift = np.eye(4)
     shift[0, 3] = 6.0  # T2 shows everything 6 mm further to the right
-    monkeypatch.setattr(prepared, "register_rigid", lambda *_: shift)
+    monkeypatch.setattr(gridded, "register_rigid", lambda *_: shift)
     there = head(centre=[6, 0, 0], affine=AFFINE + np.array([[0, 0, 0, 1]] + [[0] * 4] * 3))
     datalist = dataset(tmp_path / "in", {"a": {"T1": head(), "T2": there}})
     spot = np.zeros(SHAPE, dtype=np.float32)
@@ -435,7 +435,7 @@ def test_dwi_and_adc_are_moved_as_one_scan(tmp_path, monkeypatch, reference):
         matrix[0, 3] = len(calls)
         return matrix
 
-    monkeypatch.setattr(prepared, "register_rigid", never_twice_the_same)
+    monkeypatch.setattr(gridded, "register_rigid", never_twice_the_same)
     datalist = dataset(tmp_path / "in", {"a": {"ADC": head(seed=1), "DWI": head(seed=2), "T1": head()}})
     assert prepare(datalist, tmp_path / "out", "--register", "rigid", "--reference", reference) == 0
     images = json.loads((tmp_path / "out" / "a" / "prepared.json").read_text())["images"]
@@ -446,11 +446,9 @@ def test_dwi_and_adc_are_moved_as_one_scan(tmp_path, monkeypatch, reference):
 
 
 def test_dwi_and_adc_on_two_grids_are_registered_each(monkeypatch):
-    monkeypatch.setattr(prepared, "register_rigid", lambda _, moving: np.diag([*moving.spacing, 1.0]))
+    monkeypatch.setattr(gridded, "register_rigid", lambda _, moving: np.diag([*moving.spacing, 1.0]))
     images = {"T1": head(), "DWI": head(), "ADC": head(affine=AFFINE * [[1], [1], [1.1], [1]])}
-    placed = prepared._placed(
-        Subject("a", "toy", {}), images, "T1", preset=replace(PRESETS["native"], register="rigid")
-    )
+    placed = gridded._placed(Subject("a", "toy", {}), images, "T1", preset=replace(PRESETS["native"], register="rigid"))
     assert not np.array_equal(placed["DWI"], placed["ADC"])
 
 

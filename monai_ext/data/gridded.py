@@ -1,0 +1,219 @@
+"""One subject in memory: its contrasts read, placed on each other and put on one grid in [0, 1], and the way back.
+
+What `prepare` writes and what inference gives to a network are the same, because both come from here.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.affines import apply_affine
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from monai_ext.data.datalist import Subject, SubjectError
+from monai_ext.data.masks import foreground, otsu_brain, zero_background
+from monai_ext.data.presets import Preset
+from monai_ext.data.registration import register_rigid
+from monai_ext.data.resampling import IDENTITY, resample, share_inside, slice_grid, to_ras
+from monai_ext.data.volumes import Volume, read_volume
+
+PERCENTILE = 99.5  # of a contrast's foreground, becomes 1
+ANATOMICAL = ("T1", "T2", "PD", "T1C", "FLAIR")  # those that show a skull dark between scalp and brain
+LARGEST_LABEL = np.iinfo(np.uint16).max
+LEAST_SEEN = 0.05  # of the foreground, by every contrast
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """One contrast on the grid in [0, 1], where 1 was `top`; `to_source` maps the reference's world to its own."""
+
+    array: NDArray[np.float32]
+    top: float
+    to_source: NDArray[np.float64]
+    moved_mm: float
+    seen: float
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is told of it in a sidecar."""
+        return {
+            "range": [0.0, self.top],
+            "to_source": self.to_source.tolist(),
+            "moved_mm": self.moved_mm,
+            "seen": self.seen,
+        }
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the reference lies as it is stored, and the RAS grid (`shape`, `affine`) that all contrasts are put on."""
+
+    contrast: str
+    stored_shape: tuple[int, int, int]
+    stored_affine: NDArray[np.float64]
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    def back(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """From the grid to the reference's own voxels: crop, size, spacing and orientation undone, outside is 0."""
+        stored = Volume(np.broadcast_to(np.float32(0), self.stored_shape), self.stored_affine)
+        upright = to_ras(stored)
+        volume = resample(Volume(array, self.affine), upright.shape, upright.affine)
+        turn = ornt_transform(axcodes2ornt("RAS"), io_orientation(self.stored_affine))
+        return apply_orientation(volume.array, turn)
+
+
+class Gridded:
+    """A subject's contrasts as they were read, where each lies, and the grid; `image` puts one onto it.
+
+    A fault of the subject's files is a SubjectError. `root` is where the preset's pattern of a mask file begins.
+    """
+
+    def __init__(self, subject: Subject, *, preset: Preset, root: Path) -> None:
+        self.subject, self.preset = subject, preset
+        as_stored = {contrast: _read(subject, path) for contrast, path in subject.images.items()}
+        self.read = {contrast: to_ras(volume) for contrast, volume in as_stored.items()}
+        chosen = _reference(subject, preset)
+        stored, reference = as_stored[chosen], self.read[chosen]
+        self.placed = _placed(subject, self.read, chosen, preset=preset)
+        mask = _mask(subject, self.read, self.placed, chosen, preset=preset, root=root)
+        self.points = _some_points(reference, mask)
+        shape, affine = slice_grid(reference, spacing=preset.spacing, crop=preset.crop, size=preset.size, keep=mask)
+        self.grid = Grid(chosen, stored.shape, stored.affine, shape, affine)
+        self.mask = resample(Volume(mask.astype(np.float32), reference.affine), shape, affine, order=1).array > 0.5
+        self.mask_kept = float(_millilitres(self.mask, affine) / _millilitres(mask, reference.affine))
+
+    def image(self, contrast: str) -> Scaled:
+        """One contrast on the grid, its foreground's percentile 1 and nothing below 0."""
+        volume, path, to_source = self.read[contrast], self.subject.images[contrast], self.placed[contrast]
+        there = apply_affine(to_source, self.points)
+        seen = share_inside(volume, there)
+        if seen < LEAST_SEEN:
+            shown = (
+                f"{contrast} sees {seen:.0%} of what {self.grid.contrast} shows: their fields of view do not overlap"
+            )
+            raise SubjectError(self.subject.name, path, f"{shown}; if a header is wrong, try --register rigid")
+        image = resample(volume, self.grid.shape, self.grid.affine, to_volume=to_source).array
+        signal = image[self.mask & (image > 0)]
+        if not signal.size:
+            raise SubjectError(self.subject.name, path, f"{contrast} is nowhere above zero inside the mask")
+        top = float(np.percentile(signal, PERCENTILE))
+        scaled = np.clip(image / top, 0, 1)  # interpolation undershoots, and the brightest half percent
+        if self.preset.brain_mask:
+            scaled[~self.mask] = 0
+        moved_mm = float(np.linalg.norm(there - self.points, axis=1).mean())
+        return Scaled(scaled, top, to_source, moved_mm, seen)
+
+    def label(self) -> Volume:
+        """The label map moved like the contrast whose voxels it shares, which is the one it was drawn on."""
+        subject = self.subject
+        assert subject.label is not None
+        label = to_ras(_read(subject, subject.label, allow_constant=True))
+        if np.any(label.array != np.rint(label.array)) or label.array.min() < 0:
+            raise SubjectError(subject.name, subject.label, "a label map holds whole numbers from 0 up")
+        if label.array.max() > LARGEST_LABEL:
+            most = f"a label map holds numbers up to {LARGEST_LABEL}, got {label.array.max():.0f}"
+            raise SubjectError(subject.name, subject.label, f"{most}: renumber its labels")
+        drawn_on = [contrast for contrast, volume in self.read.items() if _same_grid(volume, label)]
+        to_volume = self.placed[drawn_on[0]] if drawn_on else IDENTITY
+        return resample(label, self.grid.shape, self.grid.affine, to_volume=to_volume, order=0)
+
+
+def mask_file(subject: Subject, *, preset: Preset, root: Path) -> Path | None:
+    """The brain mask that the preset's pattern names for this subject, if it is a pattern."""
+    if "{" not in preset.brain_mask:
+        return None
+    names = {"subject": subject.subject, "session": subject.session, "name": subject.name}
+    return root / preset.brain_mask.format(**names)
+
+
+def _read(subject: Subject, path: Path, *, allow_constant: bool = False) -> Volume:
+    try:
+        return read_volume(path, allow_constant=allow_constant)
+    except OSError as error:
+        raise SubjectError(subject.name, path, f"cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise SubjectError(subject.name, path, str(error).removeprefix(str(path)).lstrip(": ")) from error
+
+
+def _reference(subject: Subject, preset: Preset) -> str:
+    for contrast in preset.reference:
+        if contrast in subject.images:
+            return contrast
+    found, wanted = ", ".join(subject.images), " or ".join(preset.reference)
+    raise SubjectError(subject.name, None, f"has {found}, but the grid is to come from {wanted}")
+
+
+def _placed(
+    subject: Subject, read: Mapping[str, Volume], chosen: str, *, preset: Preset
+) -> dict[str, NDArray[np.float64]]:
+    """For each contrast, the matrix from the reference's world to its own."""
+    placed = dict.fromkeys(read, IDENTITY)
+    if preset.register != "rigid":
+        return placed
+    # ADC is computed from DWI: on one grid the two are one scan, and lie on each other as they are
+    leader, follower = ("ADC", "DWI") if chosen == "ADC" else ("DWI", "ADC")
+    together = leader in read and follower in read and _same_grid(read[leader], read[follower])
+    for contrast, volume in read.items():
+        if contrast == chosen or (together and contrast == follower):
+            continue
+        try:
+            placed[contrast] = register_rigid(read[chosen], volume)
+        except ValueError as error:
+            reason = f"cannot be registered: {error}"
+            raise SubjectError(subject.name, subject.images[contrast], reason) from error
+    if together:
+        placed[follower] = placed[leader]
+    return placed
+
+
+def _same_grid(one: Volume, other: Volume) -> bool:
+    return one.shape == other.shape and np.allclose(one.affine, other.affine, atol=0.01)
+
+
+def _mask(
+    subject: Subject,
+    read: Mapping[str, Volume],
+    placed: Mapping[str, NDArray[np.float64]],
+    chosen: str,
+    *,
+    preset: Preset,
+    root: Path,
+) -> NDArray[np.bool_]:
+    """On the reference's voxels: the brain, if it is to be cut out, else the foreground."""
+    reference = read[chosen]
+    given = mask_file(subject, preset=preset, root=root)
+    if given is not None:
+        volume = _read(subject, given, allow_constant=True)
+        mask = resample(volume, reference.shape, reference.affine, order=0).array > 0
+        if not mask.any():
+            raise SubjectError(subject.name, given, "the mask marks nothing in the reference's field of view")
+        return mask
+    method = {"zero": zero_background, "otsu": otsu_brain, "": foreground}[preset.brain_mask]
+    try:
+        mask = method(reference)
+    except ValueError as error:
+        raise SubjectError(subject.name, subject.images[chosen], str(error)) from error
+    if preset.brain_mask == "otsu":
+        # What is dark on one contrast, a tumour's core on T1 say, is bright on another: no brain may be lost.
+        for contrast in (name for name in ANATOMICAL if name in read and name != chosen):
+            with suppress(ValueError):  # one in which no brain is found adds none
+                brain = Volume(otsu_brain(read[contrast]).astype(np.float32), read[contrast].affine)
+                seen = resample(brain, reference.shape, reference.affine, to_volume=placed[contrast], order=1)
+                mask |= seen.array > 0.5
+    return mask
+
+
+def _some_points(volume: Volume, mask: NDArray[np.bool_], *, about: int = 4000) -> NDArray[np.float64]:
+    """World positions of voxels spread evenly over the mask."""
+    voxels = np.flatnonzero(mask)
+    voxels = voxels[:: max(1, len(voxels) // about)]
+    return apply_affine(volume.affine, np.stack(np.unravel_index(voxels, mask.shape), axis=-1))
+
+
+def _millilitres(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> float:
+    return float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
