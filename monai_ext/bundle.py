@@ -21,13 +21,15 @@ import torch.distributed as dist
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.config_item import ComponentLocator
 from monai.utils.module import locate
+from torch import nn
 
 from monai_ext import __version__
-from monai_ext.checkpoints import sha256
+from monai_ext.checkpoints import about_weights, load_weights, sha256
 from monai_ext.data.datalist import Subject, absolute, read_datalist
 from monai_ext.data.presets import Preset
 from monai_ext.engines import LossNotFinite
 from monai_ext.modalities import canonical
+from monai_ext.precision import wanted_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +73,61 @@ def about(*, sources: Sequence[str], target: Sequence[str], datalist: Path | str
         }
     return {
         **made,
-        "sources": list(sources),
-        "target": list(target),
+        "sources": [canonical(name) for name in sources],
+        "target": [canonical(name) for name in target],
         "preset": prepared_as(datalist),
         "datalist_sha256": sha256(absolute(Path(datalist))),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "software": software(),
     }
+
+
+def with_weights(
+    network: nn.Module, weights: Path | str, *, sources: Sequence[str], target: Sequence[str]
+) -> nn.Module:
+    """The network, ready to predict; weights that were trained for another task are refused."""
+    if not Path(weights).is_file():
+        raise ValueError(f"there are no weights at {weights}: train the bundle, or name a file with --weights")
+    made = load_weights(network, weights)
+    for what, wanted in (("sources", sources), ("target", target)):
+        names = [canonical(name) for name in wanted]
+        if what in made and made[what] != names:
+            raise ValueError(f"{weights} was trained with {what} {made[what]}, not {names}: name those with --{what}")
+    return network.eval()
+
+
+def about_run(
+    *,
+    name: str,
+    split: str,
+    datalist: Path | str,
+    weights: Path | str,
+    network: nn.Module,
+    amp: bool | str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What an evaluation's record says of how it was made."""
+    made = about_weights(weights)
+    file = absolute(Path(weights))
+    return {
+        "bundle": made.get("bundle", ""),
+        "name": name,
+        "version": made.get("version", __version__),
+        "split": split,
+        "datalist_sha256": sha256(absolute(Path(datalist))),
+        "weights": {"file": file.name, "sha256": sha256(file)},
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "amp": str(wanted_dtype(device, amp) or torch.float32).removeprefix("torch."),
+        "device": device_name(device),
+        "software": software(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """What a figure was measured on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.backends.cpu.get_cpu_capability()} CPU, {torch.get_num_threads()} threads"
 
 
 def own_device() -> torch.device:
