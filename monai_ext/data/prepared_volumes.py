@@ -1,0 +1,84 @@
+"""Prepared subjects as whole volumes, for evaluation, with the slices that training's rule would choose."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_ext.data.datalist import Subject, SubjectError, report_failures
+from monai_ext.data.slice_files import read_slices
+from monai_ext.data.slices import SliceDataset, faults_of
+
+
+class PreparedVolumes(SliceDataset):
+    """Items {"image" (M, I, J, K), "target" (N, I, J, K), "mask" (1, I, J, K), "affine", "slices", "available",
+    "subject", "dataset"}, one a subject, read when asked for.
+
+    Images are float32 in [0, 1], the mask is boolean and must be there, "slices" are the numbers of those to evaluate
+    and "available" is as of `SliceDataset`, whose rules hold. Subjects that cannot serve are in `failures`.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Subject],
+        *,
+        sources: Sequence[str],
+        target: Sequence[str],
+        slices: str | Sequence[Any] = "nonempty",
+        allow_missing: bool = False,
+    ) -> None:
+        self.failures: list[SubjectError] = []
+        options: dict[str, Any] = {"slices": slices, "allow_missing": allow_missing, "failures": self.failures}
+        try:
+            super().__init__(data, sources=sources, target=target, **options)
+        except ValueError:
+            report_failures(self.failures, total=len(data), what="used")
+            raise
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What a run's protocol says of the data."""
+        return {"slices": self.rule if self.count is None else [self.rule, self.count]}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # no draw takes a whole subject
+        row = self._rows[index]
+        paths = dict(zip(self.contrasts, row.paths, strict=True))
+        first = Path(next(path for path in row.paths if path is not None))
+        mask = first.parent / "mask.nii"
+        if not mask.exists():
+            raise SubjectError(row.name, mask.parent, "has no mask.nii, and figures of the brain need one; prepare it")
+
+        def stacked(contrasts: Sequence[str]) -> Tensor:
+            # slices lie apart in memory, since slices are what networks take
+            images = np.zeros((len(contrasts), row.depth, *row.kind.size), dtype=np.float32)
+            for image, contrast in zip(images, contrasts, strict=True):
+                path = paths[contrast]
+                if path is not None:
+                    image[...] = _whole(row.name, Path(path), row.depth)
+            return torch.from_numpy(images).permute(0, 2, 3, 1)
+
+        with faults_of(row.name, first):
+            affine = np.asarray(nib.Nifti1Image.from_filename(first).affine, dtype=np.float64)
+        return {
+            "image": stacked(self.sources),
+            "target": stacked(self.target),
+            "mask": torch.from_numpy(_whole(row.name, mask, row.depth) > 0).permute(1, 2, 0)[None],
+            "affine": affine,
+            "slices": self._slice_of[self._row_of == index],
+            "available": torch.tensor(row.kind.available),
+            "subject": row.name,
+            "dataset": row.kind.dataset,
+        }
+
+
+def _whole(subject: str, path: Path, depth: int) -> np.ndarray:
+    """All slices (K, I, J)"""
+    with faults_of(subject, path):
+        return read_slices(path, 0, depth)
