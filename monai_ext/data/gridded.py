@@ -102,7 +102,9 @@ class Gridded:
         if not signal.size:
             raise SubjectError(self.subject.name, path, f"{contrast} is nowhere above zero inside the mask")
         top = float(np.percentile(signal, PERCENTILE))
-        scaled = np.clip(image / top, 0, 1)  # interpolation undershoots, and the brightest half percent
+        scaled: NDArray[np.float32] = np.clip(
+            image / np.float32(top), 0, 1
+        )  # interpolation undershoots, and the brightest half percent
         if self.preset.brain_mask:
             scaled[~self.mask] = 0
         moved_mm = float(np.linalg.norm(there - self.points, axis=1).mean())
