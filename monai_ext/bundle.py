@@ -20,13 +20,16 @@ import torch
 import torch.distributed as dist
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.config_item import ComponentLocator
+from monai.transforms import ResizeWithPadOrCropd
 from monai.utils.module import locate
 from torch import nn
 
 from monai_ext import __version__
 from monai_ext.checkpoints import about_weights, load_weights, sha256
 from monai_ext.data.datalist import Subject, absolute, read_datalist
+from monai_ext.data.patches import PatchDataset
 from monai_ext.data.presets import Preset
+from monai_ext.data.slices import SliceDataset
 from monai_ext.engines import LossNotFinite
 from monai_ext.modalities import canonical
 from monai_ext.precision import wanted_dtype
@@ -35,16 +38,24 @@ logger = logging.getLogger(__name__)
 
 # MONAI puts these into a config itself, where runs are tracked.
 TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0", "_meta_")
+WORDS = {"true": True, "false": False, "null": None}
 COMPONENT = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_", "_imports_")
 
 
 def check_config() -> None:
-    """Refuse an id that no config of the bundle has: MONAI takes a misspelt one in silence and ignores it."""
+    """Refuse an id that no config of the bundle has: MONAI takes a misspelt one in silence and ignores it.
+
+    And take true, false and null on the command line as JSON has them, where MONAI would take the words.
+    """
     sys.excepthook = _say
     workflow = _workflow()
     if workflow is not None:
         own = [ConfigParser.load_config_file(path) for path in sorted(workflow.config_root_path.glob("*.json"))]
         refuse_unknown_ids(workflow.parser.get(), own)
+        said = {path: WORDS[value] for path, value in _texts(workflow.parser.get()) if value in WORDS}
+        if said:
+            workflow.parser.update(said)
+            workflow.parser.parse(reset=True)
 
 
 def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -191,6 +202,17 @@ def _unknown(config: Any, known: Sequence[Any], *, path: str) -> Iterator[tuple[
             yield from _unknown(value, [other[key] for other in there if key in other], path=where)
 
 
+def _texts(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a config, with its id."""
+    pairs = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in pairs:
+        where = f"{path}::{key}" if path else str(key)
+        if isinstance(value, str):
+            yield where, value
+        elif key != "_meta_":
+            yield from _texts(value, where)
+
+
 def _arguments(target: Any) -> set[str] | None:
     """The names that a component's `_target_` takes, None if it takes any or cannot be asked."""
     if not isinstance(target, str) or target.startswith(("$", "@", "%")):
@@ -223,6 +245,22 @@ def cases(datalist: Path | str, split: str, contrasts: Sequence[str]) -> list[Su
         many = f"{len(lacking)} of {len(subjects)} {split} subjects"
         logger.warning("%s lack a contrast and are left out: %s", many, names)
     return whole
+
+
+def samples(
+    *,
+    data: Sequence[Subject],
+    sources: Sequence[str],
+    target: Sequence[str],
+    slices: str | Sequence[Any],
+    image_size: int,
+    patch_size: Sequence[int] | None = None,
+) -> SliceDataset:
+    """What a network is trained on: slices cut or padded to `image_size`, or for one in 3D patches of `patch_size`."""
+    if patch_size is not None:
+        return PatchDataset(data, sources=sources, target=target, slices=slices, patch_size=patch_size)
+    crop: Any = ResizeWithPadOrCropd(keys=["sources", "target"], spatial_size=(image_size, image_size))
+    return SliceDataset(data, sources=sources, target=target, slices=slices, transform=crop)
 
 
 def prepared_as(datalist: Path | str) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
 COMPACT = ROOT / "bundles" / "compact.json"
 # Small enough for a test: what the compact overlay has is for a person's first look.
-TINY = {"network_def#width": 8, "discriminator_def#channels": 8, "image_size": 32, "slices": "['middle', 6]"}
+TINY = {"width": 8, "discriminator_width": 8, "image_size": 32, "slices": "['middle', 6]"}
 
 
 def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from fire.parser import DefaultParseValue
-from monai.bundle import ConfigParser, run
+from monai.bundle import ConfigParser, create_workflow, run
 from running import COMPACT, TINY, options
 
 from monai_ext.checkpoints import about_weights
@@ -126,6 +126,17 @@ def test_bad_input_is_one_line_that_says_what_to_do(
     assert re.search(message, said), said
     assert said.count("\n") == 1
     assert not (tmp_path / "model.pt").exists()
+
+
+def test_words_of_json_on_the_command_line_are_what_json_means(bundle: Path, prepared: Path, tmp_path: Path):
+    ids = {"bundle_root": str(bundle), "dataset_dir": str(prepared), "output_dir": str(tmp_path)} | TINY
+    files = [str(bundle / "configs/train.json"), str(COMPACT)]
+    said = _parsed(ids | {"amp": "false", "resume": "false", "seed": "null"})
+    workflow = create_workflow(config_file=files, workflow_type="train", logging_file=False, **said)
+    trainer = workflow.trainer
+    assert trainer.precision is False
+    assert trainer.resume is False
+    assert workflow.parser.get_parsed_content("seed") is None
 
 
 def test_on_the_command_line_bad_input_ends_with_its_line_alone(bundle: Path, bundle_run: Callable, tmp_path: Path):
