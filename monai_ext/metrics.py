@@ -17,7 +17,7 @@ FIGURES = ("psnr", "ssim", "mae", "nrmse", "nmse")
 WINDOW, SIGMA = 11, 1.5  # pixels: Wang et al., 2004
 K1, K2 = 0.01, 0.03
 PSNR_LIMIT = 100.0  # dB: of images that 16 bits could not tell apart, so that means stay finite
-_BATCH = 8  # slices at a time: what SSIM needs of them stays in a processor's cache
+_BATCH = 4  # slices at a time: what SSIM needs of them stays in the cache
 
 PROTOCOL: dict[str, Any] = {
     "figures": {
@@ -108,15 +108,15 @@ def stripes(
     """(I, J, K), (I, J, K) -> how much rougher the error is from slice to slice than in the plane; 0 is best.
 
     A 2D network places each slice's intensities by itself: its volumes show stripes in the sagittal and coronal
-    planes. Of the error e, R(axis) is the mean of (e[n - d] - 2 e[n] + e[n + d])^2 / 6, d steps being as long along i
-    and j as from one slice to the next, and R(k) - (R(i) + R(j)) / 2 its excess. Slices that are off by independent
-    amounts of standard deviation s have an excess of s^2; error that is smooth, and noise that is alike in all
-    directions, have none. The figure is s: the excess' square root, 0 where it is negative, in the images' unit.
+    planes. Of the error e, R(axis, d) is the mean of (e[n - d] - 2 e[n] + e[n + d])^2 / 6, and the excess is R along k
+    with d = 1 less the mean of R along i and j, d being as long there as from one slice to the next. Slices that are
+    off by independent amounts of standard deviation s have an excess of s^2; error that is smooth, and noise that is
+    alike in all directions, have none. The figure is s: the excess' square root, 0 where it is negative, in the
+    images' unit.
     """
     error = prediction - truth
-    steps = [max(1, round(spacing[2] / spacing[axis])) for axis in range(2)]
     across = _roughness(error, mask, axis=2, step=1)
-    within = [_roughness(error, mask, axis=axis, step=step) for axis, step in enumerate(steps)]
+    within = [_roughness_at(error, mask, axis=axis, distance=spacing[2] / spacing[axis]) for axis in range(2)]
     return math.sqrt(max(0.0, across - sum(within) / 2)) if all(map(math.isfinite, [across, *within])) else math.nan
 
 
@@ -200,6 +200,16 @@ def _windowed(images: Tensor) -> Tensor:
             mean.add_(pair, alpha=weights[step])
         images = mean
     return images
+
+
+def _roughness_at(error: Tensor, mask: Tensor | None, *, axis: int, distance: float) -> float:
+    """At a distance that is no whole number of steps: as a power of the distance, through the two steps next to it."""
+    step = max(1, math.floor(distance))
+    near, far = (_roughness(error, mask, axis=axis, step=number) for number in (step, step + 1))
+    if not near > 0 or not far > 0:  # NaN too
+        return near
+    power = math.log(far / near) / math.log((step + 1) / step)
+    return near * (distance / step) ** power
 
 
 def _roughness(error: Tensor, mask: Tensor | None, *, axis: int, step: int) -> float:

@@ -110,7 +110,7 @@ def summary(rows: Sequence[Row], perturbations: Sequence[Mapping[str, Any]]) -> 
                 found = [row["psnr"] for row in brains if (row["perturbation"], row["contrast"], row["level"]) == key]
                 if found:
                     curve.append(f"{level:g}: {np.mean(found):.2f}")
-            lines.append(f"  brain psnr, {entry['kind']} {entry['contrast']} by {entry['unit']}: {'  '.join(curve)}")
+            lines.append(f"  brain psnr, {entry['contrast']} {entry['kind']} [{entry['unit']}]  {'  '.join(curve)}")
     return "\n".join(lines)
 
 

@@ -341,7 +341,7 @@ def test_the_summary_tells_each_region_and_each_level(tmp_path: Path, capsys: py
     assert [line.split()[0] for line in lines[2:5]] == ["slice", "volume", "brain"]
     psnr = [float(row["psnr"]) for row in rows_of(tmp_path / "run", region="brain", perturbation="none")]
     assert f"{np.mean(psnr):.2f} ± {np.std(psnr, ddof=1):.2f}" in lines[4]
-    assert lines[5].startswith(f"  brain psnr, translate T2 by px: 0: {np.mean(psnr):.2f}  2: ")
+    assert lines[5].startswith(f"  brain psnr, T2 translate [px]  0: {np.mean(psnr):.2f}  2: ")
     assert lines[6].startswith("written to ")
 
 

@@ -177,13 +177,24 @@ def test_smooth_error_and_even_noise_leave_no_stripes() -> None:
     assert stripes(truth + edges, truth, spacing=SPACING) == 0, "rough in the plane, the same in every slice"
 
 
-def test_thick_slices_are_compared_with_steps_as_long_in_the_plane() -> None:
+@pytest.mark.parametrize("thickness", [2, 5])
+def test_thick_slices_are_compared_over_as_long_a_way_in_the_plane(thickness: int) -> None:
     rng = np.random.default_rng(0)
-    error = torch.tensor(gaussian_filter(rng.standard_normal((60, 60, 60)), 1.5)).float()  # alike in all directions
-    thick, truth = error[:, :, ::5], torch.zeros(60, 60, 12)
-    scale = float(error.std())
-    assert stripes(thick, truth, spacing=(1.0, 1.0, 5.0)) < 0.35 * scale
-    assert stripes(thick, truth, spacing=(1.0, 1.0, 1.0)) > 0.8 * scale
+    error = torch.tensor(gaussian_filter(rng.standard_normal((60, 60, 60)), 2.5)).float()  # alike in all directions
+    thick, scale = error[:, :, ::thickness], float(error.std())
+    truth = torch.zeros_like(thick)
+    isotropic, wrong = (stripes(thick, truth, spacing=(1.0, 1.0, k)) for k in (float(thickness), 1.0))
+    assert isotropic < 0.3 * scale
+    assert wrong > 2 * isotropic
+
+
+def test_a_way_between_two_steps_is_followed_closely() -> None:
+    rng = np.random.default_rng(0)
+    fine = gaussian_filter(rng.standard_normal((120, 120, 120)), 6)
+    error = torch.tensor(fine[::2, ::2, ::3].copy()).float()  # voxels of 2 x 2 x 3: a slice is 1.5 steps away
+    truth, scale = torch.zeros_like(error), float(error.std())
+    assert stripes(error, truth, spacing=(2.0, 2.0, 3.0)) < 0.03 * scale
+    assert stripes(error, truth, spacing=(2.0, 2.0, 2.0)) > 0.05 * scale
 
 
 def test_stripes_outside_the_mask_do_not_count() -> None:
