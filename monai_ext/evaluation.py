@@ -22,6 +22,7 @@ from monai_ext.data.prepared_volumes import PreparedVolumes
 from monai_ext.metrics import FIGURES, PROTOCOL, VolumeFigures, compare_volumes
 from monai_ext.modalities import canonical
 from monai_ext.perturbations import Perturbation, perturb, randomize
+from monai_ext.provenance import WARNING
 from monai_ext.run_folder import (
     KEY,
     REGIONS,
@@ -241,9 +242,15 @@ class Evaluation:
         for contrast, stored in zip(self.target, np.load(predicted / f"{result.index}.npy"), strict=True):
             path = folder / f"{contrast}_synthetic.nii.gz"
             write_image(path, stored, affine, description=f"SYNTHETIC {contrast} {by}")
-            made = {key: self.about[key] for key in ("bundle", "version", "weights", "software")}
-            said = {"synthetic": True, "contrast": contrast, "sources": list(self.sources), "subject": result.subject}
-            write_json(folder / f"{contrast}_synthetic.json", {**said, **made})
+            said = {
+                "synthetic": True,
+                "warning": WARNING,
+                "target": contrast,
+                "sources": list(self.sources),
+                "subject": result.subject,
+                **{key: self.about[key] for key in ("bundle", "version", "weights", "software")},
+            }
+            write_json(folder / f"{contrast}_synthetic.json", said)
 
     def _record(
         self, results: Sequence[_Result], failures: Sequence[SubjectError], kept: Mapping[str, str]

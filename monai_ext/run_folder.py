@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from monai_ext.data.prepared import SLOPE
 from monai_ext.metrics import FIGURES
+from monai_ext.provenance import DESCRIP_BYTES
 
 KEY = ("subject", "dataset", "perturbation", "contrast", "level", "target")
 SUBJECT_COLUMNS = (*KEY, "region", *FIGURES, "stripes")
@@ -82,7 +83,7 @@ def write_image(path: Path, stored: NDArray[np.uint16], affine: NDArray[np.float
     image.set_qform(affine, code="scanner")
     image.set_sform(affine, code="scanner")
     image.header.set_slope_inter(SLOPE, 0)
-    image.header["descrip"] = description.encode()[:79]
+    image.header["descrip"] = description.encode("ascii", "replace")[:DESCRIP_BYTES]
     nib.save(image, path)
 
 

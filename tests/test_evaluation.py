@@ -226,6 +226,7 @@ def test_the_worst_the_median_and_the_best_keep_their_volumes(tmp_path: Path) ->
         np.testing.assert_allclose(stored.affine, AFFINE)
     said = json.loads((case / "PD_synthetic.json").read_text())
     assert said["synthetic"] is True
+    assert "SYNTHETIC" in said["warning"]
     assert said["weights"] == ABOUT["weights"]
 
 
