@@ -1,4 +1,4 @@
-"""The kernels that tests compile go to one folder a test run, never to the user's cache."""
+"""What all tests share: a kernel cache of their own, never the user's, and where really acquired cases lie."""
 
 import os
 from pathlib import Path
@@ -12,4 +12,13 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
     os.environ["MONAI_EXT_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Really acquired cases, kept beside the checkout, never in it; without them a test is skipped."""
+    folder = (Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "real").resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no really acquired cases in {folder}")
     return folder

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from fire.parser import DefaultParseValue
+from monai.bundle import run
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -31,3 +33,16 @@ def python(*arguments: object, cwd: Path | None = None, check: bool = True) -> s
 
 def options(pairs: dict[str, object]) -> list[str]:
     return [part for name, value in pairs.items() for part in (f"--{name}", str(value))]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *files: Path, **ids: object) -> str:
+    """The line with which MONAI's run ends, run here and not in a process of its own, which would take seconds."""
+    parsed = {key: DefaultParseValue(value) if isinstance(value, str) else value for key, value in ids.items()}
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - what a person sees of it is what counts
+        run(config_file=[str(file) for file in files], logging_file=False, **parsed)
+    capsys.readouterr()
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    said = capsys.readouterr().err
+    assert said.startswith("error: "), said
+    assert said.count("\n") == 1, said
+    return said
