@@ -34,7 +34,7 @@ class SlicesInferer(Inferer):
         filled = torch.nonzero(slices.amax(dim=(1, 2, 3)))[:, 0]  # images are in [0, 1]
         layout = memory_format(inputs.device, wanted_dtype(inputs.device, self.amp))
         result = slices.new_zeros(len(slices), 1, *slices.shape[2:])  # until the network says how many channels it has
-        batches = filled.split(self.batch_size)
+        batches = filled.split(self.batch_size) if len(filled) else ()
         with autocast(inputs.device, self.amp):
             for which in tqdm(batches, desc="slices", unit="batch", leave=False, disable=not self.progress):
                 found = network(slices[which].contiguous(memory_format=layout), *args, **kwargs)

@@ -63,7 +63,7 @@ class Maker:
 
 def load_maker(
     network: nn.Module,
-    weights: Path | str,
+    weights: Path | str | None,
     *,
     bundle_root: Path | str,
     sources: Sequence[str],
@@ -74,7 +74,7 @@ def load_maker(
 ) -> Maker:
     """Put the weights into the network and say who it is now, so that no output can name other weights than its own.
 
-    `weights` "untrained" leaves the network as it is, which the outputs say. `preset` is the one that the weights'
+    `weights` None or "untrained" leaves the network as it is, which the outputs say. `preset` is the one that the weights'
     training data were prepared with, unless a preset's name or its fields are given; `register` ("none", "rigid") and
     `reference`, the contrast whose grid the output is on, change it.
     """
@@ -83,7 +83,8 @@ def load_maker(
     targets = tuple(canonical(contrast) for contrast in ([target] if isinstance(target, str) else target))
     about: dict[str, Any] = {}
     digest = UNTRAINED
-    if weights != UNTRAINED:
+    if weights not in (None, UNTRAINED):
+        assert weights is not None
         path = absolute(Path(weights))
         if not path.is_file():
             raise ValueError(f"{path}: there are no weights; train first, or say with weights where they are")
