@@ -5,17 +5,17 @@ The words stand here once, for NIfTI headers, for the JSON beside each file and 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from monai_ext.checkpoints import load_weights, sha256
+from monai_ext.checkpoints import about_weights, load_weights, sha256
 from monai_ext.data.datalist import absolute
 from monai_ext.data.gridded import PERCENTILE
-from monai_ext.data.presets import PRESETS, REGISTRATIONS, Preset
+from monai_ext.data.presets import MASKS, PRESETS, REGISTRATIONS, Preset
 from monai_ext.modalities import canonical
 
 WARNING = (
@@ -70,13 +70,15 @@ def load_maker(
     target: str | Sequence[str],
     preset: str | Mapping[str, Any] | None = None,
     register: str | None = None,
+    brain_mask: str | None = None,
     reference: str | None = None,
 ) -> Maker:
     """Put the weights into the network and say who it is now, so that no output can name other weights than its own.
 
-    `weights` None or "untrained" leaves the network as it is, which the outputs say. `preset` is the one that the weights'
-    training data were prepared with, unless a preset's name or its fields are given; `register` ("none", "rigid") and
-    `reference`, the contrast whose grid the output is on, change it.
+    `weights` None or "untrained" leaves the network as it is, which the outputs say. `preset` is the one that the
+    weights' training data were prepared with, unless a preset's name or its fields are given. Three options change it:
+    `register` ("none", "rigid"), `brain_mask` ("none", "zero", "otsu" or the pattern of a file) for scans that come
+    with or without their skull, and `reference`, the source whose grid the output is on.
     """
     root = absolute(Path(bundle_root))
     wanted = tuple(canonical(contrast) for contrast in sources)
@@ -88,49 +90,60 @@ def load_maker(
         path = absolute(Path(weights))
         if not path.is_file():
             raise ValueError(f"{path}: there are no weights; train first, or say with weights where they are")
-        about = load_weights(network, path)
+        about = about_weights(path)
+        made_from, makes = tuple(about.get("sources", wanted)), tuple(about.get("target", targets))
+        if (made_from, makes) != (wanted, targets):
+            asked = f"{','.join(targets)} from {','.join(wanted)}"
+            raise ValueError(f"{path} synthesises {','.join(makes)} from {','.join(made_from)}; asked for was {asked}")
+        load_weights(network, path)
         digest = about.get("sha256") or sha256(path)
-        for key, asked in (("sources", wanted), ("target", targets)):
-            if key in about and tuple(about[key]) != asked:
-                made = f"{','.join(about['target'])} from {','.join(about['sources'])}"
-                raise ValueError(f"{path} synthesises {made}; asked for was {key} {','.join(asked)}")
     return Maker(
         bundle=about.get("bundle") or root.name,
         version=about.get("version") or _version(root),
         weights=digest,
         sources=wanted,
         target=targets,
-        preset=_preset(preset if preset is not None else about.get("preset"), wanted, register, reference),
+        preset=_changed(
+            _preset(preset if preset is not None else about.get("preset")),
+            sources=wanted,
+            register=register,
+            brain_mask=brain_mask,
+            reference=reference,
+        ),
     )
 
 
-def _preset(
-    given: str | Mapping[str, Any] | None, sources: Sequence[str], register: str | None, reference: str | None
-) -> Preset:
+def _preset(given: str | Mapping[str, Any] | None) -> Preset:
     if isinstance(given, str):
         if given not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, or a preset's fields, got {given!r}")
-        preset = PRESETS[given]
-    else:
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in (given or {}).items()
-        }
-        unknown = sorted(set(fields) - set(asdict(Preset())))
-        if unknown:
-            raise ValueError(f"a preset has {', '.join(asdict(Preset()))}, got {unknown[0]!r}")
-        preset = Preset(**fields)
-    changed: dict[str, Any] = asdict(preset)
+        return PRESETS[given]
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in (given or {}).items()
+    }
+    unknown = sorted(set(values) - {field.name for field in fields(Preset)})
+    if unknown:
+        raise ValueError(f"a preset has {', '.join(field.name for field in fields(Preset))}, got {unknown[0]!r}")
+    return Preset(**values)
+
+
+def _changed(
+    preset: Preset, *, sources: Sequence[str], register: str | None, brain_mask: str | None, reference: str | None
+) -> Preset:
+    """The preset for a new patient, whose grid can come from a source only: the target is not there."""
     if register is not None:
         if register not in REGISTRATIONS:
             raise ValueError(f"register must be one of {', '.join(REGISTRATIONS)}, got {register!r}")
-        changed["register"] = register
-    if reference is not None:
-        if canonical(reference) not in sources:
-            raise ValueError(f"reference must be one of the sources {', '.join(sources)}, got {reference!r}")
-        changed["reference"] = (canonical(reference),)
-    # The grid of training may have come from the target, which a new patient has not: then the first source's serves.
-    changed["reference"] = tuple(dict.fromkeys([*(c for c in changed["reference"] if c in sources), *sources]))
-    return Preset(**changed)
+        preset = replace(preset, register=register)
+    if brain_mask is not None:
+        if brain_mask not in ("none", *MASKS) and "{" not in brain_mask:
+            known = ", ".join(("none", *MASKS))
+            raise ValueError(f"brain_mask must be one of {known}, or a file with {{name}} in it, got {brain_mask!r}")
+        preset = replace(preset, brain_mask="" if brain_mask == "none" else brain_mask)
+    if reference is not None and canonical(reference) not in sources:
+        raise ValueError(f"reference must be one of the sources {', '.join(sources)}, got {reference!r}")
+    wanted = preset.reference if reference is None else (canonical(reference),)
+    return replace(preset, reference=tuple(dict.fromkeys([*(c for c in wanted if c in sources), *sources])))
 
 
 def _version(bundle_root: Path) -> str:

@@ -53,7 +53,7 @@ def test_weights_that_are_not_there_are_not_replaced_by_chance(tmp_path):
         maker(root, network, weights=root / "none.pt")
 
 
-@pytest.mark.parametrize("asked", [{"sources": ["T2", "T1"]}, {"target": "FLAIR"}])
+@pytest.mark.parametrize("asked", [{"sources": ["T2", "T1"]}, {"target": "FLAIR"}, {"sources": ["T1", "T2", "FLAIR"]}])
 def test_weights_for_another_task_are_refused(tmp_path, asked):
     root, network = bundle(tmp_path, sources=["T1", "T2"], target=["PD"])
     with pytest.raises(ValueError, match=r"model\.pt synthesises PD from T1,T2; asked for was"):
@@ -67,6 +67,8 @@ def test_options_change_the_preset(tmp_path):
     assert maker(root, network, register="rigid").preset == replace(
         PRESETS["ixi"], register="rigid", reference=("T2", "T1")
     )
+    assert maker(root, network, preset="pmm", brain_mask="otsu").preset.brain_mask == "otsu"
+    assert maker(root, network, preset="pmm", brain_mask="none").preset.brain_mask == ""
     assert maker(root, network, preset="fdgan").preset.size == (256, 256)
     assert maker(root, network, preset={"crop": [9, 9]}).preset == Preset(crop=(9, 9), reference=("T1", "T2"))
 
@@ -74,6 +76,7 @@ def test_options_change_the_preset(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"register": "affine"}, "register must be one of none, rigid, got 'affine'"),
+     ({"brain_mask": "hd-bet"}, "brain_mask must be one of none, zero, otsu, or a file with .* got 'hd-bet'"),
      ({"reference": "PD"}, "reference must be one of the sources T1, T2, got 'PD'"),
      ({"preset": "brast"}, "preset must be one of native, .*, got 'brast'"),
      ({"preset": {"sizes": 4}}, "a preset has reference, .*, got 'sizes'"),
