@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from monai_ext import ops
 from monai_ext.ops.float_roll import rolled_conv
+from monai_ext.ops.group_pool import group_pool
 
 STAGES = ("down1", "down2", "down3", "body", "up1", "up2", "up3")
 
@@ -24,10 +25,11 @@ class GroupPool(nn.Module):
         self.conv = _conv(spatial_dims)(channels, channels, 3, padding=1, groups=groups)
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, C)"""
-        y = self.norm(self.conv(x).movedim(1, -1))
-        return F.gelu(y).flatten(1, -2).mean(1)
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """(B, C, *size), its channels to be scaled by (B, C) -> (B, C)"""
+        bias = self.conv.bias
+        assert bias is not None
+        return group_pool(x, self.conv.weight, bias, self.norm.weight, self.norm.bias, self.conv.groups, scale)
 
 
 class CrossGroupAttention(nn.Module):
@@ -40,12 +42,11 @@ class CrossGroupAttention(nn.Module):
         self.fuse = nn.Conv1d(2 * channels, channels, 1, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *size) -> (B, C, *size)"""
+        """(B, C, *size) -> (B, C), the attention A"""
         z = self.pool(x).unflatten(1, (self.groups, -1))
         shuffled = z.transpose(1, 2).reshape(z.shape)  # channel shuffle: one channel of each group in turn
         pairs = torch.cat([z, shuffled], dim=2).flatten(1).unsqueeze(-1)
-        attention = self.fuse(pairs).sigmoid()  # Eq. 1
-        return x * attention.reshape(list(x.shape[:2]) + [1] * (x.dim() - 2))  # Eq. 2
+        return self.fuse(pairs).squeeze(-1).sigmoid()  # Eq. 1
 
 
 class RoutingFunction(nn.Module):
@@ -61,9 +62,9 @@ class RoutingFunction(nn.Module):
         nn.init.zeros_(self.scale.weight)
         nn.init.ones_(self.scale.bias)  # so that training starts from plain kernels times sigmoid(1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, *size) -> offsets (B, n, dims), scale (B, n)"""
-        z = self.pool(x)
+    def forward(self, x: Tensor, attention: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, C, *size), (B, C) -> offsets (B, n, dims), scale (B, n)"""
+        z = self.pool(x, attention)
         return self.offsets(z).unflatten(1, (self.groups, self.spatial_dims)), self.scale(z).sigmoid()
 
 
@@ -89,13 +90,10 @@ class CAGR(nn.Module):
             raise ValueError(f"groups must divide in_channels, got groups={groups}, in_channels={in_channels}")
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        if rolling:
-            ops.load("float_roll")
-        self.rolling, self.padding = rolling, kernel_size // 2
+        ops.load("float_roll", "group_pool")
+        self.padding = kernel_size // 2
         self.attention = (
-            CrossGroupAttention(channels=in_channels, groups=groups, spatial_dims=spatial_dims)
-            if attention
-            else nn.Identity()
+            CrossGroupAttention(channels=in_channels, groups=groups, spatial_dims=spatial_dims) if attention else None
         )
         self.conv = _conv(spatial_dims)(in_channels, out_channels, kernel_size, padding=self.padding, bias=False)
         self.routing = (
@@ -104,11 +102,12 @@ class CAGR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *size) -> (B, O, *size)"""
-        x = self.attention(x)
+        attention = None if self.attention is None else self.attention(x)
+        # Eq. 2, x~ = x A, is left to those who read x~: they multiply what is smaller
         if self.routing is None:
-            return self.conv(x)
-        offsets, scale = self.routing(x)
-        return rolled_conv(x, self.conv.weight, offsets, scale, padding=self.padding)  # Eq. 4
+            return self.conv(x if attention is None else _scaled(x, attention))
+        offsets, scale = self.routing(x, attention)
+        return rolled_conv(x, self.conv.weight, offsets, scale, padding=self.padding, gain=attention)  # Eq. 4
 
 
 class ResBlock(nn.Module):
@@ -198,7 +197,9 @@ class AGINet(nn.Module):
         for axis in range(len(size) - 1, 0, -1):
             padding = padding + [0, -size[axis] % 8]
         padding = padding[2:] + [0, -size[0] % 8]
-        x1 = self.head(F.pad(x, padding, mode="replicate"))
+        if max(padding) > 0:
+            x = F.pad(x, padding, mode="replicate")
+        x1 = self.head(x)
         x2 = self.down1(x1)
         x3 = self.down2(x2)
         x4 = self.down3(x3)
@@ -210,6 +211,11 @@ class AGINet(nn.Module):
         for axis in range(len(size)):
             y = y.narrow(2 + axis, 0, size[axis])
         return y
+
+
+def _scaled(x: Tensor, by: Tensor) -> Tensor:
+    """(B, C, *size), (B, C) -> (B, C, *size)"""
+    return x * by.reshape(list(by.shape) + [1] * (x.dim() - 2))
 
 
 def _conv(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:

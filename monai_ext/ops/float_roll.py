@@ -46,16 +46,26 @@ def rolled_conv(
     stride: int = 1,
     padding: int = 0,
     dilation: int = 1,
+    gain: Tensor | None = None,
 ) -> Tensor:
     """Convolve each sample with its own rolled kernels, all in one grouped call: (B, C, *size) -> (B, O, *size').
 
+    `gain` (B, C) multiplies the channels of x: the kernels are multiplied in its place where they are the smaller.
     A script takes any batch; a trace or an ONNX file keeps the one it was made with, since its groups are fixed.
     """
     if not torch.jit.is_scripting():
         if not checks.stands_alone():
             _check_conv(x, weight, offsets, scale, bias, stride, padding, dilation)
+            if gain is not None:
+                checks.check_shape("gain", gain, "(B, C)", (offsets.shape[0], weight.shape[1]))
     batch = x.shape[0]
-    kernels = float_roll(weight, offsets, scale).flatten(0, 1)
+    rolled = float_roll(weight, offsets, scale)
+    if gain is not None:
+        if rolled.numel() < x.numel():
+            rolled = rolled * gain.to(rolled.dtype).reshape([batch, 1, weight.shape[1]] + [1] * (weight.dim() - 2))
+        else:
+            x = x * gain.to(x.dtype).reshape(list(gain.shape) + [1] * (x.dim() - 2))
+    kernels = rolled.flatten(0, 1)
     biases = None if bias is None else bias.repeat(batch)
     groups = batch
     if (

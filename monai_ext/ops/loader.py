@@ -102,6 +102,8 @@ class Kernels:
 
 # What each operator's module puts here: the kernels that a library holds, by the PyTorch operator they are for.
 BINDERS: dict[str, Callable[[Kernels], dict[str, Callable[..., object]]]] = {}
+# Those that leave CUDA to PyTorch, whose own kernels are good there.
+CPU_ONLY: set[str] = set()
 
 _lock = threading.RLock()
 _statuses: dict[tuple[str, str], Status] = {}
@@ -166,6 +168,8 @@ def _devices() -> list[str]:
 
 def _settled(name: str, device: str) -> bool:
     """Whether nothing more is to be tried: a missing kernel that is required is tried, and complained of, each time."""
+    if device == "cuda" and name in CPU_ONLY:
+        return True
     status = _statuses.get((name, device))
     if status is not None and status.library is not None:
         return True

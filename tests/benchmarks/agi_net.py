@@ -1,0 +1,97 @@
+"""AGI-Net's speed: against the ResUnet it is built on, and in bfloat16 against float32. Ratios in one run.
+
+    python tests/benchmarks/agi_net.py --threads 2
+
+The networks take turns, and medians are compared, since a machine's speed varies. For the agreement of bfloat16 with
+float32 the network first learns the mean of its sources for some steps, so that what it makes is an image.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+from torch import nn
+
+from monai_ext.bundle import device_name
+from monai_ext.networks import AGINet
+
+
+def turns(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
+    """The median seconds of each, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: median(taken[1:]) for name, taken in times.items()}
+
+
+def forward(network: nn.Module, x: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], torch.Tensor]:
+    def run() -> torch.Tensor:
+        with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype is not None):
+            return network(x)
+
+    return run
+
+
+def step(network: nn.Module, x: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], object]:
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            made = network(x)
+        (made.float() - x.mean(1, keepdim=True)).abs().mean().backward()
+        optimizer.step()
+
+    return run
+
+
+def compare(what: str, times: Mapping[str, float]) -> None:
+    (one, ours), (other, theirs) = times.items()
+    print(f"{what:44} {one} {ours:7.3f} s  {other} {theirs:7.3f} s  ratio {ours / theirs:.3f}", flush=True)
+
+
+def agreement(network: nn.Module, size: int) -> float:
+    """PSNR of bfloat16 against float32, in dB, at a range of 1."""
+    # smooth blobs: as an image has, neighbouring pixels are alike
+    coarse = torch.rand(1, 2, size // 16, size // 16, generator=torch.Generator().manual_seed(0))
+    x = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
+    run = step(network.train(), x[..., :96, :96], torch.bfloat16)
+    for _ in range(40):
+        run()
+    single, half = forward(network.eval(), x)(), forward(network, x, torch.bfloat16)().float()
+    return float(-10 * (single - half).square().mean().log10())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    print(f"{device_name(torch.device('cpu'))}; {args.size} x {args.size}, width {args.width}")
+    nets = {"AGI-Net": AGINet(width=args.width), "ResUnet": AGINet(width=args.width, stages=())}
+    for batch in (1, 4):
+        x = torch.rand(batch, 2, args.size, args.size)
+        runs = {name: forward(net.eval(), x) for name, net in nets.items()}
+        compare(f"forward, float32, batch {batch}", turns(runs, rounds=args.rounds))
+        if batch == 1:
+            runs = {name: step(net.train(), x) for name, net in nets.items()}
+            compare("training step, float32, batch 1", turns(runs, rounds=args.rounds))
+            runs = {name: forward(net.eval(), x, torch.bfloat16) for name, net in nets.items()}
+            compare("forward, bfloat16, batch 1", turns(runs, rounds=args.rounds))
+        ours = nets["AGI-Net"].eval()
+        runs = {"float32": forward(ours, x), "bfloat16": forward(ours, x, torch.bfloat16)}
+        compare(f"AGI-Net forward, batch {batch}", turns(runs, rounds=args.rounds))
+    print(f"bfloat16 agrees with float32 to {agreement(nets['AGI-Net'], args.size):.1f} dB")
+
+
+if __name__ == "__main__":
+    main()
