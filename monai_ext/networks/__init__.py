@@ -1,5 +1,7 @@
 """One file a paper, each a network of one tensor in, one tensor out."""
 
 from monai_ext.networks.agi_net import CAGR, AGINet
+from monai_ext.networks.hmf_mambainr import HMFMambaINR
+from monai_ext.networks.pmm_synth import PMMSynth
 
-__all__ = ["CAGR", "AGINet"]
+__all__ = ["CAGR", "AGINet", "HMFMambaINR", "PMMSynth"]

@@ -1,0 +1,108 @@
+"""A dataset more for a trained PMM-Synth, which forgets nothing: the extension that Zhang et al. leave to the future.
+
+The trained network stays as it is. What is learnt is the new dataset's embedding, which PFM takes in place of Eq. 1's,
+and a low-rank change of each convolution (LoRA, Hu et al., arXiv 2106.09685) that counts for that dataset alone.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from monai_ext.checkpoints import about_weights, load_weights, save_weights
+from monai_ext.networks.pfm import Conv
+from monai_ext.networks.pmm_synth import PMMSynth
+
+
+class LowRank(nn.Module):
+    """What is added to a convolution's weight: up @ down, nothing at first."""
+
+    def __init__(self, weight: Tensor, *, rank: int) -> None:
+        super().__init__()
+        self.shape: list[int] = list(weight.shape)
+        after, before = weight.shape[0], weight[0].numel()
+        rank = min(rank, after, before)  # more cannot change the weight any further
+        self.down = nn.Parameter(torch.randn(rank, before, device=weight.device) / before**0.5)
+        self.up = nn.Parameter(torch.zeros(after, rank, device=weight.device))
+
+    def forward(self) -> Tensor:
+        """-> (O, C, k, k)"""
+        return (self.up @ self.down).reshape(self.shape)
+
+
+class AddedEmbedding(nn.Module):
+    """A vector of its own, for the MLP of Eq. 1 has not learnt what to make of a number that it never saw."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(start.clone())
+
+    def forward(self) -> Tensor:
+        """-> (E,)"""
+        return self.vector
+
+
+class Adapter(nn.Module):
+    """All that a dataset added to a network; its parameters are what to train, its state dict is what to store."""
+
+    def __init__(self, name: str, rank: int, embedding: AddedEmbedding, changes: dict[str, LowRank]) -> None:
+        super().__init__()
+        self.name, self.rank, self.embedding = name, rank, embedding
+        self.changes = nn.ModuleDict({conv.replace(".", "-"): change for conv, change in changes.items()})
+
+
+def add_dataset(network: PMMSynth, name: str, *, rank: int = 4) -> Adapter:
+    """Freeze the network and give it a new dataset, whose adapter alone has parameters to train.
+
+    The new embedding starts as the mean of those of the datasets that the network was trained on.
+    """
+    if network.embedding is None:
+        raise ValueError("a dataset can be added to a personalized network alone, this one has personalized=False")
+    if name in network.datasets:
+        raise ValueError(f"the network knows dataset {name!r}: give the new one a name not of {network.datasets}")
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    device = network.embedding.frequencies.device
+    embedding = AddedEmbedding(network.embedding(torch.arange(network.trained_on, device=device)).mean(0))
+    network.embedding.added.append(embedding)
+    changes: dict[str, LowRank] = {}
+    for path, module in list(network.named_modules()):
+        if isinstance(module, Conv):
+            changes[path] = LowRank(module.weight, rank=rank)
+            module.changes.append(changes[path])
+    network.datasets = (*network.datasets, name)
+    return Adapter(name, rank, embedding, changes)
+
+
+def save_adapter(network: PMMSynth, adapter: Adapter, path: Path | str) -> None:
+    """`path`, a flat state dict of the new tensors alone, and the JSON beside it, which names the dataset."""
+    about = {"dataset": adapter.name, "rank": adapter.rank, "network_sha256": fingerprint(network)}
+    save_weights(path, adapter, about)
+
+
+def load_adapter(network: PMMSynth, path: Path | str) -> Adapter:
+    """Add the dataset whose adapter `save_adapter` wrote to the network that it was learnt on."""
+    about = about_weights(path)
+    missing = [key for key in ("dataset", "rank", "network_sha256") if key not in about]
+    if missing:
+        raise ValueError(f"{path} is no adapter of save_adapter: the JSON beside it does not say {', '.join(missing)}")
+    if about["network_sha256"] != fingerprint(network):
+        raise ValueError(
+            f"{path} was learnt on a network with other weights: load those that it was learnt on first, or adapt again"
+        )
+    adapter = add_dataset(network, about["dataset"], rank=about["rank"])
+    load_weights(adapter, path)
+    return adapter
+
+
+def fingerprint(network: PMMSynth) -> str:
+    """The sha256 of the weights without what was added to them."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        if ".changes." not in name and ".added." not in name:
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

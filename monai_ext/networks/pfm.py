@@ -1,0 +1,96 @@
+"""What PMM-Synth does differently for each dataset: Personalized Feature Modulation (arXiv 2602.19723, Eq. 1-3), and
+convolutions that can have a change of their own for a dataset that came later.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DatasetEmbedding(nn.Module):
+    """Eq. 1: the sinusoidal code of a dataset's number, and an MLP; `added` are vectors of datasets that came later.
+
+    The MLPs have SiLU: of a few ReLUs all may be silent for two numbers, and two datasets would be one.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, *, datasets: int, channels: int) -> None:
+        super().__init__()
+        self.datasets = datasets
+        steps = torch.arange(channels // 2) / (channels // 2)
+        self.register_buffer("frequencies", torch.exp(-math.log(1e4) * steps), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels))
+        self.added = nn.ModuleList()
+
+    def forward(self, dataset: Tensor) -> Tensor:
+        """(B,) numbers from 0 -> (B, E)"""
+        angle = (dataset + 1).unsqueeze(1) * self.frequencies
+        embedding = self.mlp(torch.cat([angle.sin(), angle.cos()], 1))  # Eq. 1
+        for number, added in enumerate(self.added):
+            embedding = torch.where((dataset == self.datasets + number).unsqueeze(1), added(), embedding)
+        return embedding
+
+
+class PersonalizedNorm(nn.Module):
+    """Instance norm, its learnt scale and shift, and PFM (Eq. 2-3) on top, all in one pass over the features.
+
+    The MLP's last layer starts at zero, so PFM starts as the identity; no embedding means gamma = beta = 0.
+    """
+
+    def __init__(self, channels: int, *, embedding: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.mlp = None
+        if embedding:
+            last = nn.Linear(embedding, 2 * channels)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.mlp = nn.Sequential(nn.Linear(embedding, embedding), nn.SiLU(), last)
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """(B, C, H, W), (B, E) -> (B, C, H, W)"""
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if self.mlp is not None:
+            if embedding is not None:
+                gamma, beta = self.mlp(embedding).float().chunk(2, dim=1)  # Eq. 2
+                # Eq. 3 of what the norm gives: (weight * norm + bias) * (gamma + 1) + beta
+                weight, bias = torch.addcmul(weight, weight, gamma), torch.addcmul(bias + beta, bias, gamma)
+        weight, bias = weight.expand(x.shape[0], -1), bias.expand(x.shape[0], -1)
+        if making_a_graph():  # of any batch size, whereas below it is a number of groups
+            return F.instance_norm(x) * weight[:, :, None, None] + bias[:, :, None, None]
+        rows = x.reshape(1, -1, x.shape[2], x.shape[3])  # each image's channels as channels of one: a scale for each
+        if x.is_cuda:  # where group_norm leaves reduced precision under autocast
+            y = F.batch_norm(rows, None, None, weight.flatten(), bias.flatten(), training=True)
+        else:  # where it is several times faster
+            y = F.group_norm(rows, rows.shape[1], weight.flatten().to(x.dtype), bias.flatten().to(x.dtype))
+        return y.reshape(x.shape)
+
+
+class Conv(nn.Module):
+    """A convolution; `changes` are what datasets added later make of its weight, by number, -1 for none."""
+
+    def __init__(self, before: int, after: int, kernel_size: int = 3, *, stride: int = 1, bias: bool = True) -> None:
+        super().__init__()
+        self.stride, self.padding = stride, kernel_size // 2
+        plain = nn.Conv2d(before, after, kernel_size, bias=bias)
+        self.weight, self.bias = plain.weight, plain.bias
+        self.changes = nn.ModuleList()
+
+    def forward(self, x: Tensor, change: int) -> Tensor:
+        """(B, C, H, W) -> (B, O, H / stride, W / stride)"""
+        weight = self.weight
+        for number, low_rank in enumerate(self.changes):
+            if number == change:
+                weight = weight + low_rank()
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+def making_a_graph() -> bool:
+    """A traced or exported graph has no branches that hang on values: it has all streams, and masks."""
+    if torch.jit.is_scripting():
+        return False
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()

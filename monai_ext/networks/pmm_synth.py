@@ -1,0 +1,262 @@
+"""PMM-Synth, Zhang et al., arXiv 2602.19723, Fig. 1c and S1: any contrasts in, any out, for several datasets at once.
+
+The layers of its backbone, Uni-Synth (arXiv 2304.05340), are our own reading: the papers print no table of them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_ext.modalities import canonical
+from monai_ext.networks.pfm import Conv, DatasetEmbedding, PersonalizedNorm, making_a_graph
+
+SCALES = 4
+
+
+class ConvBlock(nn.Module):
+    """Convolution, instance norm with PFM, ReLU."""
+
+    def __init__(self, before: int, after: int, kernel_size: int = 3, *, stride: int = 1, embedding: int) -> None:
+        super().__init__()
+        self.conv = Conv(before, after, kernel_size, stride=stride, bias=False)
+        self.norm = PersonalizedNorm(after, embedding=embedding)
+
+    def forward(self, x: Tensor, embedding: Tensor | None, change: int) -> Tensor:
+        """(B, C, H, W) -> (B, O, H / stride, W / stride)"""
+        return F.relu(self.norm(self.conv(x, change), embedding))
+
+
+class ResBlock(nn.Module):
+    """x + PFM(F(relu(F(x)))), F a convolution with instance norm: one convolutional block, so one modulation."""
+
+    def __init__(self, channels: int, *, embedding: int) -> None:
+        super().__init__()
+        self.first = ConvBlock(channels, channels, embedding=0)
+        self.second = Conv(channels, channels, bias=False)
+        self.norm = PersonalizedNorm(channels, embedding=embedding)
+
+    def forward(self, x: Tensor, embedding: Tensor | None, change: int) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)"""
+        return x + self.norm(self.second(self.first(x, None, change), change), embedding)
+
+
+class Stage(nn.Module):
+    """One scale of an encoding stream."""
+
+    def __init__(self, before: int, after: int, *, stride: int, embedding: int) -> None:
+        super().__init__()
+        self.enter = ConvBlock(before, after, stride=stride, embedding=embedding)
+        self.first, self.second = (ResBlock(after, embedding=embedding) for _ in range(2))
+
+    def forward(self, x: Tensor, embedding: Tensor | None, change: int) -> Tensor:
+        """(B, C, H, W) -> (B, O, H / stride, W / stride)"""
+        return self.second(self.first(self.enter(x, embedding, change), embedding, change), embedding, change)
+
+
+class Encoder(nn.Module):
+    """The common stream, of all contrasts, or a specific stream, of one."""
+
+    def __init__(self, in_channels: int, *, width: int, embedding: int) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([Stage(in_channels, width, stride=1, embedding=embedding)])
+        for scale in range(1, SCALES):
+            channels = width * 2**scale
+            self.stages.append(Stage(channels // 2, channels, stride=2, embedding=embedding))
+
+    def forward(self, x: Tensor, embedding: Tensor | None, change: int) -> list[Tensor]:
+        """(B, C, H, W) -> features (B, width * 2^s, H / 2^s, W / 2^s) at each scale s"""
+        features: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x, embedding, change)
+            features.append(x)
+        return features
+
+
+class DFUM(nn.Module):
+    """Dynamic Feature Unification Module: the features of however many contrasts there are become one, at one scale."""
+
+    def __init__(self, channels: int, *, embedding: int) -> None:
+        super().__init__()
+        self.score = Conv(channels, channels, 1)
+        self.fuse = ConvBlock(3 * channels, channels, 1, embedding=embedding)
+
+    def forward(
+        self, common: Tensor, specific: list[Tensor], given: Tensor, embedding: Tensor | None, change: int
+    ) -> Tensor:
+        """(B, C, H, W), n of (B, C, H, W), which of them a sample has (B, n) -> (B, C, H, W)"""
+        missing = ~given[:, :, None, None, None]
+        features = torch.stack(specific, 1)
+        scores = torch.stack([self.score(feature, change) for feature in specific], 1)
+        hard = features.masked_fill(missing, -math.inf).amax(1)
+        soft = (features * scores.masked_fill(missing, -math.inf).softmax(1)).sum(1).to(hard.dtype)
+        return self.fuse(torch.cat([common, hard, soft], 1), embedding, change)
+
+
+class Up(nn.Module):
+    """Twice the size, half the channels, and the features of that scale."""
+
+    def __init__(self, after: int, block: nn.Module) -> None:
+        super().__init__()
+        self.halve = Conv(2 * after, after, 1)
+        self.block = block
+
+    def forward(self, x: Tensor, skip: Tensor, embedding: Tensor | None, change: int) -> Tensor:
+        """(B, 2C, H, W), (B, C, 2H, 2W) -> (B, C, 2H, 2W)"""
+        wider = F.interpolate(self.halve(x, change), scale_factor=2.0, mode="nearest")
+        return self.block(wider + skip, embedding, change)
+
+
+class Decoder(nn.Module):
+    """One contrast from the unified features; lighter than an encoder, for all six run whatever is given."""
+
+    def __init__(self, *, width: int, embedding: int) -> None:
+        super().__init__()
+        self.ups = nn.ModuleList(
+            Up(width * 2**scale, ResBlock(width * 2**scale, embedding=embedding)) for scale in range(SCALES - 2, 0, -1)
+        )
+        self.ups.append(Up(width, ConvBlock(width, width, embedding=embedding)))
+        self.last = Conv(width, 1)
+
+    def forward(self, features: list[Tensor], embedding: Tensor | None, change: int) -> Tensor:
+        """Features at each scale -> (B, 1, H, W)"""
+        y = features[-1]
+        for number, up in enumerate(self.ups):
+            y = up(y, features[len(features) - 2 - number], embedding, change)
+        return self.last(y, change)
+
+
+class PMMSynth(nn.Module):
+    """A common and a specific encoding stream for each contrast that is there, DFUM, a decoding stream a contrast.
+
+    Args:
+        modalities: the contrasts, in the order of the channels in and out.
+        datasets: names, in the order of their numbers.
+        width: channels at full resolution, doubled at each of three halvings. 32, which the papers do not say, gives
+            28.0 million parameters and, at 192x192, 46 GFLOP from one contrast to 107 from six. The paper's epoch
+            (2,078 s on an A100 for some 70,000 slices, 29 ms for a step's share of a slice) leaves room for no more
+            than about twice that width.
+        personalized: Personalized Feature Modulation in every convolutional block, by the dataset.
+    """
+
+    def __init__(
+        self,
+        *,
+        modalities: Sequence[str] = ("T1", "T2", "T1C", "FLAIR", "DWI", "ADC"),
+        datasets: Sequence[str] = ("TTG", "TTI", "BraTS", "ISLES"),
+        width: int = 32,
+        personalized: bool = True,
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(canonical(name) for name in modalities)
+        for what, names in (("modalities", self.modalities), ("datasets", tuple(datasets))):
+            twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+            if twice or not names:
+                raise ValueError(f"{what} must be one or more, each named once, got {', '.join(names) or 'none'}")
+        if width < 4 or width % 4:
+            raise ValueError(f"width must be a multiple of 4, got {width}")
+        self.datasets, self.trained_on = tuple(datasets), len(datasets)
+        channels = max(8, width // 2) if personalized else 0  # of the embedding: PFM is to add little
+        self.embedding = DatasetEmbedding(datasets=len(datasets), channels=channels) if personalized else None
+        self.common = Encoder(len(self.modalities), width=width, embedding=channels)
+        self.specific = nn.ModuleList(Encoder(1, width=width, embedding=channels) for _ in self.modalities)
+        self.dfum = nn.ModuleList(DFUM(width * 2**scale, embedding=channels) for scale in range(SCALES))
+        self.decoders = nn.ModuleList(Decoder(width=width, embedding=channels) for _ in self.modalities)
+
+    def dataset_index(self, name: str) -> int:
+        """The number of a dataset that the network knows."""
+        if name not in self.datasets:
+            known = ", ".join(self.datasets)
+            raise ValueError(f"unknown dataset {name!r}; the known ones: {known}; null means none of them")
+        return self.datasets.index(name)
+
+    def forward(
+        self,
+        x: Tensor,
+        available: Tensor | None = None,
+        dataset: Tensor | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """(B, M, H, W) -> (B, M, H, W), any size.
+
+        `available` (B, M) says what a sample has; without it a channel of zeros is a missing one, and an image of
+        nothing else stays empty. `dataset` (B,) are numbers as of `dataset_index`, None for no personalization.
+        `wanted` (M,) are the contrasts to make, None for all; the others are zeros.
+        """
+        batch, contrasts, height, width = x.shape[0], len(self.modalities), x.shape[2], x.shape[3]
+        if x.shape[1] != contrasts:
+            raise ValueError(f"x must have {contrasts} channels, the contrasts {self.modalities}, got {x.shape[1]}")
+        if available is None:
+            given = (x != 0).flatten(2).any(2)
+        else:
+            if available.shape != x.shape[:2]:
+                raise ValueError(f"available must be {batch} x {contrasts}, got {available.shape}")
+            given = available != 0
+            if not making_a_graph() and not bool(given.any(1).all()):
+                raise ValueError(f"available must give each sample a contrast, got {available}")
+        empty = ~given.any(1, keepdim=True)
+        given = given | (empty & (given.any(0) | empty.all()))  # what is empty goes the way of the others
+        x = torch.where(given[:, :, None, None], x, torch.zeros_like(x))
+        x = F.pad(x, [0, _padding(width), 0, _padding(height)], mode="replicate")
+        wants = [True] * contrasts if wanted is None else _flags(wanted)
+        if dataset is None or self.embedding is None:
+            y = self._synthesise(x, given, wants, None, -1)
+        else:
+            y = self._personalised(x, given, wants, dataset, self.embedding(dataset))
+        y = y[:, :, :height, :width].masked_fill(empty[:, :, None, None], 0.0)
+        return y if wanted is None else y.masked_fill(wanted[None, :, None, None] == 0, 0.0)
+
+    def _personalised(self, x: Tensor, given: Tensor, wants: list[bool], dataset: Tensor, embedding: Tensor) -> Tensor:
+        """Rows of a dataset added later have convolutions of their own, so they pass apart from the others."""
+        if making_a_graph():
+            return self._synthesise(x, given, wants, embedding, -1)
+        known = len(self.datasets)
+        if dataset.shape[0] != x.shape[0] or int(dataset.min()) < 0 or int(dataset.max()) >= known:
+            raise ValueError(f"dataset must be {x.shape[0]} numbers from 0 to {known - 1}, got {dataset}")
+        changes = (dataset - self.trained_on).clamp(min=-1)
+        different: list[int] = torch.unique(changes).tolist()
+        if len(different) == 1:
+            return self._synthesise(x, given, wants, embedding, different[0])
+        order: list[Tensor] = []
+        parts: list[Tensor] = []
+        for change in different:
+            rows = (changes == change).nonzero().squeeze(1)
+            order.append(rows)
+            parts.append(self._synthesise(x[rows], given[rows], wants, embedding[rows], change))
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _synthesise(self, x: Tensor, given: Tensor, wants: list[bool], embedding: Tensor | None, change: int) -> Tensor:
+        """(B, M, H, W), H and W for all scales -> (B, M, H, W), through the streams alone that somebody needs"""
+        here = _flags(given.any(0))
+        common = self.common(x, embedding, change)
+        specific: list[list[Tensor]] = []
+        for number, encoder in enumerate(self.specific):
+            if here[number]:
+                specific.append(encoder(x[:, number : number + 1], embedding, change))
+        columns = torch.tensor(here, device=given.device)
+        features: list[Tensor] = []
+        for scale, dfum in enumerate(self.dfum):
+            of_scale = [stream[scale] for stream in specific]
+            features.append(dfum(common[scale], of_scale, given[:, columns], embedding, change))
+        made: list[Tensor] = []
+        for number, decoder in enumerate(self.decoders):
+            if wants[number]:
+                made.append(decoder(features, embedding, change))
+            else:
+                made.append(torch.zeros_like(x[:, :1]))
+        return torch.cat(made, 1)
+
+
+def _padding(size: int) -> int:
+    """To a multiple of 8, which three halvings divide, and to 2 pixels there at least: one alone has no variance."""
+    return max(16 - size, -size % 8)
+
+
+def _flags(which: Tensor) -> list[bool]:
+    """(M,) -> for each of them whether it is to be computed"""
+    if making_a_graph():
+        return [True] * which.shape[0]
+    flags: list[bool] = (which != 0).tolist()
+    return flags
