@@ -1,0 +1,266 @@
+"""HMF-MambaINR, Luo, Lyu, Sensors 26(6):1901, 2026, Fig. 1: state spaces for context, an implicit decoder for detail.
+
+Numbers that the paper leaves open are those of I2I-Mamba (arXiv 2405.14022), on which it builds.
+"""
+
+import difflib
+import functools
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_ext.networks.inr import ImplicitDecoder, PixelDecoder
+from monai_ext.networks.rhmb import RHMB, ConvBlock, ResidualConvs
+from monai_ext.precision import wanted_dtype
+
+PARTS = ("rhmb", "mfeb", "msf", "mfm", "inrb")
+LIMIT = 16  # the output's largest size, a side, in sizes of the input
+CELL = 2  # pixels a side of one cell of the latent that the implicit decoder reads
+
+
+class UpBlock(nn.Sequential):
+    """Transposed convolution to twice the size, its kernel a multiple of its stride; batch norm, ReLU."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(
+            nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(inplace=True),
+        )
+
+
+class MSF(nn.Module):
+    """Multi-scale selective fusion (Fig. 3b): per channel, how much of each scale."""
+
+    def __init__(self, channels: int, *, scales: int) -> None:
+        super().__init__()
+        self.scales = scales
+        self.conv = nn.Conv2d(scales * channels, scales * channels, 1, groups=scales)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """(B, C, H, W) of each scale -> (B, C, H, W)"""
+        mean = torch.cat([f.mean((2, 3), keepdim=True) for f in features], 1)
+        peak = torch.cat([f.amax((2, 3), keepdim=True) for f in features], 1)
+        weights = (self.conv(mean) + self.conv(peak)).sigmoid()
+        weights = weights.unflatten(1, [self.scales, -1]).softmax(1)
+        total = features[0] * weights[:, 0]
+        for scale in range(1, self.scales):
+            total = total + features[scale] * weights[:, scale]
+        return total
+
+
+class PlainFusion(nn.Module):
+    """Without MSF: the scales side by side, and a convolution of as many parameters."""
+
+    def __init__(self, channels: int, *, scales: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(scales * channels, channels, 1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """(B, C, H, W) of each scale -> (B, C, H, W)"""
+        return self.conv(torch.cat(features, 1))
+
+
+class MFEB(nn.Module):
+    """Multi-feature extraction block (Fig. 3a): the three RHMBs' features at several dilations, fused by MSF."""
+
+    def __init__(
+        self, channels: int, *, dilations: Sequence[int] = (1, 2, 4, 8), fusion: type[nn.Module] = MSF
+    ) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(3 * channels, channels, 1)
+        self.scales = nn.ModuleList(ConvBlock(channels, channels, dilation=dilation) for dilation in dilations)
+        self.fuse = fusion(channels, scales=len(dilations))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3 C, H, W) -> (B, C, H, W)"""
+        x = self.reduce(x)
+        return x + self.fuse([scale(x) for scale in self.scales])
+
+
+class MFM(nn.Module):
+    """Modulation fusion module (Fig. 1c): per channel, how much of MFEB's features and how much of the decoder's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, channels // 4, 1), nn.ReLU(), nn.Conv2d(channels // 4, 2 * channels, 1)
+        )
+        self.conv = ConvBlock(3 * channels, channels, 1)
+
+    def forward(self, extracted: Tensor, decoded: Tensor) -> Tensor:
+        """(B, C, H, W), (B, C, H, W) -> (B, C, H, W)"""
+        pooled = extracted.mean((2, 3), keepdim=True) + decoded.mean((2, 3), keepdim=True)
+        weights = self.mlp(pooled).unflatten(1, [2, -1]).softmax(1)
+        return self.conv(torch.cat([weights[:, 0] * extracted, weights[:, 1] * decoded, decoded], 1))
+
+
+class Addition(nn.Module):
+    """Without MFM: both features added, and pointwise convolutions of as many parameters."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convs = stand_in(MFM(channels), channels, kernel_size=1)
+
+    def forward(self, extracted: Tensor, decoded: Tensor) -> Tensor:
+        """(B, C, H, W), (B, C, H, W) -> (B, C, H, W)"""
+        return self.convs(extracted + decoded)
+
+
+class Stage(nn.Module):
+    """Of the decoder: MFEB's features and the decoder's each go through a block, and MFM fuses them."""
+
+    def __init__(self, extract: nn.Module, decode: nn.Module, fuse: nn.Module) -> None:
+        super().__init__()
+        self.extract, self.decode, self.fuse = extract, decode, fuse
+
+    def forward(self, extracted: Tensor, decoded: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W), (B, C, H, W) -> (B, O, s H, s W) twice, s = 1 or 2"""
+        extracted = self.extract(extracted)
+        return extracted, self.fuse(extracted, self.decode(decoded))
+
+
+def stand_in(module: nn.Module, channels: int, *, kernel_size: int = 3, less: int = 0) -> nn.Sequential:
+    """Two ConvBlocks, C to C channels, with about as many parameters as a module, or so many less."""
+    width = max(1, round((parameters(module) - less) / (2 * channels * kernel_size**2)))
+    return nn.Sequential(ConvBlock(channels, width, kernel_size), ConvBlock(width, channels, kernel_size))
+
+
+def parameters(module: nn.Module) -> int:
+    """How many it has."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+class HMFMambaINR(nn.Module):
+    """CNN encoder, nine blocks of which three are RHMBs, MFEB, a decoder with an MFM at each stage, implicit decoder.
+
+    Args:
+        in_channels: the source contrasts.
+        out_channels: the target contrasts.
+        width: channels at full resolution; four times as many in the bottleneck, at a quarter of it.
+        state_size: N of the selective scan.
+        expand: channels of the scan, in channels of the bottleneck.
+        directions: how many of rows, columns, rows from the end, columns from the end are scanned.
+        dilations: of MFEB's convolutions.
+        frequencies: L of the implicit decoder's encoding.
+        without: of rhmb mfeb msf mfm inrb, those to be replaced by something plainer of the same size (Table 6).
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 2,
+        out_channels: int = 1,
+        width: int = 64,
+        state_size: int = 16,
+        expand: int = 2,
+        directions: int = 4,
+        dilations: Sequence[int] = (1, 2, 4, 8),
+        frequencies: int = 10,
+        without: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "width": width, "state_size": state_size}
+        sizes |= {"expand": expand, "directions": directions, "frequencies": frequencies}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if directions > 4:
+            raise ValueError(f"directions must be at most 4, got {directions}")
+        if not dilations or min(dilations) < 1:
+            raise ValueError(f"dilations must be one or more numbers of at least 1, got {tuple(dilations)}")
+        for part in without:
+            if part not in PARTS:
+                near = difflib.get_close_matches(part, PARTS, n=1) or PARTS
+                raise ValueError(f"without must be of {', '.join(PARTS)}, got {part!r}; did you mean {near[0]!r}?")
+        channels = 4 * width
+
+        def context() -> nn.Module:
+            block = RHMB(channels, state_size=state_size, expand=expand, directions=directions)
+            return stand_in(block, channels) if "rhmb" in without else block
+
+        def residual() -> nn.Module:
+            return nn.Sequential(*(ResidualConvs(channels) for _ in range(3)))
+
+        mfeb: nn.Module = MFEB(channels, dilations=dilations, fusion=PlainFusion if "msf" in without else MSF)
+        if "mfeb" in without:
+            mfeb = nn.Sequential(nn.Conv2d(3 * channels, channels, 1), stand_in(mfeb, channels, less=3 * channels**2))
+        fusion = Addition if "mfm" in without else MFM
+
+        self.encoder = nn.Sequential(
+            ConvBlock(in_channels, width, 7),
+            ConvBlock(width, 2 * width, stride=2),
+            ConvBlock(2 * width, channels, stride=2),
+        )
+        self.first, self.middle, self.last = context(), context(), context()
+        self.early, self.late = residual(), residual()
+        self.mfeb = mfeb
+        self.stages = nn.ModuleList(
+            [
+                Stage(ConvBlock(channels, channels), nn.Identity(), fusion(channels)),
+                Stage(UpBlock(channels, 2 * width), UpBlock(channels, 2 * width), fusion(2 * width)),
+                Stage(ConvBlock(2 * width, width), ConvBlock(2 * width, width), fusion(width)),
+            ]
+        )
+        self.cell = CELL
+        self.inrb: nn.Module = ImplicitDecoder(channels=width, out_channels=out_channels, frequencies=frequencies)
+        if "inrb" in without:
+            size = parameters(self.inrb)
+            self.inrb = PixelDecoder(channels=width, out_channels=out_channels, cell=CELL, parameters=size)
+
+    def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+        """(B, M, H, W) -> (B, K, H, W), or (B, K, *output_size) over the same field of view"""
+        if not torch.jit.is_scripting():
+            if x.device.type == "cpu":
+                if self._half(x):
+                    return self._forward_wider(x, output_size)
+        height, width = x.shape[2], x.shape[3]
+        size = (height, width)
+        if output_size is not None:
+            size = (output_size[0], output_size[1])
+            check_output(size, height, width)
+        latent = self.latent(F.pad(x, [0, -width % 4, 0, -height % 4], mode="replicate"))
+        return self.inrb(latent, (height / self.cell, width / self.cell), size)
+
+    def latent(self, x: Tensor) -> Tensor:
+        """(B, M, H, W), sides of multiples of 4 -> (B, width, H / CELL, W / CELL)"""
+        first = self.first(self.encoder(x))
+        middle = self.middle(self.early(first))
+        y = self.last(self.late(middle))
+        extracted = self.mfeb(torch.cat([first, middle, y], 1))
+        for stage in self.stages:
+            extracted, y = stage(extracted, y)
+        return y
+
+    def _half(self, x: Tensor) -> bool:
+        dtypes = [x.dtype, next(self.parameters()).dtype]
+        if torch.is_autocast_enabled("cpu"):
+            dtypes.append(torch.get_autocast_dtype("cpu"))
+        return torch.float16 in dtypes
+
+    def _forward_wider(self, x: Tensor, output_size: tuple[int, int] | None) -> Tensor:
+        """What float16 asks for, computed in what a CPU has instructions for."""
+        dtype = wanted_dtype("cpu", True)
+        _say_once(f"float16 is far slower than float32 on a CPU: {dtype or torch.float32} is used in its place")
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        wider = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            y = torch.func.functional_call(self, wider, (x.float(), output_size))
+        return y.to(x.dtype)
+
+
+def check_output(size: tuple[int, int], height: int, width: int, limit: int = LIMIT) -> None:
+    """Refuse an output of no pixels, or of more than the implicit decoder can mean anything by."""
+    if size[0] < 1 or size[1] < 1 or size[0] > limit * height or size[1] > limit * width:
+        raise ValueError(
+            f"output_size must be from 1 to {limit} times the input's {height} x {width} a side, "
+            f"got {size[0]} x {size[1]}"
+        )
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)

@@ -1,0 +1,120 @@
+"""Implicit neural decoder (HMF-MambaINR, Luo and Lyu, 2026, Fig. 4): an image as a function of continuous position.
+
+The first layer of its MLP is linear in [feature, encoding of y, encoding of x], so each part is computed where it is
+few: the feature's once a latent cell, the encodings' once a row and once a column of the output.
+"""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+QUERIES = 4096  # at a time: what they need stays in the processor's cache, however large the output
+
+
+class PeriodicEncoding(nn.Module):
+    """sin(2^k pi x), cos(2^k pi x) for k < L, x normalised to [-1, 1] over 2^L cells.
+
+    The finest then has a period of two cells. Finer ones repeat at the few offsets that the pixels of a training image
+    have within a cell: constants while it learns, noise at the offsets between.
+    """
+
+    scales: Tensor
+
+    def __init__(self, *, frequencies: int) -> None:
+        super().__init__()
+        scales = torch.tensor([math.pi * 2.0 ** (k + 1 - frequencies) for k in range(frequencies)])
+        self.register_buffer("scales", scales, persistent=False)
+
+    def forward(self, offset: Tensor) -> Tensor:
+        """(n,) offsets in cells -> (n, 2 L)"""
+        phase = offset.unsqueeze(1) * self.scales
+        return torch.cat([phase.sin(), phase.cos()], 1)
+
+
+class ImplicitDecoder(nn.Module):
+    """Each pixel from the four latent cells around it: feature, encoded offset, MLP, mean weighted by opposite area.
+
+    Args:
+        channels: of the latent.
+        out_channels: of the image.
+        hidden: the widths of the MLP's hidden layers.
+        frequencies: L of the encoding.
+    """
+
+    def __init__(
+        self, *, channels: int, out_channels: int, hidden: tuple[int, ...] = (64, 64, 64, 64), frequencies: int = 10
+    ) -> None:
+        super().__init__()
+        self.queries = QUERIES
+        self.encoding = PeriodicEncoding(frequencies=frequencies)
+        self.sections = [channels, 2 * frequencies, 2 * frequencies]
+        self.first = nn.Linear(sum(self.sections), hidden[0])
+        self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(hidden))
+        self.last = nn.Linear(hidden[-1], out_channels)
+
+    def forward(self, latent: Tensor, extent: tuple[float, float], output_size: tuple[int, int]) -> Tensor:
+        """(B, C, h, w), the height and width in cells of what is to be seen, (H, W) -> (B, K, H, W)"""
+        of_feature, of_y, of_x = self.first.weight.split(self.sections, 1)
+        padded = F.pad(latent, [1, 1, 1, 1], mode="replicate")  # pixels at the rim have four cells around them too
+        cells = F.linear(padded.permute(0, 2, 3, 1), of_feature, self.first.bias)
+        rows, row_offsets, row_weights = self._neighbours(latent, extent[0], output_size[0])
+        columns, column_offsets, column_weights = self._neighbours(latent, extent[1], output_size[1])
+        of_rows = F.linear(self.encoding(row_offsets), of_y).unsqueeze(1)
+        of_columns = F.linear(self.encoding(column_offsets), of_x)
+        strips = []
+        step = 2 * max(1, self.queries // (output_size[1] * latent.shape[0]))
+        for start in range(0, rows.shape[0], step):
+            stop = start + step
+            h = cells.index_select(1, rows[start:stop]).index_select(2, columns)
+            h = F.relu(h + (of_rows[start:stop] + of_columns))
+            for layer in self.rest:
+                h = F.relu(layer(h))
+            answer = self.last(h).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+            area = row_weights[start:stop].view(-1, 2, 1, 1, 1) * column_weights.view(-1, 2, 1)
+            strips.append((answer * area).sum((2, 4)))  # areas add up to one
+        return torch.cat(strips, 1).permute(0, 3, 1, 2)
+
+    def _neighbours(self, latent: Tensor, extent: float, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The two padded cells beside each pixel of an axis, one after the other; offsets from them; their weights."""
+        centre = (torch.arange(pixels, device=latent.device) + 0.5) * (extent / pixels) - 0.5
+        before = centre.floor()
+        offset = (centre - before).unsqueeze(1)
+        offset = torch.cat([offset, offset - 1], 1).flatten()
+        cell = before.long().unsqueeze(1) + torch.arange(1, 3, device=latent.device)
+        return cell.flatten(), offset, 1 - offset.abs()
+
+
+class PixelDecoder(nn.Module):
+    """An MLP that knows no coordinates and writes all pixels of a cell at once: what stands in for ImplicitDecoder.
+
+    Args:
+        channels: of the latent.
+        out_channels: of the image.
+        cell: pixels a side of one cell.
+        parameters: about how many it is to have.
+        layers: of the MLP.
+    """
+
+    def __init__(self, *, channels: int, out_channels: int, cell: int, parameters: int, layers: int = 5) -> None:
+        super().__init__()
+        self.cell = cell
+        # w (C + 1) + (layers - 2) w (w + 1) + K cell^2 (w + 1) parameters, solved for the width w of the hidden layers
+        answers, square = out_channels * cell**2, layers - 2
+        linear = channels + 1 + square + answers
+        root = math.sqrt(linear**2 + 4 * square * max(0, parameters - answers))
+        hidden = [max(1, round((root - linear) / (2 * square)))] * (layers - 1)
+        modules: list[nn.Module] = []
+        for before, after in itertools.pairwise([channels, *hidden]):
+            modules += [nn.Conv2d(before, after, 1), nn.ReLU()]
+        self.mlp = nn.Sequential(*modules, nn.Conv2d(hidden[-1], answers, 1))
+
+    def forward(self, latent: Tensor, extent: tuple[float, float], output_size: tuple[int, int]) -> Tensor:
+        """(B, C, h, w), the height and width in cells of what is to be seen, (H, W) -> (B, K, H, W)"""
+        image = F.pixel_shuffle(self.mlp(latent), self.cell)
+        image = image[:, :, : int(self.cell * extent[0]), : int(self.cell * extent[1])]
+        if output_size[0] == image.shape[2] and output_size[1] == image.shape[3]:
+            return image
+        return F.interpolate(image, output_size, mode="bilinear")
