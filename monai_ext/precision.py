@@ -28,9 +28,13 @@ def autocast(device: torch.device | str, amp: bool | str) -> contextlib.Abstract
 
 
 def memory_format(device: torch.device | str, dtype: torch.dtype | None) -> torch.memory_format:
-    """The layout in which 2D convolutions are fastest: channels last in reduced precision."""
-    del device
-    return torch.contiguous_format if dtype is None else torch.channels_last
+    """The layout to hand images in: channels last for tensor cores.
+
+    On a CPU it pays for plain convolutions (ResUnet in bfloat16: 0.34 s against 0.38 s), not where our operators,
+    which take channels first, stand between them (AGI-Net: 0.59 s against 0.51 s).
+    """
+    tensor_cores = torch.device(device).type == "cuda" and dtype is not None
+    return torch.channels_last if tensor_cores else torch.contiguous_format
 
 
 def _bfloat16_pays(device: torch.device) -> bool:
