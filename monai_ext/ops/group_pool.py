@@ -4,11 +4,13 @@ What the convolution makes is as large as its input; the CPU kernel never writes
 """
 
 import ctypes
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from monai_ext.ops import checks, loader
 
@@ -95,6 +97,13 @@ def _(x, weight, bias, gain, shift, groups, scale):  # type: ignore[no-untyped-d
 @_through_norm.register_fake
 def _(grad, x, weight, bias, gain, shift, groups, scale):  # type: ignore[no-untyped-def]  # noqa: ARG001
     return x.new_empty(x.shape), gain.new_empty(gain.shape), shift.new_empty(shift.shape)
+
+
+@register_flop_formula(torch.ops.monai_ext.group_pool)
+def _(x, weight, bias, gain, shift, groups, scale, **_):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    """The convolution's, two for a multiply-add: for PyTorch's counter, which would see none."""
+    batch, _, height, width = x
+    return 2 * batch * height * width * math.prod(weight)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG001

@@ -1,0 +1,125 @@
+"""AGI-Net: the paper's parameters and operations, CAGR's beginnings, and the contract of every network."""
+
+import pytest
+import torch
+from check_network import check_network
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from monai_ext.networks import CAGR, AGINet
+
+STAGES = ("down1", "down2", "down3", "body", "up1", "up2", "up3")
+
+
+def millions(network: nn.Module) -> str:
+    return f"{sum(value.numel() for value in network.parameters()) / 1e6:.3f}"
+
+
+def gflop(network: nn.Module) -> float:
+    """Of 256 x 256, two for a multiply-add, on the meta device: nothing is computed."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.rand(1, 2, 256, 256))
+    return counter.get_total_flops() / 1e9
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"), [(1, "33.578"), (2, "25.311"), (4, "21.189"), (8, "19.150"), (16, "18.174")]
+)
+def test_its_parameters_by_groups_are_those_of_table_7(groups: int, expected: str):
+    assert millions(AGINet(groups=groups)) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    enumerate(("17.008", "17.033", "17.122", "17.465", "18.807", "19.150", "19.239", "19.264")),
+)
+def test_its_parameters_by_stages_are_those_of_table_9(count: int, expected: str):
+    assert millions(AGINet(stages=STAGES[:count])) == expected
+
+
+def test_without_stages_it_is_the_resunet():
+    network = AGINet(stages=())
+    assert sum(value.numel() for value in network.parameters()) == 17_008_320
+    assert all(value.dim() == 4 for value in network.parameters()), "no bias, no norm"
+
+
+@pytest.mark.parametrize(("stages", "expected"), [(STAGES[:5], 154.28), ((), 141.91)])
+def test_its_operations_are_the_papers_to_one_percent(stages: tuple[str, ...], expected: float):
+    assert gflop(AGINet(stages=stages)) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stages": ()},
+        {"rolling": False},
+        {"attention": False},
+        {"groups": 2, "stages": STAGES},
+        {"out_channels": 2},
+    ],
+    ids=str,
+)
+def test_it_keeps_the_contract_in_2d(options: dict):
+    def make() -> nn.Module:
+        return AGINet(**{"in_channels": 3, "width": 8, **options})
+
+    check_network(make, in_channels=3, out_channels=options.get("out_channels", 1), sizes=((24, 40), (17, 30), (1, 1)))
+
+
+def test_it_keeps_the_contract_in_3d():
+    def make() -> nn.Module:
+        return AGINet(spatial_dims=3, width=8)
+
+    check_network(make, in_channels=2, out_channels=1, sizes=((8, 16, 8), (9, 7, 12)))
+
+
+def test_a_size_that_is_no_multiple_of_8_is_padded_by_its_edge():
+    network, image = AGINet(width=8).eval(), torch.rand(1, 2, 19, 16)
+    padded = torch.cat([image, image[:, :, -1:].expand(-1, -1, 5, -1)], dim=2)
+    with torch.no_grad():
+        torch.testing.assert_close(network(image), network(padded)[:, :, :19])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (4, 4)])  # one where kernels, one where images take the attention
+def test_cagr_begins_as_the_plain_convolution_of_what_attention_lets_through(size: tuple[int, int]):
+    block, x = CAGR(16, 24, groups=4), torch.rand(2, 16, *size)
+    attention = block.attention(x)
+    plain = nn.functional.conv2d(x * attention[:, :, None, None], block.conv.weight, padding=1)
+    torch.testing.assert_close(block(x), plain * torch.sigmoid(torch.ones(())), rtol=1e-4, atol=1e-5)
+
+
+def test_offsets_learn_from_the_first_step():
+    block = CAGR(16, 16, groups=4)
+    block(torch.rand(2, 16, 12, 12)).square().sum().backward()
+    assert block.routing.offsets.weight.grad.abs().min() > 0
+
+
+def test_cagr_takes_the_place_of_a_convolution_of_any_odd_kernel():
+    assert CAGR(8, 12, kernel_size=5, groups=2)(torch.rand(1, 8, 9, 11)).shape == (1, 12, 9, 11)
+
+
+def test_attention_weighs_a_group_by_itself_and_by_one_channel_of_each_group():
+    """Eq. 1: the channel shuffle brings channel j of every group to group j."""
+    block = CAGR(4, 4, groups=2).attention
+    nn.init.zeros_(block.fuse.weight)
+    block.fuse.weight.data[0, 2] = 1  # the first channel of group 0 reads the first shuffled one of its own
+    block.fuse.weight.data[1, 3] = 1
+    x = torch.rand(1, 4, 6, 6)
+    z = block.pool(x)
+    torch.testing.assert_close(block(x)[:, :2], torch.stack([z[:, 0], z[:, 2]], 1).sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": ("down4",)}, "got 'down4'; did you mean 'down"),
+        ({"groups": 7}, "groups must divide in_channels, got groups=7, in_channels=64"),
+        ({"spatial_dims": 1}, "spatial_dims must be 2 or 3, got 1"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"in_channels": 0}, "in_channels must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        AGINet(**options)
