@@ -48,30 +48,19 @@ def test_its_operations_are_the_papers_to_one_percent(stages: tuple[str, ...], e
     assert gflop(AGINet(stages=stages)) == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"stages": ()},
-        {"rolling": False},
-        {"attention": False},
-        {"groups": 2, "stages": STAGES},
-        {"out_channels": 2},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", [{}, {"rolling": False}, {"attention": False, "groups": 2}], ids=str)
 def test_it_keeps_the_contract_in_2d(options: dict):
     def make() -> nn.Module:
-        return AGINet(**{"in_channels": 3, "width": 8, **options})
+        return AGINet(**{"in_channels": 3, "out_channels": 2, "width": 8, "stages": ("down1", "body"), **options})
 
-    check_network(make, in_channels=3, out_channels=options.get("out_channels", 1), sizes=((24, 40), (17, 30), (1, 1)))
+    check_network(make, in_channels=3, out_channels=2, sizes=((24, 40), (17, 30), (1, 1)), onnx=not options)
 
 
 def test_it_keeps_the_contract_in_3d():
     def make() -> nn.Module:
-        return AGINet(spatial_dims=3, width=8)
+        return AGINet(spatial_dims=3, width=8, stages=("down2", "up1"))
 
-    check_network(make, in_channels=2, out_channels=1, sizes=((8, 16, 8), (9, 7, 12)))
+    check_network(make, in_channels=2, out_channels=1, sizes=((8, 16, 8), (9, 7, 12)), onnx=False)
 
 
 def test_a_size_that_is_no_multiple_of_8_is_padded_by_its_edge():
