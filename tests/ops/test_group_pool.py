@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from check_op import check_op, check_registration
+from ops.check_op import check_op, check_registration
 from torch import Tensor
 
 from monai_ext.ops import group_pool as module_function
