@@ -10,6 +10,7 @@ COMMANDS = {
     "phantom": ("monai_ext.data.phantom", "make brain phantoms: NIfTI files and a datalist"),
     "index": ("monai_ext.data.layouts", "find the subjects and contrasts of a dataset folder: a datalist"),
     "prepare": ("monai_ext.data.prepare", "put every subject on one grid, ready to be read by slice"),
+    "report": ("monai_ext.report", "compare evaluations on one HTML page"),
 }
 
 
