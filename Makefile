@@ -19,16 +19,32 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup  ## build the operators and show their speed; make, index and prepare phantom data
-	$(BIN)/python -m monai_ext ops
-	$(BIN)/python cuda_ops/bench.py --quick
-	rm -rf out/demo
-	$(BIN)/python -m monai_ext phantom --out out/demo/phantoms --site glioma --subjects 4 --jobs 2 \
-	    --misalign 6,4 --montage out/demo/phantoms.png
-	$(BIN)/python -m monai_ext index --root out/demo/phantoms --out out/demo/datalist.json --split 2/1/1
-	$(BIN)/python -m monai_ext prepare --datalist out/demo/datalist.json --out out/demo/prepared \
-	    --preset pmm --brain-mask otsu --register rigid --jobs 2 --qc
-	@echo "Look at out/demo/phantoms.png and at the pictures under out/demo/prepared"
+# AGI-Net and the ResUnet it is built on, the same but for `stages`, on phantoms; T2 is then moved by known distances.
+DEMO := out/demo
+RUN := $(BIN)/python -m monai.bundle run --bundle_root bundles/agi_net
+COMPACT = --config_file "['bundles/agi_net/configs/$(1).json','bundles/compact.json']"
+TRACKED := --tracking mlflow --tracking_uri sqlite:///$(CURDIR)/$(DEMO)/mlruns.db --experiment_name demo
+MOVED := --perturbations "[{'kind':'translate','contrast':'T2','levels':[0,1,2,3]}]"
+
+demo: setup  ## phantoms -> train AGI-Net and its baseline -> evaluate -> synthesise -> report, in minutes
+	rm -rf $(DEMO)
+	$(BIN)/python -m monai_ext phantom --out $(DEMO)/phantoms --site healthy --subjects 14 --contrasts T1,T2,PD \
+	    --jobs 2 --montage $(DEMO)/phantoms.png
+	$(BIN)/python -m monai_ext index --root $(DEMO)/phantoms --out $(DEMO)/datalist.json --split 10/1/3
+	$(BIN)/python -m monai_ext prepare --datalist $(DEMO)/datalist.json --out $(DEMO)/prepared --size 112 --jobs 2 --qc
+	$(RUN) $(call COMPACT,train) --dataset_dir $(DEMO)/prepared $(TRACKED) --run_name AGI-Net \
+	    --output_dir $(DEMO)/agi_net --weights $(DEMO)/agi_net/model.pt
+	$(RUN) $(call COMPACT,train) --dataset_dir $(DEMO)/prepared $(TRACKED) --run_name ResUnet \
+	    --output_dir $(DEMO)/resunet --weights $(DEMO)/resunet/model.pt --network_def#stages "[]"
+	$(RUN) $(call COMPACT,evaluate) --dataset_dir $(DEMO)/prepared $(MOVED) --name AGI-Net \
+	    --output_dir $(DEMO)/runs/agi_net --weights $(DEMO)/agi_net/model.pt
+	$(RUN) $(call COMPACT,evaluate) --dataset_dir $(DEMO)/prepared $(MOVED) --name ResUnet \
+	    --output_dir $(DEMO)/runs/resunet --weights $(DEMO)/resunet/model.pt --network_def#stages "[]"
+	$(RUN) $(call COMPACT,inference) --datalist $(DEMO)/datalist.json --split test --quick_look true \
+	    --output_dir $(DEMO)/synthetic --weights $(DEMO)/agi_net/model.pt
+	$(BIN)/python -m monai_ext report --runs $(DEMO)/runs/agi_net $(DEMO)/runs/resunet --out $(DEMO)/report
+	@echo "The report: $(DEMO)/report/index.html"
+	@echo "Synthesised: $$(ls $(DEMO)/synthetic/*/*.nii.gz | tr '\n' ' ')"
 
 test: setup  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
