@@ -68,13 +68,14 @@ class SPE(nn.Module):
     def __init__(self, in_channels: int, *, width: int, layers: int) -> None:
         super().__init__()
         channels = 4 * width
-        self.convs = nn.Sequential(nn.Conv2d(in_channels, width, 7, padding=3), nn.ReLU())
-        for before, after in ((width, 2 * width), (2 * width, channels), (channels, channels), (channels, channels)):
-            self.convs.append(nn.Conv2d(before, after, 4, stride=2, padding=1))
-            self.convs.append(nn.ReLU())
-        for conv in self.convs[::2]:
+        convs: list[nn.Module] = []
+        before = in_channels
+        for after, kernel_size, stride, padding in ((width, 7, 1, 3), (2 * width, 4, 2, 1), *3 * [(channels, 4, 2, 1)]):
+            conv = nn.Conv2d(before, after, kernel_size, stride, padding)
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # without norm, else little is left of an image
-            nn.init.zeros_(conv.bias)
+            convs += [conv, nn.ReLU()]
+            before = after
+        self.convs = nn.Sequential(*convs)
         self.reduce = nn.Conv2d(channels, CODE, 1)
         last = nn.Linear(channels, 2 * layers * channels)
         self.linear = nn.Sequential(
