@@ -28,6 +28,7 @@ class Case:
     target: str
     roles: list[str] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)  # runs that kept nothing of it
 
 
 def find_cases(comparison: Comparison, chosen: Sequence[str] | None = None) -> list[Case]:
@@ -43,6 +44,7 @@ def find_cases(comparison: Comparison, chosen: Sequence[str] | None = None) -> l
                 cases.setdefault((subject, target), Case(subject, target)).roles.append(role)
     for case in cases.values():
         case.runs = [run for run in comparison.runs if run.kept(case.subject, case.target)]
+        case.lacking = [run.label for run in comparison.runs if run not in case.runs]
     found = [case for case in cases.values() if case.runs]
     without = sorted(set(chosen or ()) - {case.subject for case in found})
     if without:

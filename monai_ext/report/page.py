@@ -1,6 +1,5 @@
 """The report's page, from its first screen to its licences, in a fixed order."""
 
-import math
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from html import escape
@@ -10,32 +9,27 @@ from tqdm import tqdm
 
 from monai_ext import __version__
 from monai_ext.perturbations import UNITS
-from monai_ext.provenance import WARNING
 from monai_ext.report import viewer as niivue_viewer
 from monai_ext.report.cases import Case, Shown, find_cases, images_of
 from monai_ext.report.charts import Line, curve_chart, key_mark, subject_chart
+from monai_ext.report.first_screen import first_screen, title_of
 from monai_ext.report.pictures import ERROR_TOP, gradient, middle_of, three_views
 from monai_ext.report.runs import Comparison, Key, unharmed
 from monai_ext.report.statistics import ALPHA, RESAMPLES, SEED, PairedTest, mean_interval
 from monai_ext.report.tables import (
     LOOKS,
     REGION_NAMES,
-    better,
     few_subjects,
     figures_table,
     has_kinds,
     heat_map,
-    number,
-    p_value,
-    plural,
-    sources,
-    spread,
     tests_of,
     tests_table,
 )
 from monai_ext.run_folder import REGIONS
 
 HARMS = {"translate": "displaced", "rotate": "turned", "motion": "with motion artefacts", "noise": "noisy"}
+MOST_CASES = 18  # drawn: a page must stay one that a browser opens
 CONTENTS = {
     "figures": "Figures", "tests": "Paired tests", "subjects": "Subject by subject", "robustness": "Robustness",
     "kinds": "By dataset and sources", "cases": "Cases", "viewer": "Viewer", "how": "How this was made",
@@ -50,7 +44,8 @@ POLICY = (
 def make_page(comparison: Comparison, *, chosen: Sequence[str] | None = None, viewer: bool = True) -> str:
     """One HTML document that needs no other file; the same input gives the same text but for the time in it."""
     tests = {target: tests_of(comparison, target) for target in comparison.targets}
-    cases = find_cases(comparison, chosen)
+    found = find_cases(comparison, chosen)
+    cases, more = found[:MOST_CASES], max(0, len(found) - MOST_CASES)
     script = niivue_viewer.niivue() if viewer and cases else None
     volumes = niivue_viewer.Volumes()
     pictures = []
@@ -65,123 +60,21 @@ def make_page(comparison: Comparison, *, chosen: Sequence[str] | None = None, vi
         "subjects": _subjects(comparison),
         "robustness": _robustness(comparison),
         "kinds": _kinds(comparison),
-        "cases": _cases(pictures),
+        "cases": _cases(pictures, more),
         "viewer": _viewer(script, volumes) if viewer and cases else "",
         "how": _how(comparison),
     }
     there = {name: body for name, body in sections.items() if body}
     links = "".join(f'<a href="#{name}">{CONTENTS[name]}</a>' for name in there)
     bodies = "".join(f"<section id={name}><h2>{CONTENTS[name]}</h2>{body}</section>\n" for name, body in there.items())
-    title = _title(comparison)
+    title = title_of(comparison)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f"<style>{niivue_viewer.asset('style.css')}</style></head>\n<body>\n"
-        f"<header>{_first_screen(comparison, tests, title)}<nav>{links}</nav></header>\n"
+        f"<header>{first_screen(comparison, tests, title)}<nav>{links}</nav></header>\n"
         f"<main>{bodies}</main>\n<footer>{_footer(script is not None)}</footer>\n</body></html>\n"
-    )
-
-
-def _title(comparison: Comparison) -> str:
-    made_from = sorted({sources(run) for run in comparison.runs}, key=lambda names: (len(names), names))
-    what = f"{', '.join(comparison.targets)} from {' or '.join(made_from)}"
-    return f"{what}: {' against '.join(run.label for run in comparison.runs)}"
-
-
-def _first_screen(comparison: Comparison, tests: dict[str, list[PairedTest]], title: str) -> str:
-    first = comparison.runs[0].about
-    protocol = first["protocol"]
-    ssim = protocol.get("ssim", {})
-    counts = []
-    for target, names in comparison.subjects.items():
-        slices = sum(comparison.runs[0].slices.get((name, target), 0) for name in names)
-        counts.append(f"{escape(target)}: {plural(len(names), 'subject')}, {plural(slices, 'slice')}")
-    span = " to ".join(f"{edge:g}" for edge in protocol.get("clipped_to", ()))
-    measured = [
-        f"data range {protocol.get('data_range', '?')}",
-        f"synthesis clipped to {span}" if span else "not clipped",
-        f"SSIM window {ssim.get('window', '?')} px, {ssim.get('weights', '?')}, sigma {ssim.get('sigma', '?')}",
-    ]
-    regions = protocol.get("regions", {})
-    facts = {
-        "Data": f"{escape(_either(comparison, 'dataset'))}, {escape(_either(comparison, 'split'))} split",
-        "Compared on": "; ".join(counts),
-        "Protocol": escape(", ".join(measured)),
-        **{f"Region “{REGION_NAMES[name]}”": escape(str(regions[name])) for name in REGIONS if name in regions},
-    }
-    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
-    remarks = "".join(f"<p>{escape(line)}</p>" for line in comparison.remarks)
-    return (
-        f"<h1>{escape(title)}</h1><p class=soft>Comparison of synthesised MRI contrasts with acquired ones</p>"
-        f"<div class=warning><p>{_warning()}</p></div>{f'<div class=remarks>{remarks}</div>' if remarks else ''}"
-        f"<ul class=findings>{_findings(comparison, tests)}</ul><dl class=facts>{listed}</dl>{_methods(comparison)}"
-    )
-
-
-def _warning() -> str:
-    said = WARNING.replace("This image is SYNTHETIC", "Every image marked SYNTHETIC is", 1)
-    return escape(said.replace("Every image marked SYNTHETIC is: a", "Of every image marked SYNTHETIC: a", 1))
-
-
-def _either(comparison: Comparison, key: str) -> str:
-    return " / ".join(dict.fromkeys(str(run.about[key]) for run in comparison.runs))
-
-
-def _findings(comparison: Comparison, tests: dict[str, list[PairedTest]]) -> str:
-    """In words, of the PSNR in the brain."""
-    lines = []
-    for target in comparison.targets:
-        means = [
-            (run.label, mean_interval(comparison.values(run, unharmed(target, "brain"), "psnr")))
-            for run in comparison.runs
-        ]
-        told = [
-            f"<b>{escape(name)}</b> {number(m.mean, 2)} dB{f' ({spread(m, 2)})' if spread(m, 2) else ''}"
-            for name, m in means
-        ]
-        lines.append(f"PSNR of {escape(target)} in the brain, with 95% confidence intervals: {', '.join(told)}.")
-        of_brain = [t for t in tests[target] if (t.region, t.metric) == ("brain", "psnr")]
-        if len(comparison.targets) * len(of_brain) > 6:  # the tables say it better
-            continue
-        for test in of_brain:
-            who = better(test)
-            if who is None:
-                continue
-            other = test.second if who == test.first else test.first
-            sign = 1 if who == test.first else -1
-            low, high = sorted((sign * test.difference.low, sign * test.difference.high))
-            interval = f" ({number(low, 2)} to {number(high, 2)})" if not math.isnan(low) else ""
-            said = (
-                "significant" if test.significant else "<b>not significant</b>"
-            ) + f" at {ALPHA:g}: corrected p {_p(test.t_holm)} paired t, {_p(test.wilcoxon_holm)} Wilcoxon"
-            lines.append(
-                f"{escape(who)} is {number(abs(test.difference.mean), 2)} dB{interval} above {escape(other)}; {said}."
-            )
-    return "".join(f"<li>{line}</li>" for line in lines)
-
-
-def _p(p: float) -> str:
-    return p_value(p) if p < 0.001 else f"= {p_value(p)}"
-
-
-def _methods(comparison: Comparison) -> str:
-    rows = []
-    for method, run in enumerate(comparison.runs):
-        about, weights = run.about, run.about["weights"]
-        digest = str(weights.get("sha256") or "none")
-        parameters = f"{about['parameters']:,}" if about.get("parameters") else "–"
-        rows.append(
-            f"<tr><th scope=row>{key_mark(method)}{escape(run.label)}</th>"
-            f"<td class=left>{escape(sources(run))} → {escape(', '.join(about['target']))}</td>"
-            f"<td class=left>{escape(' '.join(filter(None, (str(about['bundle']), str(about['version'])))))}</td>"
-            f"<td>{parameters}</td><td class=left><code title={escape(digest, quote=True)}>{escape(digest[:12])}</code>"
-            f"</td><td class=left>{escape(str(about.get('amp', '–')))}</td></tr>"
-        )
-    return (
-        "<div class=scroll><table class=wide><thead><tr><th>Method</th><th class=left>Sources → target</th>"
-        "<th class=left>Bundle and version</th><th>Parameters</th><th class=left>Weights’ sha256</th>"
-        f"<th class=left>Precision</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -189,7 +82,8 @@ def _figures(comparison: Comparison, tests: dict[str, list[PairedTest]]) -> str:
     body = (
         f"<p class='soft small'>Intervals are percentile bootstraps over subjects ({RESAMPLES:,} resamples, seed "
         f"{SEED}). ↑ higher is better, ↓ lower is better. <span class=best>A mark</span> stands only where a method "
-        f"is better than every other one by both paired tests at {ALPHA:g} after the correction.</p>"
+        f"is better than every other one by both paired tests at {ALPHA:g} after the correction. Stripes: how much "
+        "rougher the error is from slice to slice than within a slice.</p>"
     )
     for target in comparison.targets:
         body += figures_table(comparison, target, tests[target])
@@ -233,9 +127,17 @@ def _legend(comparison: Comparison) -> str:
 
 
 def _robustness(comparison: Comparison) -> str:
-    charts = []
+    if not comparison.perturbations:
+        return ""
+    body = (
+        "<p class='soft small'>What becomes of the synthesis when one source is harmed: the mean over subjects in the "
+        "brain, its 95% confidence interval as a band. The other sources and the truth stay as they are.</p>"
+    )
+    body += _legend(comparison)
     for entry in comparison.perturbations:
         kind, contrast = entry["kind"], entry["contrast"]
+        harm = f"{contrast} {HARMS.get(kind, kind)}"
+        charts = []
         for target in comparison.targets:
             for metric in ("psnr", "ssim"):
                 lines = []
@@ -245,17 +147,13 @@ def _robustness(comparison: Comparison) -> str:
                     means = [mean_interval(comparison.values(run, key, metric)) for key in there]
                     if there:
                         lines.append(Line(run.label, method, [key.level for key in there], means))
-                unit = entry.get("unit") or UNITS.get(kind, "")
-                across = f"{contrast} {HARMS.get(kind, kind)}, {unit}"
-                title = f"{target}, brain: {LOOKS[metric].name}, {contrast} {HARMS.get(kind, kind)}"
+                title = f"{target}, {harm}: {LOOKS[metric].name}"
+                across = f"{harm}, {entry.get('unit') or UNITS.get(kind, '')}"
                 charts.append(curve_chart(lines, title=title, across=across, digits=LOOKS[metric].digits))
-    if not any(charts):
-        return ""
-    body = (
-        "<p class='soft small'>What becomes of the synthesis when one source is harmed: the mean over subjects, its "
-        "95% confidence interval as a band. The other sources and the truth stay as they are.</p>"
-    )
-    return f"{body}{_legend(comparison)}<div class=charts>{''.join(charts)}</div>"
+        spared = [run.label for run in comparison.runs if not any(k[:2] == (kind, contrast) for k in run.scores)]
+        remark = f"<p class=small>Not evaluated so: {escape(', '.join(spared))}.</p>" if spared else ""
+        body += f"<h3>{escape(harm)}</h3>{remark}<div class=charts>{''.join(charts)}</div>"
+    return body
 
 
 def _kinds(comparison: Comparison) -> str:
@@ -281,22 +179,25 @@ def _case(case: Case, images: Sequence[Shown]) -> str:
             f"<figure class=panel><figcaption>{escape(shown.text)}</figcaption><div class=views>{drawn}</div></figure>"
         )
     roles = "; ".join(case.roles)
+    if case.lacking:
+        roles += f". No volumes of this subject were kept of {', '.join(case.lacking)}"
     return (
         f"<article class=case><h3>{escape(case.subject)}, {escape(case.target)}</h3>"
         f"<p class='soft small'>{escape(roles)}</p><div class=panels>{''.join(panels)}</div></article>"
     )
 
 
-def _cases(pictures: Sequence[str]) -> str:
+def _cases(pictures: Sequence[str], more: int) -> str:
     if not pictures:
         return "<p>The runs kept no volumes of these subjects. Evaluate with keep “three” or “all” to see them.</p>"
+    rest = f"<p class=small>Shown are {len(pictures)} cases of {len(pictures) + more}.</p>" if more else ""
     return (
         "<p class='soft small'>Each method’s worst, median and best subject by PSNR in the brain, or the subjects that "
         "were asked for. Slices through the middle of the head: axial, coronal, sagittal; R is the patient’s right, "
         "A the front. Images are shown from 0 (black) to 1 (white), synthesis and truth alike. A 2D network works on "
         "axial slices: look for stripes in the two other planes.</p>"
         f"<div class=scale>Error 0 <i style='background:linear-gradient(90deg,{gradient()})'></i> {ERROR_TOP:g} of the "
-        f"range and above, the same scale everywhere</div>{''.join(pictures)}"
+        f"range and above, the same scale everywhere</div>{rest}{''.join(pictures)}"
     )
 
 
@@ -317,12 +218,12 @@ def _viewer(script: str | None, volumes: niivue_viewer.Volumes) -> str:
         f"<option value={index}>{escape(case['text'])}</option>" for index, case in enumerate(volumes.cases)
     )
     pane = (
-        "<div class=pane><select aria-label='{side} image'></select><div class=stage><canvas tabindex=0></canvas></div>"
-        "<div class=under><span class=shown></span><span>at the crosshair <output></output></span></div></div>"
+        "<div class=pane><select aria-label='{side} image'></select><div class=stage><canvas tabindex=0></canvas>"
+        "<span class=shown></span></div><div class=under>At the crosshair: <output></output></div></div>"
     )
     return (
         "<p class='soft small'>Click to move the crosshair, which both sides share; after a click the wheel goes "
-        f"through slices; drag with the right button to change the window. {remarks}</p>"
+        f"through slices; drag a box with the right button to set the window to what is in it. {remarks}</p>"
         f"<div class=controls><label>Subject <select id=case>{options}</select></label><label>Planes <select id=planes>"
         "<option value=sliceTypeMultiplanar>all three</option><option value=sliceTypeAxial>axial</option>"
         "<option value=sliceTypeCoronal>coronal</option><option value=sliceTypeSagittal>sagittal</option>"

@@ -54,7 +54,8 @@
       pane.viewer = new niivue.Niivue({
         backColor: [0, 0, 0, 1],
         crosshairColor: [0.95, 0.75, 0.2, 0.9],
-        crosshairWidth: 0.6,
+        crosshairWidth: 0.5,
+        crosshairGap: 6,
         dragAndDropEnabled: false,
         loadingText: "",
         logLevel: "silent",
