@@ -1,10 +1,10 @@
-"""A 2D network over a volume, slice by slice."""
+"""A network over a volume: one in 2D slice by slice, one in 3D patch by patch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,3 +42,23 @@ class SlicesInferer(Inferer):
                     result = slices.new_zeros(len(slices), *found.shape[1:])
                 result[which] = found.float().clamp(0, 1)
         return result.permute(1, 2, 3, 0)[None]
+
+
+class PatchesInferer(SlidingWindowInferer):
+    """(1, M, I, J, K) through a 3D network, patch by patch: (1, K', I, J, K) float32 in [0, 1].
+
+    MONAI's sliding window. Patches overlap by half and are blended with Gaussian weights, so that no seam is seen.
+    """
+
+    def __init__(
+        self, *, patch_size: Sequence[int], batch_size: int = 1, amp: bool | str = True, progress: bool = False
+    ) -> None:
+        super().__init__(patch_size, batch_size, overlap=0.5, mode="gaussian", progress=progress)
+        self.amp = amp
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """(1, M, I, J, K) -> (1, K', I, J, K)"""
+        with autocast(inputs.device, self.amp):
+            result = super().__call__(inputs, lambda x: network(x, *args, **kwargs).float().clamp(0, 1))
+        assert isinstance(result, Tensor)
+        return result

@@ -1,11 +1,11 @@
-"""SlicesInferer: a volume's axial slices through a 2D network in batches, float32 in [0, 1]."""
+"""A volume's slices through a 2D network or its patches through one in 3D: float32 in [0, 1]."""
 
 import pytest
 import torch
 from monai.inferers import SliceInferer
 from torch import Tensor, nn
 
-from monai_ext.inferers import SlicesInferer
+from monai_ext.inferers import PatchesInferer, SlicesInferer
 
 
 def volume(*, channels: int = 2, size: tuple[int, int, int] = (13, 10, 7), seed: int = 0) -> Tensor:
@@ -81,3 +81,23 @@ def test_what_else_it_is_given_is_the_networks():
     x = volume()
     result = SlicesInferer(amp=False)(x, lambda y, a, *, b: y[:, :1] * a + b, 0.5, b=0.25)
     torch.testing.assert_close(result, x[:, :1] * 0.5 + 0.25)
+
+
+def test_patches_of_a_local_network_blend_into_what_it_makes_of_the_whole_volume():
+    x = torch.rand(1, 2, 20, 17, 12, generator=torch.Generator().manual_seed(0))
+    result = PatchesInferer(patch_size=(8, 8, 8), batch_size=3, amp=False)(x, lambda y: y[:, :1] * y[:, 1:])
+    torch.testing.assert_close(result, x[:, :1] * x[:, 1:])
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), (False, torch.float32)])
+def test_patches_are_float32_whatever_the_network_computes_in(amp, dtype):
+    seen = []
+
+    def network(y: Tensor) -> Tensor:
+        seen.append((y @ y.mT).dtype)
+        return (3 * y).to(dtype)
+
+    result = PatchesInferer(patch_size=(4, 4, 4), amp=amp)(torch.ones(1, 1, 4, 4, 6), network)
+    assert set(seen) == {dtype}
+    assert result.dtype is torch.float32
+    assert result.max() == 1

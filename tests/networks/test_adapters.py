@@ -38,8 +38,8 @@ def test_old_datasets_get_the_same_bits_after_a_new_one_has_been_learnt():
     network = make_network()
     before = outputs(network)
     weights = {name: value.clone() for name, value in network.state_dict().items()}
-    losses = train(network, add_dataset(network, "ours"), steps=12)
-    assert losses[-1] < 0.8 * losses[0]
+    losses = train(network, add_dataset(network, "ours"), steps=8)
+    assert losses[-1] < 0.9 * losses[0]
     assert all(torch.equal(a, b) for a, b in zip(before, outputs(network), strict=True))
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in weights.items())
 

@@ -1,0 +1,52 @@
+"""pix2pix's terms against their formulas, and what a discriminator's answer may be."""
+
+import pytest
+import torch
+from torch.nn.functional import softplus
+
+from monai_ext.objectives import Pix2Pix
+
+BATCH = {"sources": torch.rand(2, 2, 8, 8), "target": torch.rand(2, 1, 8, 8)}
+MADE = {"pred": torch.rand(2, 1, 8, 8)}
+
+
+def judge(x: torch.Tensor) -> list[torch.Tensor]:
+    """As MONAI's: features first, the answer last; it depends on sources and image apart."""
+    return [x, 3 * x[:, :2].mean((1, 2, 3)) - 2 * x[:, 2:].mean((1, 2, 3))]
+
+
+def logits(image: torch.Tensor) -> torch.Tensor:
+    return judge(torch.cat([BATCH["sources"], image], 1))[-1]
+
+
+def test_the_network_minimises_weighted_l1_and_the_discriminators_doubt():
+    terms = Pix2Pix(pixel_weight=10, adversarial_weight=2).generator_terms(judge, BATCH, MADE)
+    assert terms["pixel"].item() == pytest.approx(10 * (MADE["pred"] - BATCH["target"]).abs().mean().item())
+    assert terms["adversarial"].item() == pytest.approx(2 * softplus(-logits(MADE["pred"])).mean().item(), rel=1e-5)
+
+
+def test_the_discriminator_minimises_half_of_each_mistake():
+    terms = Pix2Pix().discriminator_terms(judge, BATCH, MADE)
+    assert terms["real"].item() == pytest.approx(0.5 * softplus(-logits(BATCH["target"])).mean().item(), rel=1e-5)
+    assert terms["fake"].item() == pytest.approx(0.5 * softplus(logits(MADE["pred"])).mean().item(), rel=1e-5)
+
+
+def test_least_squares_are_monais_other_way():
+    terms = Pix2Pix(criterion="least_squares").discriminator_terms(judge, BATCH, MADE)
+    assert set(terms) == {"real", "fake"}
+    assert all(value >= 0 for value in terms.values())
+
+
+def test_a_discriminator_that_is_sure_still_gives_a_gradient():
+    image = MADE["pred"].clone().requires_grad_()
+    Pix2Pix().generator_terms(lambda x: -50 - x[:, 2:].sum((1, 2, 3)), BATCH, {"pred": image})["adversarial"].backward()
+    torch.testing.assert_close(image.grad, torch.full_like(image, 0.5))  # of the mean over two images
+
+
+def test_without_a_discriminator_there_is_l1_alone():
+    assert set(Pix2Pix().generator_terms(None, BATCH, MADE)) == {"pixel"}
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ValueError, match="pixel_weight must be at least 0, got -1"):
+        Pix2Pix(pixel_weight=-1)
