@@ -14,8 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import ignite
-import monai
 import torch
 import torch.distributed as dist
 from monai.bundle import ConfigParser, ConfigWorkflow
@@ -33,6 +31,7 @@ from monai_ext.data.slices import SliceDataset
 from monai_ext.engines import LossNotFinite
 from monai_ext.modalities import canonical
 from monai_ext.precision import wanted_dtype
+from monai_ext.provenance import software
 
 logger = logging.getLogger(__name__)
 
@@ -271,14 +270,3 @@ def prepared_as(datalist: Path | str) -> dict[str, Any] | None:
             parameters = json.loads(sidecar.read_text(encoding="utf-8"))["parameters"]
             return {field.name: parameters[field.name] for field in fields(Preset)}
     return None
-
-
-def software() -> dict[str, str]:
-    """The versions that a result depends on."""
-    return {
-        "monai_ext": __version__,
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "ignite": ignite.__version__,
-    }

@@ -4,18 +4,24 @@ The words stand here once, for NIfTI headers, for the JSON beside each file and 
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import ignite
+import monai
+import torch
 from torch import nn
 
+from monai_ext import __version__
 from monai_ext.checkpoints import about_weights, load_weights, sha256
 from monai_ext.data.datalist import absolute
 from monai_ext.data.gridded import PERCENTILE
 from monai_ext.data.presets import MASKS, PRESETS, REGISTRATIONS, Preset
+from monai_ext.data.volumes import DESCRIP_BYTES
 from monai_ext.modalities import canonical
 
 WARNING = (
@@ -23,7 +29,6 @@ WARNING = (
     "not there and miss what is, and is not to be used clinically."
 )
 UNTRAINED = "untrained"
-DESCRIP_BYTES = 79  # NIfTI's field has 80, of which some readers want the last to be zero
 
 
 @dataclass(frozen=True)
@@ -153,3 +158,14 @@ def _version(bundle_root: Path) -> str:
         raise ValueError(
             f"bundle_root {bundle_root} holds no bundle: its configs/metadata.json has no version"
         ) from error
+
+
+def software() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "monai_ext": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "ignite": ignite.__version__,
+    }

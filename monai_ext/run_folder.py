@@ -13,13 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from monai_ext.data.prepared import SLOPE
+from monai_ext.data.volumes import Volume, write_volume
 from monai_ext.metrics import FIGURES
-from monai_ext.provenance import DESCRIP_BYTES
 
 KEY = ("subject", "dataset", "perturbation", "contrast", "level", "target")
 SUBJECT_COLUMNS = (*KEY, "region", *FIGURES, "stripes")
@@ -78,13 +77,8 @@ def pack(image: NDArray[np.floating]) -> NDArray[np.uint16]:
 
 def write_image(path: Path, stored: NDArray[np.uint16], affine: NDArray[np.float64], *, description: str = "") -> None:
     """16 bits that viewers show as [0, 1], with what the header is to say of them."""
-    image = nib.Nifti1Image(stored, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(affine, code="scanner")
-    image.set_sform(affine, code="scanner")
-    image.header.set_slope_inter(SLOPE, 0)
-    image.header["descrip"] = description.encode("ascii", "replace")[:DESCRIP_BYTES]
-    nib.save(image, path)
+    volume = Volume(stored * np.float32(SLOPE), affine)
+    write_volume(path, volume, dtype=np.uint16, slope=SLOPE, description=description)
 
 
 def summary(rows: Sequence[Row], perturbations: Sequence[Mapping[str, Any]]) -> str:

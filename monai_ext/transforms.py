@@ -18,14 +18,13 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from numpy.typing import NDArray
 
-from monai_ext.bundle import software
 from monai_ext.checkpoints import sha256
 from monai_ext.data.datalist import Subject, SubjectError, absolute
 from monai_ext.data.gridded import Grid, Gridded
 from monai_ext.data.montage import montage
 from monai_ext.data.resampling import isotropic
 from monai_ext.data.volumes import NIFTI_SUFFIXES, Volume, whole_file
-from monai_ext.provenance import Maker
+from monai_ext.provenance import Maker, software
 from monai_ext.subjects import SYNTHETIC, AlreadyDone
 
 VIEW_MM = 1.0  # the pixel of the quick look

@@ -18,6 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike, NDArray
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+DESCRIP_BYTES = 79  # the header has 80, of which some readers want the last to be zero
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK: left, posterior positive; nibabel: right, anterior
 
@@ -60,7 +61,9 @@ def read_volume(path: str | Path, *, allow_constant: bool = False) -> Volume:
     return Volume(array, affine)
 
 
-def write_volume(path: str | Path, volume: Volume, *, dtype: DTypeLike = np.float32, slope: float = 1.0) -> None:
+def write_volume(
+    path: str | Path, volume: Volume, *, dtype: DTypeLike = np.float32, slope: float = 1.0, description: str = ""
+) -> None:
     """Write a NIfTI, whole or not at all; integers store `round(array / slope)`, and scl_slope undoes it."""
     path = Path(path)
     if not path.name.endswith(NIFTI_SUFFIXES):
@@ -77,6 +80,7 @@ def write_volume(path: str | Path, volume: Volume, *, dtype: DTypeLike = np.floa
     image.set_qform(volume.affine, code="scanner")  # both, so that every viewer finds the same place
     image.set_sform(volume.affine, code="scanner")
     image.header.set_slope_inter(slope, 0)
+    image.header["descrip"] = description.encode("ascii", "replace")[:DESCRIP_BYTES]
     with whole_file(path) as partial:
         nib.save(image, partial)
 
