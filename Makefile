@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test check fmt ops bench clean
+.PHONY: help setup demo test test-serve label check fmt ops bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(VENV)/.installed  ## create .venv and install the tested set, torch first
 
@@ -48,6 +48,25 @@ demo: setup  ## phantoms -> train AGI-Net and its baseline -> evaluate -> synthe
 
 test: setup  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# MONAI Label needs other versions of some packages than we do: an environment of its own.
+LABEL_VENV := .venv-label
+LABEL_SET := monai_ext/serve/label_app/constraints.txt
+
+$(LABEL_VENV)/.installed: pyproject.toml $(LABEL_SET)
+	@test -x $(LABEL_VENV)/bin/pip || $(PYTHON) -m venv $(LABEL_VENV) >/dev/null 2>&1 || \
+	    sh tools/venv_without_ensurepip.sh $(PYTHON) $(LABEL_VENV)
+	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LABEL_SET) torch
+	PIP_CONSTRAINT=$(LABEL_SET) SAM2_BUILD_CUDA=0 $(LABEL_VENV)/bin/python -m pip install --quiet \
+	    --disable-pip-version-check monailabel -e .
+	@touch $@
+
+label: $(LABEL_VENV)/.installed  ## serve a bundle to MONAI Label's clients: make label BUNDLE=agi_net STUDIES=folder
+	PATH=$(CURDIR)/$(LABEL_VENV)/bin:$$PATH monailabel start_server --app monai_ext/serve/label_app \
+	    --studies $(or $(STUDIES),$(error say with STUDIES= where the studies are)) --conf bundles bundles/$(BUNDLE)
+
+test-serve: setup $(LABEL_VENV)/.installed  ## the tests against real servers, in environments of their own
+	$(BIN)/python -m pytest tests/serve $(PYTEST_ARGS)
 
 check: setup  ## ruff, format, mypy, clang-format, JSON, and nvcc where it is found
 	$(BIN)/ruff check .

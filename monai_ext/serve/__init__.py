@@ -1,0 +1,1 @@
+"""Where the bundles meet a workstation or a hospital's pipeline."""

@@ -1,0 +1,84 @@
+"""What `monailabel start_server --app monai_ext/serve/label_app --studies FOLDER` starts.
+
+--conf bundles FOLDER    the collection, or one bundle of it (this repository's)
+--conf models FOLDER     weights as FOLDER/<bundle>/model.pt, in place of the bundles' own models/model.pt
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.train import TrainTask
+
+from monai_ext import __version__
+from monai_ext.serve.label_app.studies import Studies
+from monai_ext.serve.label_app.synthesis_task import Synthesis
+from monai_ext.serve.label_app.training_task import Training
+
+logger = logging.getLogger(__name__)
+COLLECTION = Path(__file__).resolve().parents[3] / "bundles"
+
+
+class SynthesisApp(MONAILabelApp):
+    """Missing contrasts, synthesised for the studies of one folder by every bundle that has weights."""
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        self.bundles = bundles_of(Path(conf.get("bundles") or COLLECTION))
+        models = conf.get("models")
+        self.weights = {
+            name: Path(models) / name / "model.pt" if models else root / "models" / "model.pt"
+            for name, root in self.bundles.items()
+        }
+        super().__init__(
+            app_dir,
+            studies,
+            dict(conf),
+            name=f"MRI synthesis {__version__}",
+            description="SYNTHETIC contrasts from those that were acquired; research only, not to be used clinically",
+            version=__version__,
+        )
+
+    def init_datastore(self) -> Datastore:
+        return Studies(self.studies, extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT)
+
+    def init_infers(self) -> dict[str, InferTask]:
+        return {name: Synthesis(root, weights=self.weights[name]) for name, root in self.bundles.items()}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        return {name: Training(root, weights=self.weights[name]) for name, root in self.bundles.items()}
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """A request that cannot be served is answered with 404 or 400 and the reason."""
+        store = datastore or self.datastore()
+        model, image = request.get("model"), request.get("image")
+        if model not in self._infers:
+            raise HTTPException(404, f"there is no bundle {model!r}: there are {', '.join(self._infers)}")
+        uploaded = Path(str(image)).is_absolute()
+        if not uploaded and not store.get_image_uri(str(image)):
+            known = ", ".join(store.list_images()[:8]) or "none"
+            raise HTTPException(404, f"there is no image {image!r} among the studies: there are {known}")
+        result: dict[str, Any] = super().infer({**request, "uploaded": uploaded, "save_label": False}, store)
+        if isinstance(store, Studies):
+            store.refresh()  # what was synthesised is there to be looked at
+        return result
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        model = request.get("model")
+        if model not in self._trainers:
+            raise HTTPException(404, f"there is no bundle {model!r}: there are {', '.join(self._trainers)}")
+        done: dict[str, Any] = super().train(request)
+        return done
+
+
+def bundles_of(folder: Path) -> dict[str, Path]:
+    """The bundles below a folder, or the one that it is."""
+    roots = [folder] if (folder / "configs").is_dir() else sorted(path.parent for path in folder.glob("*/configs"))
+    if not roots:
+        raise ValueError(f"bundles must be a bundle or a folder of bundles, got {folder}")
+    return {root.name: root for root in roots}

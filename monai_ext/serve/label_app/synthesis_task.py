@@ -1,0 +1,156 @@
+"""One bundle's inference as MONAI Label asks for it."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from fastapi import HTTPException
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from monai_ext.modalities import canonical
+from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.subjects import SYNTHETIC, find_cases
+
+logger = logging.getLogger(__name__)
+
+# Ids of inference.json that a request may give; what else a client sends along is MONAI Label's own.
+OPTIONS = ("target", "targets", "dataset", "reference", "register", "brain_mask", "amp")
+
+
+class Synthesis(InferTask):
+    """Sources of a study in, a SYNTHETIC contrast out: an image, float32 on the reference's own grid.
+
+    The sources are the files of the requested image's folder, by their names; or `images` says which is which,
+    contrast -> file name; or `contrasts` names the channels of a 4D image in their order. The result is stored in the
+    study as <TARGET>_<bundle>_synthetic.nii.gz, which is never taken for a source, with a .json that says what it is.
+    An image that came with the request needs `contrasts`, and its result is sent back alone.
+    """
+
+    def __init__(self, bundle_root: Path, *, weights: Path) -> None:
+        self.bundle_root, self.weights = bundle_root, weights
+        self._loaded: tuple[int, Synthesiser] | None = None
+        self.fault = ""
+        self._load()
+        super().__init__(
+            type=InferType.OTHERS,
+            labels=[],
+            dimension=3,
+            description=f"{bundle_root.name}: a SYNTHETIC contrast from those that were acquired",
+        )
+
+    def is_valid(self) -> bool:
+        return self.weights.is_file()
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        synthesiser = self._load()
+        if synthesiser is None:
+            raise HTTPException(500, self.fault)
+        image = Path(request["image"])
+        options = {key: first(request[key]) for key in OPTIONS if key in synthesiser.config and request.get(key)}
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                images = self._images(request, image, synthesiser, Path(scratch))
+                subject = "uploaded" if request["uploaded"] else image.parent.name
+                made = synthesiser(images, Path(scratch) / "out", subject=subject, **options)
+            except ValueError as error:
+                raise HTTPException(400, str(error)) from error
+            named = {f"{target}_{self.bundle_root.name}{SYNTHETIC}": file for target, file in made.items()}
+            if not request["uploaded"]:
+                for name, file in named.items():
+                    shutil.copy(_sidecar(file), image.parent / f"{name}.json")
+                    shutil.copy(file, image.parent / f"{name}.nii.gz")
+            name, file = next(iter(named.items()))
+            said = json.loads(_sidecar(file).read_text(encoding="utf-8"))
+            handle, answer = tempfile.mkstemp(suffix=f"_{name}.nii.gz")  # the server removes it once it is sent
+            os.close(handle)
+            shutil.move(file, answer)
+        return answer, {**said, "stored": [] if request["uploaded"] else list(named)}
+
+    def _load(self) -> Synthesiser | None:
+        """The bundle with its weights; those that a training has written since are read anew."""
+        if not self.weights.is_file():
+            self.fault = f"{self.bundle_root.name} has no weights at {self.weights.name}: train it first"
+            return None
+        changed = self.weights.stat().st_mtime_ns
+        if self._loaded is None or self._loaded[0] != changed:
+            try:
+                self._loaded = changed, Synthesiser(self.bundle_root, weights=self.weights)
+            except ValueError as error:
+                self.fault = f"{self.bundle_root.name} cannot be served: {error}"
+                logger.error(self.fault)
+                return None
+        return self._loaded[1]
+
+    def config(self) -> dict[str, Any]:
+        """What a person chooses in the client's panel."""
+        synthesiser = self._load()
+        if synthesiser is None:
+            return {}
+        target = synthesiser.get("target")
+        return {
+            "target": target if isinstance(target, list) else [target],
+            "register": ["none", "rigid"],
+            "images": "",
+            "contrasts": "",
+        }
+
+    def _images(
+        self, request: Mapping[str, Any], image: Path, synthesiser: Synthesiser, scratch: Path
+    ) -> dict[str, Path]:
+        """contrast -> file, as the request says or the names of the study's files do"""
+        if request.get("contrasts"):
+            return _channels(image, _words(request["contrasts"]), scratch)
+        if request["uploaded"]:
+            raise ValueError("say with contrasts which contrasts the channels of an uploaded image are: 'T1,T2'")
+        if request.get("images"):
+            images = request["images"]
+            images = json.loads(images) if isinstance(images, str) else images
+            return {contrast: _inside(image.parent, name) for contrast, name in images.items()}
+        cases = find_cases(sources=synthesiser.get("sources"), target=synthesiser.get("target"), folder=image.parent)
+        if cases.failures:
+            raise cases.failures[0]
+        (subject,) = cases.subjects
+        return {contrast: subject.images[contrast] for contrast in map(canonical, synthesiser.get("sources"))}
+
+
+def first(choice: Any) -> Any:
+    """A panel sends back the list it was given if nothing was chosen from it."""
+    return choice[0] if isinstance(choice, list) else choice
+
+
+def _sidecar(file: Path) -> Path:
+    return file.with_name(file.name.removesuffix(".nii.gz") + ".json")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the study, and of no other."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"images must be files of the study {folder.name}, got {name!r}")
+    return path
+
+
+def _words(given: Any) -> list[str]:
+    return [word.strip() for word in given.split(",")] if isinstance(given, str) else list(given)
+
+
+def _channels(image: Path, contrasts: list[str], scratch: Path) -> dict[str, Path]:
+    """A 4D image's channels as files of their own."""
+    whole: Any = nib.load(image)
+    if whole.ndim == 3 and len(contrasts) == 1:
+        return {contrasts[0]: image}
+    if whole.ndim != 4 or whole.shape[3] != len(contrasts):
+        shape = " x ".join(map(str, whole.shape))
+        raise ValueError(f"contrasts names {len(contrasts)} channels, {', '.join(contrasts)}, but the image is {shape}")
+    files = {}
+    for number, contrast in enumerate(contrasts):
+        files[contrast] = scratch / f"{canonical(contrast)}.nii.gz"
+        nib.save(nib.Nifti1Image(np.asarray(whole.dataobj[..., number]), whole.affine), files[contrast])
+    return files

@@ -1,0 +1,61 @@
+"""Training a bundle on the studies that a MONAI Label server holds."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.train import TrainTask
+
+from monai_ext.serve.label_app.synthesis_task import first
+from monai_ext.subjects import SYNTHETIC
+
+OPTIONS = ("sources", "target", "epochs", "batch_size", "learning_rate", "image_size", "slices", "width", "seed", "amp")
+
+
+class Training(TrainTask):
+    """index, prepare, `monai.bundle run` of train.json: as on the command line, in processes of their own.
+
+    Three of four studies train, the fourth validates. The weights become those that the server uses next; the
+    prepared images and the checkpoints stay in `.training` among the studies.
+    """
+
+    def __init__(self, bundle_root: Path, *, weights: Path) -> None:
+        super().__init__(f"{bundle_root.name}: learn from the studies here")
+        self.bundle_root, self.weights = bundle_root, weights
+
+    def config(self) -> dict[str, Any]:
+        return {"size": ["compact", "paper"], "epochs": 3}
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        studies = Path(datastore._datastore_path)  # it has no other name for it
+        place = studies / ".training" / self.bundle_root.name
+        options = {key: request[key] for key in OPTIONS if request.get(key) is not None}
+        files = [str(self.bundle_root / "configs" / "train.json")]
+        if first(request.get("size", "compact")) == "compact":
+            files.append(str(self.bundle_root.parent / "compact.json"))
+        place.mkdir(parents=True, exist_ok=True)
+        passed_over = (".training/*", "labels/*", f"*{SYNTHETIC}.nii*")
+        where = ("--root", studies, "--layout", "folder", "--out", place / "datalist.json")
+        _run("monai_ext", "index", *where, "--split", "75/25/0%", "--exclude", *passed_over)
+        _run("monai_ext", "prepare", "--datalist", place / "datalist.json", "--out", place / "prepared")
+        run = place / f"run{len(list(place.glob('run*')))}"
+        ids = {"dataset_dir": place / "prepared", "output_dir": run, "weights": self.weights, **options}
+        words = [word for key, value in ids.items() for word in (f"--{key}", str(value))]
+        said = _run("monai.bundle", "run", "--bundle_root", self.bundle_root, "--config_file", files, *words)
+        return {"weights": str(self.weights), "run": str(run), "log": said[-2000:]}
+
+
+def _run(module: str, *words: Any) -> str:
+    done = subprocess.run([sys.executable, "-m", module, *map(str, words)], capture_output=True, text=True)
+    if done.returncode:
+        raise HTTPException(400, _reason(done.stderr))
+    return done.stdout
+
+
+def _reason(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    return lines[-1] if lines else said[-1000:]

@@ -1,0 +1,88 @@
+"""A bundle's inference for one subject after another, with its network built once: what servers call."""
+
+import copy
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from monai_ext.bundle import refuse_unknown_ids
+from monai_ext.checkpoints import about_weights
+from monai_ext.data.datalist import absolute
+from monai_ext.transforms import synthetic_file
+
+TASK = ("network_def", "sources", "target")  # as the weights' JSON has them
+
+
+class Synthesiser:
+    """`configs/inference.json` of the bundle at `bundle_root`, run as `monai.bundle run` would, call by call.
+
+    The weights, `models/model.pt` unless others are named, say which network they are for and from which contrasts it
+    makes which. They are read again for each subject: those of a training that ended meanwhile are the next's. `ids`
+    are the config's. Several threads may call; one at a time is served.
+    """
+
+    def __init__(self, bundle_root: Path | str, *, weights: Path | str | None = None, **ids: Any) -> None:
+        self.bundle_root = absolute(Path(bundle_root))
+        self.weights = absolute(Path(weights)) if weights else self.bundle_root / "models" / "model.pt"
+        if not self.weights.is_file():
+            raise ValueError(f"there are no weights at {self.weights}: train the bundle first, or name others")
+        self.config = ConfigParser.load_config_file(self.bundle_root / "configs" / "inference.json")
+        about = about_weights(self.weights)
+        self.ids = {
+            "bundle_root": str(self.bundle_root),
+            "weights": str(self.weights),
+            **{key: about[key] for key in TASK if key in about and key in self.config},
+            **ids,
+        }
+        if isinstance(self.config.get("target"), str) and isinstance(self.ids.get("target"), list):
+            (self.ids["target"],) = self.ids["target"]
+        refuse_unknown_ids(self._parser({}).get(), [self.config])
+        self._turn = threading.Lock()
+        parser = self._parser({})
+        try:
+            parser.get_parsed_content("maker")  # whether the weights fit is known now, not at the first patient
+        except RuntimeError as error:
+            raise _root(error) from None
+        self._network = parser.get_parsed_content("network")
+
+    def get(self, name: str) -> Any:
+        """What an id is, in words and numbers: unevaluated."""
+        return self.ids.get(name, self.config.get(name))
+
+    def __call__(
+        self, images: Mapping[str, Path | str], output_dir: Path | str, *, subject: str | None = None, **ids: Any
+    ) -> dict[str, Path]:
+        """Synthesise from `images`, contrast -> file, into `output_dir`: contrast -> the NIfTI that was written.
+
+        What is wrong with the subject is raised, not printed.
+        """
+        files = {contrast: str(absolute(Path(path))) for contrast, path in images.items()}
+        given = {"images": files, "subject": subject, "output_dir": str(output_dir), "overwrite": True, **ids}
+        refuse_unknown_ids(given, [self.config])
+        with self._turn:
+            parser = self._parser(given)
+            parser["network"] = self._network
+            try:
+                dataset, maker = (parser.get_parsed_content(name) for name in ("dataset", "maker"))
+                parser.get_parsed_content("evaluator").run()
+            except RuntimeError as error:  # MONAI wraps what a component raises
+                raise _root(error) from None
+            if dataset.failures:
+                raise dataset.failures[0]
+        return {target: synthetic_file(Path(output_dir), dataset.done[0], target) for target in maker.target}
+
+    def _parser(self, ids: Mapping[str, Any]) -> ConfigParser:
+        parser = ConfigParser(copy.deepcopy(self.config))
+        for name, value in {**self.ids, **ids}.items():
+            parser[name] = value
+        parser.get_parsed_content("imports")
+        return parser
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,0 +1,229 @@
+"""A real MONAI Label server: studies in, each bundle trained there, SYNTHETIC images out, misuse answered in words."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LABEL = ROOT / ".venv-label" / "bin"
+BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
+TINY = {"width": 8, "image_size": 32, "slices": ["middle", 6], "epochs": 1, "batch_size": 4}
+
+pytestmark = pytest.mark.skipif(not (LABEL / "monailabel").is_file(), reason="needs MONAI Label: make test-serve")
+
+
+class Server:
+    """What a client of it sees."""
+
+    def __init__(self, port: int, folder: Path) -> None:
+        self.url, self.log = f"http://127.0.0.1:{port}", folder / "log.txt"
+        self.studies, self.models = folder / "studies", folder / "models"
+
+    def ask(self, path: str, *, form: dict[str, Any] | None = None, body: Any = None) -> tuple[int, bytes]:
+        """GET without a body, POST with a form or a JSON -> status, answer."""
+        data, headers = None, {}
+        if form is not None:
+            mark = uuid.uuid4().hex
+            parts = [
+                f'--{mark}\r\nContent-Disposition: form-data; name="{name}"'.encode() + content
+                for name, content in form.items()
+            ]
+            data = b"\r\n".join([*parts, f"--{mark}--\r\n".encode()])
+            headers["Content-Type"] = f"multipart/form-data; boundary={mark}"
+        elif body is not None:
+            data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=600) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def infer(self, bundle: str, image: str, output: str = "image", **params: Any) -> tuple[int, bytes]:
+        form = {"params": b"\r\n\r\n" + json.dumps(params).encode()}
+        return self.ask(f"/infer/{bundle}?image={image}&output={output}", form=form)
+
+    def upload(self, bundle: str, file: Path, **params: Any) -> tuple[int, bytes]:
+        form = {
+            "params": b"\r\n\r\n" + json.dumps(params).encode(),
+            "file": f'; filename="{file.name}"\r\nContent-Type: application/gzip\r\n\r\n'.encode() + file.read_bytes(),
+        }
+        return self.ask(f"/infer/{bundle}?output=image", form=form)
+
+    def info(self) -> dict[str, Any]:
+        return json.loads(self.ask("/info/")[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("label")
+    python = ROOT / ".venv" / "bin" / "python"
+    make = [python, "-m", "monai_ext", "phantom", "--out", folder / "studies", "--site", "healthy", "--subjects", "4",
+            "--spacing", "6", "--contrasts", "T1,T2,PD", "--layout", "folder"]  # fmt: skip
+    subprocess.run(list(map(str, make)), check=True, capture_output=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [LABEL / "monailabel", "start_server", "--app", ROOT / "monai_ext/serve/label_app", "-i", "127.0.0.1",
+               "--studies", folder / "studies", "-p", port, "--conf", "models", folder / "models"]  # fmt: skip
+    environment = {**os.environ, "PATH": f"{LABEL}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            list(map(str, command)), env=environment, stdout=log, stderr=log, start_new_session=True, cwd=folder
+        )
+        try:
+            server = Server(port, folder)
+            until = time.monotonic() + 120
+            while True:
+                try:
+                    server.info()
+                    break
+                except OSError:
+                    assert process.poll() is None, (folder / "log.txt").read_text(errors="replace")[-3000:]
+                    assert time.monotonic() < until, "the server did not come up"
+                    time.sleep(0.5)
+            yield server
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+@pytest.fixture(scope="module", params=BUNDLES, ids=[bundle.name for bundle in BUNDLES])
+def bundle(request: pytest.FixtureRequest, server: Server) -> Path:
+    """One that the server has trained on its studies."""
+    name = request.param.name
+    assert name not in server.info()["models"]
+    status, said = server.infer(name, image(server))
+    assert status == 500
+    assert b"has no weights" in said
+    status, said = server.ask(f"/train/{name}?run_sync=true", body={**TINY, "sources": ["T1", "T2"], "target": "PD"})
+    assert status == 200, said
+    assert (server.models / name / "model.pt").is_file()
+    return request.param
+
+
+def image(server: Server, study: int = 0, contrast: str = "T1") -> str:
+    folder = sorted(path for path in server.studies.iterdir() if any(path.glob("*.nii.gz")))[study]
+    return f"{folder.name}/{scan(folder, contrast).name.removesuffix('.nii.gz')}"
+
+
+def scan(folder: Path, contrast: str) -> Path:
+    return next(folder.glob(f"*{contrast}.nii.gz"))
+
+
+def read(answer: bytes, folder: Path) -> Any:
+    (folder / "answer.nii.gz").write_bytes(answer)
+    return nib.load(folder / "answer.nii.gz")
+
+
+def test_the_answer_is_an_image_as_the_command_line_would_have_written_it(bundle: Path, server: Server, tmp_path: Path):
+    status, answer = server.infer(bundle.name, image(server))
+    assert status == 200, answer
+    made: Any = read(answer, tmp_path)
+    study = server.studies / image(server).partition("/")[0]
+    images = {contrast: str(scan(study, contrast)) for contrast in ("T1", "T2")}
+    ids = {"images": images, "weights": server.models / bundle.name / "model.pt", "output_dir": tmp_path / "out",
+           "bundle_root": bundle, "config_file": bundle / "configs/inference.json", "width": TINY["width"]}  # fmt: skip
+    words = [word for name, value in ids.items() for word in (f"--{name}", str(value))]
+    command = [ROOT / ".venv/bin/python", "-m", "monai.bundle", "run", *words]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    expected: Any = nib.load(next((tmp_path / "out").rglob("PD_synthetic.nii.gz")))
+    assert made.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(made.affine, nib.load(images["T1"]).affine)
+    np.testing.assert_array_equal(made.get_fdata(), expected.get_fdata())
+    assert b"SYNTHETIC PD" in made.header["descrip"].item()
+
+
+def test_the_result_stays_in_the_study_under_a_name_that_says_what_it_is(bundle: Path, server: Server):
+    status, said = server.infer(bundle.name, image(server, 1), output="json")
+    assert status == 200, said
+    name = f"PD_{bundle.name}_synthetic"
+    assert json.loads(said)["synthetic"]
+    assert json.loads(said)["stored"] == [name]
+    study = server.studies / image(server, 1).partition("/")[0]
+    assert json.loads((study / f"{name}.json").read_text())["synthetic"]
+    assert server.ask(f"/datastore/image?image={study.name}/{name}")[0] == 200
+
+
+def test_the_panel_offers_the_targets_that_there_are_and_may_send_its_list_back(bundle: Path, server: Server):
+    panel = server.info()["models"][bundle.name]["config"]
+    assert panel["target"] == ["PD"]
+    assert server.infer(bundle.name, image(server), **panel)[0] == 200
+
+
+def test_a_4d_image_holds_several_contrasts(bundle: Path, server: Server, tmp_path: Path):
+    study = server.studies / image(server).partition("/")[0]
+    scans: list[Any] = [nib.load(scan(study, contrast)) for contrast in ("T2", "T1")]
+    both = np.stack([one.get_fdata(dtype=np.float32) for one in scans], axis=-1)
+    nib.save(nib.Nifti1Image(both, scans[1].affine), tmp_path / "both.nii.gz")
+    status, answer = server.upload(bundle.name, tmp_path / "both.nii.gz", contrasts="T2,T1")
+    assert status == 200, answer
+    expected = read(server.infer(bundle.name, image(server))[1], tmp_path).get_fdata()
+    np.testing.assert_allclose(read(answer, tmp_path).get_fdata(), expected, atol=1e-4)
+
+
+def test_eight_requests_at_once_are_all_answered_and_none_mixed_up(bundle: Path, server: Server):
+    alone = [server.infer(bundle.name, image(server, study))[1] for study in (0, 1)]
+    assert alone[0] != alone[1]
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda turn: server.infer(bundle.name, image(server, turn % 2)), range(8)))
+    assert answers == [(200, alone[turn % 2]) for turn in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("where", "params", "status", "said"),
+    [
+        ("nobody/T1", {}, 404, "there is no image 'nobody/T1' among the studies: there are "),
+        ("", {"target": "FLAIR"}, 400, "synthesises PD from T1,T2; asked for was FLAIR from T1,T2"),
+        ("", {"images": {"T1": "T1.nii.gz"}}, 400, "lacks T2, has T1"),
+        ("", {"images": {"T1": "T1.nii.gz", "T2": "../../T2.nii.gz"}}, 400, "images must be files of the study"),
+        ("", {"contrasts": "T1,T2"}, 400, "contrasts names 2 channels, T1, T2, but the image is "),
+    ],
+)
+def test_a_bad_request_is_answered_with_its_reason(bundle: Path, server: Server, where, params, status, said):
+    study, _, name = image(server).partition("/")
+    if "images" in params:
+        own = {contrast: file.replace("T1.nii.gz", f"{name}.nii.gz") for contrast, file in params["images"].items()}
+        params = {"images": own}
+    answer = server.infer(bundle.name, where or f"{study}/{name}", **params)
+    assert answer[0] == status, answer
+    assert said in json.loads(answer[1])["detail"]
+
+
+def test_a_bundle_that_is_not_there_is_named_with_those_that_are(server: Server):
+    for path in (f"/infer/agi_nets?image={image(server)}", "/train/agi_nets?run_sync=true"):
+        status, said = server.ask(path, form={"params": b"\r\n\r\n{}"} if "infer" in path else None, body={})
+        assert status == 404
+        assert b"there is no bundle 'agi_nets': there are agi_net" in said
+
+
+def test_weights_that_do_not_fit_are_an_error_and_not_silence(bundle: Path, server: Server):
+    file = server.models / bundle.name / "model.json"
+    before = file.read_text()
+    about = json.loads(before)
+    about["network_def"]["width"] = 16
+    file.write_text(json.dumps(about))
+    weights = file.with_name("model.pt")
+    os.utime(weights)
+    try:
+        status, said = server.infer(bundle.name, image(server))
+        assert status == 500
+        assert b"cannot be served" in said
+        assert "cannot be served" in server.log.read_text(errors="replace")
+    finally:
+        file.write_text(before)
+        os.utime(weights)
+    assert server.infer(bundle.name, image(server))[0] == 200
