@@ -2,13 +2,8 @@
 
 import json
 import os
-import signal
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
-import uuid
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,88 +12,22 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from label_server import LABEL, ROOT, Server, serving
 
-ROOT = Path(__file__).resolve().parents[2]
-LABEL = ROOT / ".venv-label" / "bin"
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
 TINY = {"width": 8, "image_size": 32, "slices": ["middle", 6], "epochs": 1, "batch_size": 4}
 
 pytestmark = pytest.mark.skipif(not (LABEL / "monailabel").is_file(), reason="needs MONAI Label: make test-serve")
 
 
-class Server:
-    """What a client of it sees."""
-
-    def __init__(self, port: int, folder: Path) -> None:
-        self.url, self.log = f"http://127.0.0.1:{port}", folder / "log.txt"
-        self.studies, self.models = folder / "studies", folder / "models"
-
-    def ask(self, path: str, *, form: dict[str, Any] | None = None, body: Any = None) -> tuple[int, bytes]:
-        """GET without a body, POST with a form or a JSON -> status, answer."""
-        data, headers = None, {}
-        if form is not None:
-            mark = uuid.uuid4().hex
-            parts = [
-                f'--{mark}\r\nContent-Disposition: form-data; name="{name}"'.encode() + content
-                for name, content in form.items()
-            ]
-            data = b"\r\n".join([*parts, f"--{mark}--\r\n".encode()])
-            headers["Content-Type"] = f"multipart/form-data; boundary={mark}"
-        elif body is not None:
-            data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
-        try:
-            with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=600) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-
-    def infer(self, bundle: str, image: str, output: str = "image", **params: Any) -> tuple[int, bytes]:
-        form = {"params": b"\r\n\r\n" + json.dumps(params).encode()}
-        return self.ask(f"/infer/{bundle}?image={image}&output={output}", form=form)
-
-    def upload(self, bundle: str, file: Path, **params: Any) -> tuple[int, bytes]:
-        form = {
-            "params": b"\r\n\r\n" + json.dumps(params).encode(),
-            "file": f'; filename="{file.name}"\r\nContent-Type: application/gzip\r\n\r\n'.encode() + file.read_bytes(),
-        }
-        return self.ask(f"/infer/{bundle}?output=image", form=form)
-
-    def info(self) -> dict[str, Any]:
-        return json.loads(self.ask("/info/")[1])
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("label")
-    python = ROOT / ".venv" / "bin" / "python"
-    make = [python, "-m", "monai_ext", "phantom", "--out", folder / "studies", "--site", "healthy", "--subjects", "4",
-            "--spacing", "6", "--contrasts", "T1,T2,PD", "--layout", "folder"]  # fmt: skip
-    subprocess.run(list(map(str, make)), check=True, capture_output=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [LABEL / "monailabel", "start_server", "--app", ROOT / "monai_ext/serve/label_app", "-i", "127.0.0.1",
-               "--studies", folder / "studies", "-p", port, "--conf", "models", folder / "models"]  # fmt: skip
-    environment = {**os.environ, "PATH": f"{LABEL}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(
-            list(map(str, command)), env=environment, stdout=log, stderr=log, start_new_session=True, cwd=folder
-        )
-        try:
-            server = Server(port, folder)
-            until = time.monotonic() + 120
-            while True:
-                try:
-                    server.info()
-                    break
-                except OSError:
-                    assert process.poll() is None, (folder / "log.txt").read_text(errors="replace")[-3000:]
-                    assert time.monotonic() < until, "the server did not come up"
-                    time.sleep(0.5)
-            yield server
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+    make = ("-m", "monai_ext", "phantom", "--out", folder / "studies", "--site", "healthy", "--subjects", 4)
+    what = ("--spacing", 6, "--contrasts", "T1,T2,PD", "--layout", "folder")
+    subprocess.run([sys.executable, *map(str, (*make, *what))], check=True, capture_output=True)
+    with serving(folder) as server:
+        yield server
 
 
 @pytest.fixture(scope="module", params=BUNDLES, ids=[bundle.name for bundle in BUNDLES])
@@ -138,7 +67,7 @@ def test_the_answer_is_an_image_as_the_command_line_would_have_written_it(bundle
     ids = {"images": images, "weights": server.models / bundle.name / "model.pt", "output_dir": tmp_path / "out",
            "bundle_root": bundle, "config_file": bundle / "configs/inference.json", "width": TINY["width"]}  # fmt: skip
     words = [word for name, value in ids.items() for word in (f"--{name}", str(value))]
-    command = [ROOT / ".venv/bin/python", "-m", "monai.bundle", "run", *words]
+    command = [sys.executable, "-m", "monai.bundle", "run", *words]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     expected: Any = nib.load(next((tmp_path / "out").rglob("PD_synthetic.nii.gz")))
     assert made.get_data_dtype() == np.float32
