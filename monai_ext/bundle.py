@@ -254,12 +254,17 @@ def samples(
     slices: str | Sequence[Any],
     image_size: int,
     patch_size: Sequence[int] | None = None,
+    neighbours: int = 0,
 ) -> SliceDataset:
-    """What a network is trained on: slices cut or padded to `image_size`, or for one in 3D patches of `patch_size`."""
+    """What a network is trained on: slices cut or padded to `image_size`, or for one in 3D patches of `patch_size`.
+
+    `neighbours` are of `SliceDataset`: slices on either side of a source's.
+    """
     if patch_size is not None:
         return PatchDataset(data, sources=sources, target=target, slices=slices, patch_size=patch_size)
     crop: Any = ResizeWithPadOrCropd(keys=["sources", "target"], spatial_size=(image_size, image_size))
-    return SliceDataset(data, sources=sources, target=target, slices=slices, transform=crop)
+    options: dict[str, Any] = {"slices": slices, "neighbours": neighbours, "transform": crop}
+    return SliceDataset(data, sources=sources, target=target, **options)
 
 
 def prepared_as(datalist: Path | str) -> dict[str, Any] | None:

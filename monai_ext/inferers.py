@@ -17,11 +17,15 @@ class SlicesInferer(Inferer):
     As MONAI's `SliceInferer` does with whole slices, without its weights, counts and copies for windows that overlap,
     and with all slices of a batch cut at once. Slices in which every source is zero do not go through the network:
     there is nothing to synthesise from, and the result is zero. `amp` is as in `monai_ext.precision`; the result is
-    float32 whatever it is. More arguments are the network's.
+    float32 whatever it is. `neighbours` puts n slices of either side beside each source, as `SliceDataset` does.
+    More arguments are the network's.
     """
 
-    def __init__(self, *, batch_size: int = 4, amp: bool | str = True, progress: bool = False) -> None:
+    def __init__(
+        self, *, batch_size: int = 4, amp: bool | str = True, progress: bool = False, neighbours: int = 0
+    ) -> None:
         super().__init__()
+        self.around = torch.arange(-neighbours, neighbours + 1)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size, self.amp, self.progress = batch_size, amp, progress
@@ -37,11 +41,18 @@ class SlicesInferer(Inferer):
         batches = filled.split(self.batch_size) if len(filled) else ()
         with autocast(inputs.device, self.amp):
             for which in tqdm(batches, desc="slices", unit="batch", leave=False, disable=not self.progress):
-                found = network(slices[which].contiguous(memory_format=layout), *args, **kwargs)
+                found = network(self._with_neighbours(slices, which).contiguous(memory_format=layout), *args, **kwargs)
                 if found.shape[1] != result.shape[1]:
                     result = slices.new_zeros(len(slices), *found.shape[1:])
                 result[which] = found.float().clamp(0, 1)
         return result.permute(1, 2, 3, 0)[None]
+
+    def _with_neighbours(self, slices: Tensor, which: Tensor) -> Tensor:
+        """(K, M, I, J), (B,) -> (B, M * (2n + 1), I, J), edge slices repeated"""
+        if len(self.around) == 1:
+            return slices[which]
+        near = (which[:, None] + self.around.to(which.device)).clamp(0, len(slices) - 1)
+        return slices[near].transpose(1, 2).flatten(1, 2)
 
 
 class PatchesInferer(SlidingWindowInferer):

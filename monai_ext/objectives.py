@@ -43,9 +43,7 @@ class Pix2Pix:
     """
 
     def __init__(self, *, pixel_weight: float = 100.0, adversarial_weight: float = 1.0, criterion: str = "bce") -> None:
-        for name, weight in (("pixel_weight", pixel_weight), ("adversarial_weight", adversarial_weight)):
-            if weight < 0:
-                raise ValueError(f"{name} must be at least 0, got {weight}")
+        _check_weights(pixel_weight=pixel_weight, adversarial_weight=adversarial_weight)
         self.pixel_weight, self.adversarial_weight = pixel_weight, adversarial_weight
         self.adversarial = PatchAdversarialLoss(criterion=criterion)
         if criterion == "bce":  # of logits: a sigmoid first would lose the gradient of a discriminator that is sure
@@ -71,6 +69,51 @@ class Pix2Pix:
             adversarial = self.adversarial(fake, target_is_real=True, for_discriminator=False)
             terms["adversarial"] = self.adversarial_weight * adversarial
         return terms
+
+
+FORMS = {"paper": 0.1, "stable": 100.0}  # the weight of each L1 term
+
+
+class Disentangling(Pix2Pix):
+    """FD-GAN's (Eq. 3-5): the prediction, its pseudo-target and, if so wanted, its edges, each by L1 to the target.
+
+    `form` "paper" weighs both of Eq. 5's terms by the 0.1 that is printed, at which the adversarial term outweighs
+    them; "stable" by pix2pix's 100. In both, the network raises D(G) as the text says, not as Eq. 4 is printed.
+    `edge_weight` is that of the prediction's slopes, an edge-aware term that the paper leaves to the future. A network
+    without a pseudo-target, a U-Net say, has the other terms.
+    """
+
+    def __init__(self, *, form: str = "stable", edge_weight: float = 0.0) -> None:
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+        _check_weights(edge_weight=edge_weight)
+        super().__init__(pixel_weight=FORMS[form])
+        self.edge_weight = edge_weight
+
+    def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
+        both = getattr(network, "forward_with_pseudo_target", None)
+        if both is None:
+            return super().predict(network, batch)
+        prediction, pseudo_target = both(batch["sources"])
+        return {"pred": prediction, "pseudo_target": pseudo_target}
+
+    def generator_terms(
+        self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
+    ) -> Terms:
+        terms = super().generator_terms(discriminator, batch, predicted)
+        if "pseudo_target" in predicted:  # Eq. 5's second term
+            terms["pseudo_target"] = self.pixel_weight * l1_loss(predicted["pseudo_target"], batch["target"])
+        if self.edge_weight:
+            made, real = predicted["pred"], batch["target"]
+            slopes = [l1_loss(made.diff(dim=axis), real.diff(dim=axis)) for axis in range(2, made.dim())]
+            terms["edge"] = self.edge_weight * torch.stack(slopes).sum()
+        return terms
+
+
+def _check_weights(**weights: float) -> None:
+    for name, weight in weights.items():
+        if weight < 0:
+            raise ValueError(f"{name} must be at least 0, got {weight}")
 
 
 def _judged(discriminator: Discriminator, sources: Tensor, image: Tensor) -> Tensor:

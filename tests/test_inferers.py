@@ -101,3 +101,19 @@ def test_patches_are_float32_whatever_the_network_computes_in(amp, dtype):
     assert set(seen) == {dtype}
     assert result.dtype is torch.float32
     assert result.max() == 1
+
+
+def test_neighbours_stand_beside_each_source_and_the_edge_slices_are_repeated():
+    x = torch.arange(5.0).expand(1, 2, 1, 1, 5).clone()
+    x[:, 1] += 10
+    x = (x + 1) / 20
+    seen = {}
+
+    def network(y: Tensor) -> Tensor:
+        seen.update({round(20 * row[1].item() - 1): row.flatten() for row in y})
+        return y[:, :1]
+
+    SlicesInferer(batch_size=2, amp=False, neighbours=1)(x, network)
+    for number, near in enumerate(([0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4])):
+        expected = torch.tensor([*near, *(10 + one for one in near)])
+        torch.testing.assert_close(seen[number], (expected + 1.0) / 20)

@@ -1,10 +1,11 @@
-"""pix2pix's terms against their formulas, and what a discriminator's answer may be."""
+"""Each method's terms against their formulas, and what a discriminator's answer may be."""
 
 import pytest
 import torch
 from torch.nn.functional import softplus
 
-from monai_ext.objectives import Pix2Pix
+from monai_ext.networks import FDGAN
+from monai_ext.objectives import Disentangling, Pix2Pix
 
 BATCH = {"sources": torch.rand(2, 2, 8, 8), "target": torch.rand(2, 1, 8, 8)}
 MADE = {"pred": torch.rand(2, 1, 8, 8)}
@@ -50,3 +51,34 @@ def test_without_a_discriminator_there_is_l1_alone():
 def test_a_negative_weight_is_refused():
     with pytest.raises(ValueError, match="pixel_weight must be at least 0, got -1"):
         Pix2Pix(pixel_weight=-1)
+
+
+@pytest.mark.parametrize(("form", "weight"), [("paper", 0.1), ("stable", 100)])
+def test_fd_gan_holds_prediction_and_pseudo_target_to_the_target_alike(form: str, weight: float):
+    made = {**MADE, "pseudo_target": torch.rand(2, 1, 8, 8)}
+    terms = Disentangling(form=form).generator_terms(judge, BATCH, made)
+    for name, key in (("pixel", "pred"), ("pseudo_target", "pseudo_target")):
+        assert terms[name].item() == pytest.approx(weight * (made[key] - BATCH["target"]).abs().mean().item())
+    assert terms["adversarial"].item() == pytest.approx(softplus(-logits(MADE["pred"])).mean().item(), rel=1e-5)
+
+
+def test_fd_gan_gives_both_of_its_images_and_another_network_its_one():
+    network = FDGAN(width=4)
+    made = Disentangling().predict(network, BATCH)
+    torch.testing.assert_close(made["pseudo_target"], network.laf(BATCH["sources"]))
+    assert set(Disentangling().predict(lambda x: x[:, :1], BATCH)) == {"pred"}
+
+
+def test_edges_are_the_slopes_whatever_the_brightness():
+    objective = Disentangling(edge_weight=3)
+    brighter = {"pred": BATCH["target"] + 0.5}
+    assert objective.generator_terms(None, BATCH, brighter)["edge"].item() == pytest.approx(0, abs=1e-6)
+    step = BATCH["target"].clone()
+    step[..., 4:] += 1  # one of seven slopes along a row is off by one
+    assert objective.generator_terms(None, BATCH, {"pred": step})["edge"].item() == pytest.approx(3 / 7, rel=1e-5)
+    assert "edge" not in Disentangling().generator_terms(None, BATCH, MADE)
+
+
+def test_an_unknown_form_is_refused_with_those_known():
+    with pytest.raises(ValueError, match="form must be one of paper, stable, got 'printed'"):
+        Disentangling(form="printed")

@@ -22,6 +22,7 @@ def montage(
 ) -> Path:
     """Write grey images (2D, first axis downwards) to `path`: from 0 to `white`, or each to its 99.5th percentile.
 
+    One of three channels, (H, W, 3) in [0, 1], is in colour.
     `titles` names the columns, or each image with one sequence a row; `height` resizes every image.
     """
     if not rows or not all(len(row) for row in rows):
@@ -29,6 +30,7 @@ def montage(
     per_row = [titles] * len(rows) if not titles or isinstance(titles[0], str) else titles
     if len(per_row) != len(rows):
         raise ValueError(f"titles must be one a column or one sequence a row, got {len(per_row)} for {len(rows)} rows")
+    mode = "RGB" if any(image.ndim == 3 for row in rows for image in row) else "L"
     strips = []
     for row, names in zip(rows, per_row, strict=True):
         if names and len(names) != len(row):
@@ -36,16 +38,16 @@ def montage(
         tiles = [_tile(image, height, white) for image in row]
         tall = max(tile.height for tile in tiles)
         band = TITLE if names else 0
-        strip = Image.new("L", (sum(t.width + MARGIN for t in tiles) - MARGIN, tall + band))
+        strip = Image.new(mode, (sum(t.width + MARGIN for t in tiles) - MARGIN, tall + band))
         pen = ImageDraw.Draw(strip)
         left = 0
         for index, tile in enumerate(tiles):
             strip.paste(tile, (left, band))
             if names:
-                pen.text((left + 3, 0), str(names[index]), fill=200)
+                pen.text((left + 3, 0), str(names[index]), fill="#c8c8c8")
             left += tile.width + MARGIN
         strips.append(strip)
-    page = Image.new("L", (max(s.width for s in strips), sum(s.height + MARGIN for s in strips) - MARGIN))
+    page = Image.new(mode, (max(s.width for s in strips), sum(s.height + MARGIN for s in strips) - MARGIN))
     top = 0
     for strip in strips:
         page.paste(strip, (0, top))
@@ -57,12 +59,12 @@ def montage(
 
 
 def _tile(image: np.ndarray, height: int | None, white: float | None) -> Image.Image:
-    if image.ndim != 2:
-        raise ValueError(f"a montage shows 2D images, got one of shape {image.shape}")
+    if image.ndim != 2 and not (image.ndim == 3 and image.shape[2] == 3):
+        raise ValueError(f"a montage shows 2D images, or (H, W, 3) in colour, got one of shape {image.shape}")
     shown = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
     foreground = shown[shown > 0]
-    top = white or (float(np.percentile(foreground, 99.5)) if foreground.size else 1.0)
-    grey = Image.fromarray((255 * np.clip(shown / top, 0, 1)).astype(np.uint8))
-    if height is not None and grey.height != height:
-        grey = grey.resize((max(1, round(grey.width * height / grey.height)), height), Image.Resampling.BICUBIC)
-    return grey.point([(level // STEP) * STEP for level in range(256)])
+    top = 1.0 if image.ndim == 3 else white or (float(np.percentile(foreground, 99.5)) if foreground.size else 1.0)
+    tile = Image.fromarray((255 * np.clip(shown / top, 0, 1)).astype(np.uint8))
+    if height is not None and tile.height != height:
+        tile = tile.resize((max(1, round(tile.width * height / tile.height)), height), Image.Resampling.BICUBIC)
+    return tile.point([(level // STEP) * STEP for level in range(256)] * len(tile.getbands()))

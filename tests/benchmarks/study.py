@@ -1,0 +1,37 @@
+"""What the studies share: a network trained and evaluated by its bundle's own configs, unless that was done before."""
+
+import csv
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+
+
+def trained_and_evaluated(
+    bundle: str,
+    folder: Path,
+    *,
+    data: Path,
+    overlays: Sequence[str] = (),
+    ids: Mapping[str, object],
+    training: Mapping[str, object],
+    evaluation: Mapping[str, object],
+) -> list[dict[str, str]]:
+    """The rows of `folder`/run/subjects.csv; `ids` are for both, at the laptop's size."""
+    same = {"dataset_dir": data.resolve(), "weights": folder / "model.pt", **ids}
+    if not (folder / "model.pt").is_file():
+        _run(bundle, "train", overlays, {**same, "output_dir": folder, **training})
+    if not (folder / "run" / "run.json").is_file():
+        _run(bundle, "evaluate", overlays, {**same, "output_dir": folder / "run", **evaluation})
+    with (folder / "run" / "subjects.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _run(bundle: str, verb: str, overlays: Sequence[str], ids: Mapping[str, object]) -> None:
+    root = BUNDLES / bundle
+    files = [str(root / "configs" / f"{name}.json") for name in (verb, *overlays)] + [str(BUNDLES / "compact.json")]
+    words = [str(word) for name, value in ids.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(root), "--config_file", str(files)]
+    subprocess.run([*command, *words], check=True, stdout=subprocess.DEVNULL)
