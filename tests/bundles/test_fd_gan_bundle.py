@@ -24,10 +24,11 @@ def train(prepared: Path, bundle_run: Callable, tmp_path: Path) -> Callable:
 def test_the_baseline_is_monais_unet_trained_and_evaluated_alike(
     train: Callable, prepared: Path, bundle_run: Callable, tmp_path: Path
 ):
-    weights = train("unet")
+    weights = train("unet", neighbours=1)  # slices beside a source's are the baseline's too
     assert not any(name.startswith(("laf", "spe")) for name in weights)
+    assert weights["conv_0.conv_0.conv.weight"].shape == (8, 2 * 3, 3, 3)
     ids = {"dataset_dir": prepared, "weights": tmp_path / "model.pt", "output_dir": tmp_path / "run", "width": 8}
-    bundle_run(FD_GAN, "evaluate", "unet", **ids)
+    bundle_run(FD_GAN, "evaluate", "unet", **ids, neighbours=1)
     assert (tmp_path / "run" / "run.json").is_file()
 
 
