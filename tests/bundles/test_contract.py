@@ -48,7 +48,7 @@ def test_its_files_are_those_of_a_zoo_bundle(bundle: Path):
 
 def test_its_metadata_keep_the_schema(bundle: Path, tmp_path: Path):
     schema = tmp_path / "schema.json"  # MONAI downloads the one that is named unless it is there
-    schema.write_text((Path(__file__).parent / "metadata_schema.json").read_text())
+    schema.write_text((ROOT / "monai_ext/zoo/metadata_schema.json").read_text())
     metadata = bundle / "configs" / "metadata.json"
     python("-m", "monai.bundle", "verify_metadata", "--meta_file", metadata, "--filepath", schema, cwd=tmp_path)
     content = config(bundle, "metadata")

@@ -1,0 +1,100 @@
+"""The zoo's rules that run a bundle. A process of its own, started in the bundle's folder, so that what comes with the
+bundle is what is run: `python -m monai_ext.zoo.inside` prints one JSON object, rule -> what is wrong.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
+from monai.bundle.properties import InferProperties, TrainProperties
+
+import monai_ext
+from monai_ext.checkpoints import load_weights
+
+INFERENCE, METADATA, WEIGHTS = "configs/inference.json", "configs/metadata.json", "models/model.pt"
+SAME = 1e-4  # script and eager, float32
+
+
+def vendored() -> Iterator[str]:
+    """What is imported is what came along."""
+    if Path("monai_ext").is_dir() and not Path(monai_ext.__file__).is_relative_to(Path.cwd()):
+        yield f"monai_ext comes from {monai_ext.__file__}, not from the bundle"
+
+
+def properties() -> Iterator[str]:
+    for name, asked in (("train", TrainProperties), ("inference", InferProperties)):
+        parser = ConfigParser(ConfigParser.load_config_file(f"configs/{name}.json"))
+        for one in ({str(key): value for key, value in entry.items()} for entry in asked.values()):
+            identity = str(one["id"])
+            if one["required"] and identity not in parser:
+                yield f"configs/{name}.json lacks {identity.replace('::', '#')!r}, which MONAI asks for"
+
+
+def network() -> Iterator[str]:
+    load_weights(_network(), WEIGHTS)  # raises, by name, what does not fit
+    yield from ()
+
+
+def net_in_out() -> Iterator[str]:
+    verify_net_in_out("network_def", meta_file=METADATA, config_file=INFERENCE, device="cpu", p=1, n=5)
+    yield from ()
+
+
+def script() -> Iterator[str]:
+    """The archive is made by scripting, loads, and gives what the network gives."""
+    channels = ConfigParser.load_config_file(METADATA)["network_data_format"]["inputs"]["image"]["num_channels"]
+    image = torch.rand(1, channels, 40, 36, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder:
+        archive = f"{folder}/model.ts"
+        ckpt_export("network_def", archive, ckpt_file=WEIGHTS, meta_file=METADATA, config_file=INFERENCE)
+        loaded = torch.jit.load(archive, map_location="cpu").eval()
+    own = _network()
+    load_weights(own, WEIGHTS)
+    with torch.no_grad():
+        apart = (loaded(image) - own.eval()(image)).abs().max().item()
+    if apart > SAME:
+        yield f"the script archive's result is {apart:.2g} away from the network's, {SAME:g} is allowed"
+
+
+def _network() -> torch.nn.Module:
+    found = ConfigParser(ConfigParser.load_config_file(INFERENCE)).get_parsed_content("network_def")
+    if not isinstance(found, torch.nn.Module):
+        raise ValueError(f"{INFERENCE}: network_def is a {type(found).__name__}, expected a network")
+    return found
+
+
+RULES: dict[str, Callable[[], Iterator[str]]] = {
+    "its own code": vendored,
+    "properties": properties,
+    "network_def and its weights": network,
+    "verify_net_in_out": net_in_out,
+    "script archive": script,
+}
+
+
+def main() -> int:
+    """MONAI prints much: what counts goes to standard output alone, at the end."""
+    logging.disable(logging.ERROR)
+    answers: dict[str, list[str]] = {}
+    for name, rule in RULES.items():
+        with contextlib.redirect_stdout(io.StringIO()):
+            try:
+                answers[name] = list(rule())
+            except Exception as error:  # whatever a bundle's code raises is the answer
+                root: BaseException = error
+                while root.__cause__ is not None:
+                    root = root.__cause__
+                answers[name] = [" ".join(f"{type(root).__name__}: {root}".split())[:600]]
+    print(json.dumps(answers))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

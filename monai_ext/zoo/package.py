@@ -1,0 +1,168 @@
+"""python -m monai_ext package BUNDLE --weights FILE --out DIR: a folder and a zip that work alone.
+
+What the bundle takes from this package comes along inside it, the kernels' sources too: a machine needs no more than
+the packages that the metadata name.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from monai_ext.checkpoints import about_weights, load_weights, save_weights, sha256
+from monai_ext.data.datalist import absolute, write_json
+from monai_ext.data.volumes import whole_file
+from monai_ext.ops.loader import PACKAGE
+from monai_ext.zoo import rules
+
+WORKFLOWS = ("train", "inference", "evaluate")
+LEFT_BEHIND = shutil.ignore_patterns("__pycache__", ".*", "*.pyc")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder, such as bundles/NAME")
+    add("--weights", type=Path, required=True, metavar="FILE", help="its model.pt, with the JSON beside it")
+    add("--out", type=Path, required=True, metavar="DIR", help="where NAME/ and NAME_vVERSION.zip are written")
+    add("--url", metavar="ADDRESS", help="the folder that files over 25 MB are downloaded from")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    folder, archive = package(args.bundle, weights=args.weights, out=args.out, url=args.url)
+    print(f"{folder}\n{archive} ({archive.stat().st_size / 1e6:.1f} MB)\nnow: python -m monai_ext verify {folder}")
+    return 0
+
+
+def package(bundle: Path, *, weights: Path, out: Path, url: str | None = None) -> tuple[Path, Path]:
+    """The folder and the zip, written whole or not at all; whatever the zoo would refuse is refused first."""
+    bundle, weights, out = absolute(bundle), absolute(weights), absolute(out)
+    version = rules.metadata(bundle).get("version")
+    if not weights.is_file():
+        raise ValueError(f"{weights}: there are no weights; train first, or say with --weights where they are")
+    folder, archive = out / bundle.name, out / f"{bundle.name}_v{version}.zip"
+    for path in (folder, archive):
+        if path.exists():
+            raise ValueError(f"{path} is there already and is kept: give another --out, or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".package-") as work:
+        made = Path(work) / bundle.name
+        _fill(made, bundle, weights)
+        _name_large_files(made, url)
+        faults = [fault for rule in rules.RULES.values() for fault in rule(made)]
+        if faults:
+            raise ValueError(f"{bundle.name} cannot be packaged:\n  " + "\n  ".join(faults))
+        with whole_file(archive) as partial:
+            _zip(made, partial)
+            made.rename(folder)
+    return folder, archive
+
+
+def _fill(made: Path, bundle: Path, weights: Path) -> None:
+    about = about_weights(weights)
+    version = rules.metadata(bundle)["version"]
+    if about.get("bundle", bundle.name) != bundle.name:
+        raise ValueError(f"{weights} was made by {about['bundle']}, not by {bundle.name}")
+    if about.get("version", version) != version:
+        raise ValueError(f"{weights} was made by version {about['version']} of {bundle.name}, which is now {version}")
+    for part in ("configs", "docs"):
+        if (bundle / part).is_dir():
+            shutil.copytree(bundle / part, made / part, ignore=LEFT_BEHIND)
+    if (bundle / "LICENSE").is_file():
+        shutil.copy(bundle / "LICENSE", made / "LICENSE")
+    shutil.copytree(PACKAGE, made / "monai_ext", ignore=LEFT_BEHIND)
+    if not (made / "monai_ext" / "cuda_ops").is_dir():  # a checkout has them beside the package, a wheel within
+        shutil.copytree(PACKAGE.parent / "cuda_ops", made / "monai_ext" / "cuda_ops", ignore=LEFT_BEHIND)
+    for name in WORKFLOWS:
+        path = made / "configs" / f"{name}.json"
+        if path.is_file():
+            config = ConfigParser.load_config_file(path)
+            if (wanted := fitted(config, about)) != config:
+                write_json(path, wanted)
+    _describe_channels(made / "configs" / "metadata.json", about)
+    _own_commands(made, bundle)
+    inference = ConfigParser(ConfigParser.load_config_file(made / "configs" / "inference.json"))
+    network = inference.get_parsed_content("network_def")
+    load_weights(network, weights)  # refuses what does not fit, by name
+    save_weights(made / "models" / "model.pt", network, {"bundle": bundle.name, "version": version, **about})
+
+
+def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what these weights were trained with where its own values are others: contrasts and widths."""
+    config = dict(config)
+    for name in ("sources", "target"):
+        if name in about and name in config:
+            single = isinstance(config[name], str) and len(about[name]) == 1
+            config[name] = about[name][0] if single else about[name]
+    definition = dict(config["network_def"])
+    for key, value in about.get("network_def", {}).items():
+        own = definition.get(key)
+        reference = own[1:] if isinstance(own, str) and own.startswith("@") else None
+        if reference in config:
+            if not isinstance(config[reference], str) or not config[reference].startswith("$"):
+                config[reference] = value
+        elif not (isinstance(own, str) and own.startswith("$")):  # an expression of the contrasts, which were set
+            definition[key] = value
+    return {**config, "network_def": definition}
+
+
+def _describe_channels(path: Path, about: Mapping[str, Any]) -> None:
+    """The metadata's channels by name, where these weights have other contrasts than the paper's."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for direction, key, names in (("inputs", "image", about.get("sources")), ("outputs", "pred", about.get("target"))):
+        tensor = content["network_data_format"][direction][key]
+        if names and len(names) == tensor["num_channels"]:
+            tensor["channel_def"] = {str(number): name for number, name in enumerate(names)}
+        elif names and list(tensor["channel_def"].values()) != list(names):
+            tensor["num_channels"] = len(names)
+            tensor["channel_def"] = {str(number): name for number, name in enumerate(names)}
+    write_json(path, content)
+
+
+def _own_commands(made: Path, bundle: Path) -> None:
+    """The commands in the README begin in the bundle's own folder now."""
+    shared = bundle.parent / "compact.json"
+    if shared.is_file():
+        shutil.copy(shared, made / "configs" / shared.name)
+    readme = made / "docs" / "README.md"
+    if readme.is_file():
+        text = readme.read_text(encoding="utf-8")
+        for before, after in (
+            (f"--bundle_root bundles/{bundle.name}", "--bundle_root ."),
+            (f"bundles/{bundle.name}/", ""),
+            (f"bundles/{shared.name}", f"configs/{shared.name}"),
+        ):
+            text = text.replace(before, after)
+        readme.write_text(text, encoding="utf-8")
+
+
+def _name_large_files(made: Path, url: str | None) -> None:
+    large = [path for path in rules.contents(made) if path.stat().st_size > rules.LARGEST]
+    if not large:
+        return
+    names = [path.relative_to(made).as_posix() for path in large]
+    if not url:
+        raise ValueError(
+            f"{', '.join(names)}: over {rules.LARGEST / 1e6:g} MB, which the zoo takes by address alone: "
+            "say with --url which folder it will be downloaded from"
+        )
+    lines = ["large_files:"]
+    for path, name in zip(large, names, strict=True):
+        lines += [f'- path: "{name}"', f'  url: "{url.rstrip("/")}/{path.name}"']
+        lines += [f'  hash_val: "{sha256(path)}"', '  hash_type: "sha256"']
+    (made / "large_files.yml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _zip(folder: Path, path: Path) -> None:
+    """The same files give the same zip, byte for byte, whenever it is made."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in rules.contents(folder):
+            info = zipfile.ZipInfo(file.relative_to(folder.parent).as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            archive.writestr(info, file.read_bytes())
