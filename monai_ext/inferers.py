@@ -18,7 +18,7 @@ class SlicesInferer(Inferer):
     and with all slices of a batch cut at once. Slices in which every source is zero do not go through the network:
     there is nothing to synthesise from, and the result is zero. `amp` is as in `monai_ext.precision`; the result is
     float32 whatever it is. `neighbours` puts n slices of either side beside each source, as `SliceDataset` does.
-    More arguments are the network's.
+    More arguments are the network's; with an `output_size` among them the planes are of that size.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class SlicesInferer(Inferer):
         with autocast(inputs.device, self.amp):
             for which in tqdm(batches, desc="slices", unit="batch", leave=False, disable=not self.progress):
                 found = network(self._with_neighbours(slices, which).contiguous(memory_format=layout), *args, **kwargs)
-                if found.shape[1] != result.shape[1]:
+                if found.shape[1:] != result.shape[1:]:
                     result = slices.new_zeros(len(slices), *found.shape[1:])
                 result[which] = found.float().clamp(0, 1)
         return result.permute(1, 2, 3, 0)[None]

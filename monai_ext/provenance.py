@@ -23,6 +23,7 @@ from monai_ext.data.gridded import PERCENTILE
 from monai_ext.data.presets import MASKS, PRESETS, REGISTRATIONS, Preset
 from monai_ext.data.volumes import DESCRIP_BYTES
 from monai_ext.modalities import canonical
+from monai_ext.resolution import OWN, Resolution
 
 WARNING = (
     "This image is SYNTHETIC: a neural network computed it from other images. It was not acquired, can show what is "
@@ -44,6 +45,7 @@ class Maker:
     sources: tuple[str, ...]
     target: tuple[str, ...]
     preset: Preset
+    resolution: Resolution = OWN
 
     def descrip(self, target: str) -> str:
         """For the 80 bytes of a NIfTI header: the one word first, then what has room."""
@@ -62,6 +64,7 @@ class Maker:
             "weights_sha256": self.weights,
             "intensities": f"0 to 1 without a unit; 1 is the {PERCENTILE}th percentile of {target}'s foreground",
             "preset": asdict(self.preset),
+            "resolution": asdict(self.resolution),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
 
@@ -77,13 +80,16 @@ def load_maker(
     register: str | None = None,
     brain_mask: str | None = None,
     reference: str | None = None,
+    scale: float = 1.0,
+    spacing: float | None = None,
 ) -> Maker:
     """Put the weights into the network and say who it is now, so that no output can name other weights than its own.
 
     `weights` None or "untrained" leaves the network as it is, which the outputs say. `preset` is the one that the
     weights' training data were prepared with, unless a preset's name or its fields are given. Three options change it:
     `register` ("none", "rigid"), `brain_mask` ("none", "zero", "otsu" or the pattern of a file) for scans that come
-    with or without their skull, and `reference`, the source whose grid the output is on.
+    with or without their skull, and `reference`, the source whose grid the output is on. `scale` or `spacing` asks for
+    another resolution of that grid (`monai_ext.resolution`).
     """
     root = absolute(Path(bundle_root))
     wanted = tuple(canonical(contrast) for contrast in sources)
@@ -115,6 +121,7 @@ def load_maker(
             brain_mask=brain_mask,
             reference=reference,
         ),
+        resolution=Resolution(scale, spacing),
     )
 
 

@@ -22,12 +22,13 @@ from monai_ext.checkpoints import sha256
 from monai_ext.data.datalist import Subject, SubjectError, absolute
 from monai_ext.data.gridded import Grid, Gridded
 from monai_ext.data.montage import montage
-from monai_ext.data.resampling import isotropic
+from monai_ext.data.resampling import isotropic, resample
 from monai_ext.data.volumes import NIFTI_SUFFIXES, Volume, whole_file
 from monai_ext.provenance import Maker, software
 from monai_ext.subjects import SYNTHETIC, AlreadyDone
 
 VIEW_MM = 1.0  # the pixel of the quick look
+SETTINGS = ("bundle", "version", "weights_sha256", "preset", "resolution")  # of a sidecar, what made the image
 GEOMETRY = (
     *("pixdim", "xyzt_units", "qform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "sform_code", "srow_x", "srow_y", "srow_z"),
@@ -71,7 +72,7 @@ class KeepResultsd(Transform):
             record = json.loads(_beside(path, ".json").read_text(encoding="utf-8"))
             digests = {contrast: source["sha256"] for contrast, source in record["sources"].items()}
             now = json.loads(json.dumps(self.maker.sidecar(record["target"])))
-            same = all(record[key] == now[key] for key in ("bundle", "version", "weights_sha256", "preset"))
+            same = all(record[key] == now[key] for key in SETTINGS)
             return same and digests == {c: sha256(subject.images[c]) for c in self.maker.sources}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
@@ -82,7 +83,8 @@ class PrepareSubjectd(Transform):
 
     As `python -m monai_ext prepare` did to the training data with the maker's preset: read by contrast name, moved
     onto the reference if so asked, put on one RAS grid, scaled. What cannot be is a SubjectError. Only the sources
-    are opened; `root` is where a preset's pattern of mask files begins.
+    are opened; `root` is where a preset's pattern of mask files begins. Where the maker's resolution is not the
+    reference's own, the case's grid is the finer one, and "output_size" is what the network is to write.
     """
 
     def __init__(self, maker: Maker) -> None:
@@ -104,7 +106,14 @@ class PrepareSubjectd(Transform):
             image[channel] = torch.from_numpy(scaled.array)
             records[contrast] = scaled.record
         case = Case(subject, gridded.grid, records)
-        return {**data, "image": image, "subject": subject.name, "case": case}
+        item = {**data, "image": image, "subject": subject.name, "case": case}
+        if self.maker.resolution.own:
+            return item
+        try:
+            grid, item["output_size"] = self.maker.resolution.of(gridded.grid)
+        except ValueError as error:
+            raise SubjectError(subject.name, subject.images[gridded.grid.contrast], str(error)) from error
+        return {**item, "case": replace(case, grid=grid)}
 
 
 class RestoreSubjectd(Transform):
@@ -162,7 +171,9 @@ class SaveSyntheticd(Transform):
     def _picture(self, path: Path, image: torch.Tensor, pred: torch.Tensor, grid: Grid, target: str) -> None:
         """A row an image, axial, sagittal and coronal through the middle of what the sources show."""
         names = [*self.maker.sources, f"SYNTHETIC {target}, not acquired"]
-        volumes = [isotropic(Volume(one.cpu().numpy(), grid.affine), VIEW_MM).array for one in (*image, pred)]
+        there = resample(Volume(pred.numpy(), grid.affine_of(pred.shape)), grid.shape, grid.affine).array
+        arrays = [*(one.cpu().numpy() for one in image), there]
+        volumes = [isotropic(Volume(one, grid.affine), VIEW_MM).array for one in arrays]
         filled = np.maximum.reduce(volumes[:-1]) > 0
         i, j, k = (round(float(np.flatnonzero(filled.any(axis=tuple({0, 1, 2} - {n}))).mean())) for n in range(3))
         rows = [[one[:, :, k].T[::-1], one[i].T[::-1], one[:, j].T[::-1]] for one in volumes]
@@ -178,15 +189,15 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _like(case: Case, array: NDArray[np.float32], *, descrip: str) -> nib.Nifti1Image:
-    """`array` in the place of the reference image; where that is NIfTI, with the very numbers of its header."""
+    """`array` in the place of the reference image; on the grid of a NIfTI, with the very numbers of its header."""
     path = case.subject.images[case.grid.contrast]
-    if path.name.lower().endswith(NIFTI_SUFFIXES):
-        reference: Any = nib.load(path)
+    reference: Any = nib.load(path) if path.name.lower().endswith(NIFTI_SUFFIXES) else None
+    if reference is not None and reference.shape[:3] == array.shape:
         kind = nib.Nifti2Image if isinstance(reference, nib.Nifti2Image) else nib.Nifti1Image
         image = kind(array, None, dtype=np.float32)  # an affine would be written over what follows
         for key in GEOMETRY:
             image.header[key] = reference.header[key]
-    else:
+    else:  # not a NIfTI, or not of its resolution
         image = nib.Nifti1Image(array, case.grid.stored_affine, dtype=np.float32)
         image.set_qform(case.grid.stored_affine, code="scanner")
         image.set_sform(case.grid.stored_affine, code="scanner")

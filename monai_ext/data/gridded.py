@@ -3,7 +3,7 @@
 What `prepare` writes and what inference gives to a network are the same, because both come from here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +59,22 @@ class Grid:
     affine: NDArray[np.float64]
 
     def back(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
-        """From the grid to the reference's own voxels: crop, size, spacing and orientation undone, outside is 0."""
+        """From the grid to the reference's own voxels: crop, size, spacing and orientation undone, outside is 0.
+
+        An array of another shape covers the same field of view.
+        """
         stored = Volume(np.broadcast_to(np.float32(0), self.stored_shape), self.stored_affine)
         upright = to_ras(stored)
-        volume = resample(Volume(array, self.affine), upright.shape, upright.affine)
+        volume = resample(Volume(array, self.affine_of(array.shape)), upright.shape, upright.affine)
         turn = ornt_transform(axcodes2ornt("RAS"), io_orientation(self.stored_affine))
         return apply_orientation(volume.array, turn)
+
+    def affine_of(self, shape: Sequence[int]) -> NDArray[np.float64]:
+        """Of an array of `shape` over the grid's field of view."""
+        step = np.array(self.shape) / np.array(shape)
+        index = np.diag([*step, 1.0])
+        index[:3, 3] = (step - 1) / 2  # the outer corner stays where it is
+        return self.affine @ index
 
 
 class Gridded:

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from monai_ext.networks.inr import ImplicitDecoder, PixelDecoder
+from monai_ext.networks.inr import ImplicitDecoder, PixelDecoder, check_output
 from monai_ext.networks.rhmb import RHMB, ConvBlock, ResidualConvs
 from monai_ext.precision import wanted_dtype
 
 PARTS = ("rhmb", "mfeb", "msf", "mfm", "inrb")
-LIMIT = 16  # the output's largest size, a side, in sizes of the input
 CELL = 2  # pixels a side of one cell of the latent that the implicit decoder reads
 
 
@@ -86,9 +85,8 @@ class MFM(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Conv2d(channels, channels // 4, 1), nn.ReLU(), nn.Conv2d(channels // 4, 2 * channels, 1)
-        )
+        hidden = max(8, channels // 4)  # with fewer, all may be off for a whole data set
+        self.mlp = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, 2 * channels, 1))
         self.conv = ConvBlock(3 * channels, channels, 1)
 
     def forward(self, extracted: Tensor, decoded: Tensor) -> Tensor:
@@ -250,15 +248,6 @@ class HMFMambaINR(nn.Module):
         with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
             y = torch.func.functional_call(self, wider, (x.float(), output_size))
         return y.to(x.dtype)
-
-
-def check_output(size: tuple[int, int], height: int, width: int, limit: int = LIMIT) -> None:
-    """Refuse an output of no pixels, or of more than the implicit decoder can mean anything by."""
-    if size[0] < 1 or size[1] < 1 or size[0] > limit * height or size[1] > limit * width:
-        raise ValueError(
-            f"output_size must be from 1 to {limit} times the input's {height} x {width} a side, "
-            f"got {size[0]} x {size[1]}"
-        )
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 QUERIES = 4096  # at a time: what they need stays in the processor's cache, however large the output
+LIMIT = 16  # the output's largest size, a side, in sizes of the input
 
 
 class PeriodicEncoding(nn.Module):
@@ -118,3 +119,12 @@ class PixelDecoder(nn.Module):
         if output_size[0] == image.shape[2] and output_size[1] == image.shape[3]:
             return image
         return F.interpolate(image, output_size, mode="bilinear")
+
+
+def check_output(size: tuple[int, int], height: int, width: int, limit: int = LIMIT) -> None:
+    """Refuse an output of no pixels, or of more than the implicit decoder can mean anything by."""
+    if size[0] < 1 or size[1] < 1 or size[0] > limit * height or size[1] > limit * width:
+        raise ValueError(
+            f"output_size must be from 1 to {limit} times the input's {height} x {width} a side, "
+            f"got {size[0]} x {size[1]}"
+        )
