@@ -11,6 +11,7 @@ COMMANDS = {
     "index": ("monai_ext.data.layouts", "find the subjects and contrasts of a dataset folder: a datalist"),
     "prepare": ("monai_ext.data.prepare", "put every subject on one grid, ready to be read by slice"),
     "report": ("monai_ext.report", "compare evaluations on one HTML page"),
+    "dicom": ("monai_ext.serve.dicom", "synthesise a contrast of a DICOM study, as a new series of it"),
     "package": ("monai_ext.zoo.package", "pack a bundle with its weights so that it works alone: a folder and a zip"),
     "verify": ("monai_ext.zoo.verify", "ask the model zoo's rules of a bundle's folder, offline"),
 }

@@ -1,0 +1,239 @@
+"""A DICOM study read: its series, which contrast each shows, and the volume of one; what cannot be trusted is refused.
+
+Which contrast a series shows is told by its description first, then by how it was acquired; `chosen` takes an explicit
+map, which comes before both.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.errors import InvalidDicomError
+
+from monai_ext.data.volumes import LPS_TO_RAS, Volume
+from monai_ext.modalities import canonical
+
+MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
+LEAST_B = 500  # s/mm2: below, a diffusion image shows T2 rather than diffusion
+SAME_DIRECTION = 1e-3  # between the unit vectors of two slices: 0.2 mm at the edge of a head
+SAME_STEP = 0.02  # of a slice's distance
+WITH_CONTRAST = re.compile(r"\+\s?c\b|\bce\b|\bgd\b|gado|\bpost\b|\bkm\b|contrast|t1c\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Series:
+    """The instances of one series that make one volume: one echo, one b-value."""
+
+    files: tuple[Path, ...]
+    headers: tuple[Any, ...]
+
+    @property
+    def number(self) -> str:
+        return str(self.headers[0].get("SeriesNumber", ""))
+
+    @property
+    def description(self) -> str:
+        return str(self.headers[0].get("SeriesDescription", "")).strip()
+
+    @property
+    def b(self) -> float | None:
+        return _b(self.headers[0])
+
+    def __str__(self) -> str:
+        b = "" if self.b is None else f", b {self.b:g}"
+        shows = contrast_of(self.headers[0]) or "no contrast that is known"
+        return f"series {self.number} {self.description!r} ({len(self.files)} slices{b}): {shows}"
+
+
+def read_study(folder: Path) -> list[Series]:
+    """The MR series below `folder`; other files are passed over. Two patients or two studies are refused."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: a study is a folder of DICOM files")
+    found: dict[tuple[Any, ...], list[tuple[Path, Any]]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+        except (InvalidDicomError, EOFError):
+            continue
+        if header.get("Modality") == "MR" and "Rows" in header:
+            key = (str(header.SeriesInstanceUID), str(header.get("EchoTime")), _b(header), "ADC" in _image_type(header))
+            found.setdefault(key, []).append((path, header))
+    if not found:
+        raise ValueError(f"{folder} holds no MR image in DICOM")
+    headers = [header for instances in found.values() for _, header in instances]
+    for keyword, what in (("PatientID", "patients"), ("StudyInstanceUID", "studies")):
+        values = sorted({str(header.get(keyword, "")) for header in headers})
+        if len(values) > 1:
+            raise ValueError(f"{folder} holds {len(values)} {what}, expected one: {', '.join(map(repr, values[:4]))}")
+    series = [Series(*(tuple(part) for part in zip(*instances, strict=True))) for instances in found.values()]
+    return sorted(series, key=lambda one: (int(one.number) if one.number.isdigit() else 0, one.b or 0, one.description))
+
+
+def contrast_of(header: Any) -> str | None:
+    """The contrast that a series shows, None where it is none of ours or cannot be told."""
+    kinds, text = _image_type(header), f" {header.get('SeriesDescription', '')} ".lower()
+    sequence = set(_values(header, "ScanningSequence"))
+    if "LOCALIZER" in kinds or re.search(r"\bloc\b|localizer|scout|survey", text):
+        return None
+    if "ADC" in kinds or re.search(r"\badc\b|_adc\b|apparent diffusion", text):
+        return "ADC"
+    b = _b(header)
+    if "DIFFUSION" in kinds or b is not None or re.search(r"dwi|diffusion|tracew", text):
+        return "DWI" if b is None or b >= LEAST_B else None
+    echo, repetition, inversion = (_number(header, key) for key in ("EchoTime", "RepetitionTime", "InversionTime"))
+    if "flair" in text or "tirm" in text:
+        return None if re.search(r"(?<!f)t1", text) else "FLAIR"
+    if re.search(r"t2\s?\*|t2star|swi|fl2d|hemo", text) or ("t2" in text and "GR" in sequence and "SE" not in sequence):
+        return None  # of T2*, which the vocabulary lacks
+    if re.search(r"t1|mp\s?-?rage|spgr|bravo", text):
+        return "T1C" if WITH_CONTRAST.search(text) or header.get("ContrastBolusAgent") else "T1"
+    named = [name for name, word in (("PD", r"\bpd|proton"), ("T2", r"t2")) if re.search(word, text)]
+    if len(named) == 2:  # a dual echo: the earlier is PD
+        return "PD" if echo is not None and echo < 40 else "T2"
+    if named:
+        return named[0]
+    if echo is None or repetition is None or "SE" not in sequence:
+        return None
+    if inversion is not None and inversion > 1500:
+        return "FLAIR" if echo > 60 else None
+    if repetition < 1000 and echo < 30:
+        return "T1C" if header.get("ContrastBolusAgent") else "T1"
+    if repetition > 1800:
+        return "T2" if echo > 70 else "PD" if echo < 40 else None
+    return None
+
+
+def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[str, str]) -> dict[str, Series]:
+    """A series a contrast: the one that `chosen` names by number, description or UID, or the one that shows it."""
+    named = {canonical(contrast): what for contrast, what in chosen.items()}
+    unused = [contrast for contrast in named if contrast not in contrasts]
+    if unused:
+        raise ValueError(f"--series names {unused[0]}, but the sources are {', '.join(contrasts)}")
+    there = "; the study holds\n  " + "\n  ".join(map(str, study))
+    answer = {}
+    for contrast in contrasts:
+        what = named.get(contrast)
+        if what is None:
+            matching = [one for one in study if contrast_of(one.headers[0]) == contrast]
+        else:
+            names = {what.lower()}
+            matching = [one for one in study if names & {one.number, one.description.lower(), _uid(one)}]
+        if contrast == "DWI" and len({_uid(one) for one in matching}) == 1:
+            matching = [max(matching, key=lambda one: one.b or 0)]  # one series of several b-values: the strongest
+        if not matching:
+            asked = f"no series is {what!r}, asked for as {contrast}" if what else f"no series shows {contrast}"
+            raise ValueError(f"{asked}: name one with --series {contrast}=NUMBER{there}")
+        if len(matching) > 1:
+            numbers = " and ".join(f"{one.number} {one.description!r}" for one in matching)
+            raise ValueError(f"series {numbers} all match {contrast}: say which with --series {contrast}=NUMBER{there}")
+        answer[contrast] = matching[0]
+    return answer
+
+
+def sorted_slices(series: Series) -> Series:
+    """Along the normal of its slices, which have to be parallel, of one size, and equally far apart."""
+    name = f"series {series.number} {series.description!r}"
+    first = series.headers[0]
+    if str(first.SOPClassUID) != MR_IMAGE:
+        raise ValueError(f"{name} is {first.SOPClassUID.name}: only MR Image Storage, a file a slice, is read")
+    lacking = [key for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if key not in first]
+    if lacking:
+        raise ValueError(f"{name} lacks {', '.join(lacking)}: where its slices lie is not known")
+    if len(series.headers) < 2:
+        raise ValueError(f"{name} has one slice: a volume needs more")
+    directions = np.array([header.ImageOrientationPatient for header in series.headers], dtype=float)
+    apart = np.abs(directions - directions[0]).max(axis=1)
+    if apart.max() > SAME_DIRECTION:
+        count = int((apart > SAME_DIRECTION).sum())
+        raise ValueError(f"{name} has mixed orientations: {count} of {len(apart)} slices are not parallel to the first")
+    for key in ("Rows", "Columns", "PixelSpacing"):
+        values = {str(header.get(key)) for header in series.headers}
+        if len(values) > 1:
+            raise ValueError(f"{name} has slices of different {key}: {', '.join(sorted(values))}")
+    normal = np.cross(directions[0, :3], directions[0, 3:])
+    positions = np.array([header.ImagePositionPatient for header in series.headers], dtype=float)
+    order = np.argsort(positions @ normal, kind="stable")
+    along = (positions @ normal)[order]
+    steps = np.diff(along)
+    usual = float(np.median(steps))
+    if steps.min() < 1e-3:
+        where = along[int(steps.argmin())]
+        raise ValueError(f"{name} has two slices at {where:.2f} mm: it holds more than one volume, or a slice twice")
+    wrong = np.flatnonzero(np.abs(steps - usual) > SAME_STEP * usual)
+    if wrong.size:
+        at, step = along[wrong[0]], steps[wrong[0]]
+        times = step / usual
+        if times > 1.5 and abs(times - round(times)) < 2 * SAME_STEP * round(times):
+            missing = sum(round(float(steps[one]) / usual) - 1 for one in wrong)
+            gap = f"after {at:.2f} mm comes {at + step:.2f} mm, where the others are {usual:.2f} mm apart"
+            raise ValueError(f"{name} lacks {missing} slice{'s' * (missing > 1)}: {gap}")
+        raise ValueError(f"{name} has unequal spacing: {step:.2f} mm after {at:.2f} mm, elsewhere {usual:.2f} mm")
+    drift = (positions[order][-1] - positions[order][0]) - normal * (along[-1] - along[0])
+    if np.linalg.norm(drift) > 0.5:
+        raise ValueError(f"{name} is sheared: its slices drift sideways by {np.linalg.norm(drift):.1f} mm")
+    return Series(tuple(series.files[n] for n in order), tuple(series.headers[n] for n in order))
+
+
+def read_series(series: Series) -> Volume:
+    """Of slices that are sorted: their values, rescaled, and where they lie."""
+    slices = [_pixels(path) for path in series.files]
+    first, last = series.headers[0], series.headers[-1]
+    row, column = np.split(np.array(first.ImageOrientationPatient, dtype=float), 2)
+    start, end = (np.array(header.ImagePositionPatient, dtype=float) for header in (first, last))
+    affine = np.eye(4)
+    affine[:3, 0] = row * float(first.PixelSpacing[1])
+    affine[:3, 1] = column * float(first.PixelSpacing[0])
+    affine[:3, 2] = (end - start) / (len(slices) - 1)
+    affine[:3, 3] = start
+    return Volume(np.stack([one.T for one in slices], axis=-1), LPS_TO_RAS @ affine)
+
+
+def _pixels(path: Path) -> NDArray[np.float32]:
+    image = pydicom.dcmread(path)
+    try:
+        stored = image.pixel_array
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError, KeyError) as error:
+        syntax = image.file_meta.TransferSyntaxUID
+        if syntax.is_compressed:
+            hint = "decompress the study first (gdcmconv --raw, dcmdjpeg), or install pylibjpeg"
+            raise ValueError(f"{path} is compressed as {syntax.name}, which cannot be read here: {hint}") from error
+        raise ValueError(f"{path} is damaged: its pixels cannot be read ({error})") from error
+    if stored.ndim != 2:
+        raise ValueError(f"{path} has pixels of shape {stored.shape}, expected one grey slice")
+    slope, intercept = float(image.get("RescaleSlope", 1)), float(image.get("RescaleIntercept", 0))
+    return (stored * slope + intercept).astype(np.float32)
+
+
+def _b(header: Any) -> float | None:
+    """The b-value in s/mm2, where the header has one: DICOM's own, Siemens's, or in the sequence's name."""
+    for tag in ((0x0018, 0x9087), (0x0019, 0x100C)):
+        if tag in header:
+            try:
+                return float(header[tag].value)
+            except (TypeError, ValueError):
+                continue
+    found = re.search(r"ep_b(\d+)t?$", str(header.get("SequenceName", "")))
+    return float(found[1]) if found else None
+
+
+def _uid(series: Series) -> str:
+    return str(series.headers[0].SeriesInstanceUID)
+
+
+def _image_type(header: Any) -> list[str]:
+    return [value.upper() for value in _values(header, "ImageType")]
+
+
+def _values(header: Any, keyword: str) -> list[str]:
+    value = header.get(keyword) or []
+    return [value] if isinstance(value, str) else [str(one) for one in value]
+
+
+def _number(header: Any, keyword: str) -> float | None:
+    value = header.get(keyword)
+    return None if value in (None, "") else float(value)

@@ -1,0 +1,141 @@
+"""python -m monai_ext dicom: a DICOM study in, the contrast that it lacks out, as a new series of the same study."""
+
+import argparse
+import importlib.util
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_ext.data.datalist import absolute
+
+if TYPE_CHECKING:
+    from monai_ext.data.dicom import Series
+
+UID_ROOT = re.compile(r"[0-2](\.(0|[1-9]\d*))+")
+LONGEST_ROOT = 40  # of the 64 characters of a UID: the rest tells one from another
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--study", type=Path, required=True, metavar="DIR", help="a folder with the DICOM files of one study")
+    add("--bundle", type=Path, required=True, metavar="DIR", help="a bundle's folder, such as bundles/NAME")
+    add("--weights", type=Path, metavar="FILE", help="its weights, models/model.pt of the bundle unless given")
+    add("--target", metavar="CONTRAST", help="what to synthesise; without it, what the weights make")
+    add("--out", type=Path, required=True, metavar="DIR", help="each new series becomes a folder here")
+    add("--series", nargs="+", default=[], metavar="CONTRAST=SERIES", help="which: a number, a description or a UID")
+    add(
+        "--reference",
+        metavar="CONTRAST",
+        help="the source whose slices the new series has",
+    )
+    add("--register", choices=("none", "rigid"), help="whether the sources are moved onto each other first")
+    add("--uid-root", metavar="ROOT", help="of your organisation, for the new UIDs; without it they are UUIDs")
+    add("--reproducible", action="store_true", help="the same study and weights give the same files, UIDs and all")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("pydicom") is None:
+        raise ValueError("DICOM is read with pydicom, which is not here: pip install 'monai-ext[dicom]'")
+    if args.uid_root and (not UID_ROOT.fullmatch(args.uid_root) or len(args.uid_root) > LONGEST_ROOT):
+        raise ValueError(f"--uid-root must be numbers with dots, at most {LONGEST_ROOT} long, got {args.uid_root!r}")
+    for folder in synthesise(
+        absolute(args.study),
+        args.bundle,
+        absolute(args.out),
+        weights=args.weights,
+        target=args.target,
+        series=named_series(args.series),
+        register=args.register,
+        reference=args.reference,
+        uid_root=args.uid_root,
+        reproducible=args.reproducible,
+    ):
+        print(folder)
+    return 0
+
+
+def named_series(pairs: list[str]) -> dict[str, str]:
+    """["T1=5"] -> {"T1": "5"}"""
+    wrong = [pair for pair in pairs if not all(pair.partition("="))]
+    if wrong:
+        raise ValueError(f"--series takes CONTRAST=SERIES such as T1=5, got {wrong[0]!r}")
+    return {contrast: what for contrast, _, what in (pair.partition("=") for pair in pairs)}
+
+
+def synthesise(
+    study: Path,
+    bundle: Path,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    target: str | None = None,
+    series: Mapping[str, str] | None = None,
+    register: str | None = None,
+    reference: str | None = None,
+    uid_root: str | None = None,
+    reproducible: bool = False,
+) -> list[Path]:
+    """The folders of the new series, each written whole or not at all."""
+    import nibabel as nib
+    import numpy as np
+
+    from monai_ext.data.dicom import choose, read_series, read_study, sorted_slices
+    from monai_ext.data.volumes import write_volume
+    from monai_ext.modalities import canonical
+    from monai_ext.serve.dicom_writer import write_series
+    from monai_ext.serve.synthesis import Synthesiser
+
+    given = {"register": register, "reference": reference}
+    ids: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    synthesiser = Synthesiser(bundle, weights=weights)
+    made = synthesiser.get("target")
+    if target is not None and [canonical(target)] != ([made] if isinstance(made, str) else list(made)):
+        synthesiser = Synthesiser(bundle, weights=weights, target=canonical(target))
+    there = read_study(study)
+    sources = {
+        name: sorted_slices(one) for name, one in choose(there, synthesiser.get("sources"), series or {}).items()
+    }
+    _same_frame(sources, register)
+    number = max((int(one.number) for one in there if one.number.isdigit()), default=0)
+    folders = []
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as work:
+        files = {contrast: Path(work) / f"{contrast}.nii.gz" for contrast in sources}
+        for contrast, path in files.items():
+            write_volume(path, read_series(sources[contrast]))
+        results = synthesiser(files, Path(work) / "synthetic", subject="study", **ids)
+        for count, (contrast, path) in enumerate(results.items(), 1):
+            folder = out / f"SYNTHETIC_{contrast}"
+            if folder.exists():
+                raise ValueError(f"{folder} is there already and is kept: give another --out, or remove it")
+            record = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text(encoding="utf-8"))
+            partial = Path(work) / folder.name
+            partial.mkdir()
+            image: Any = nib.load(path)
+            write_series(
+                partial,
+                np.asarray(image.dataobj, dtype=np.float32),
+                record=record,
+                reference=sources[record["reference"]],
+                sources=sources,
+                number=number + count,
+                uid_root=uid_root,
+                reproducible=reproducible,
+            )
+            partial.rename(folder)
+            folders.append(folder)
+    return folders
+
+
+def _same_frame(sources: "Mapping[str, Series]", register: str | None) -> None:
+    """Positions of two frames of reference cannot be compared: the patient may have moved in between."""
+    frames = {contrast: str(one.headers[0].get("FrameOfReferenceUID", "")) for contrast, one in sources.items()}
+    if len(set(frames.values())) > 1 and register != "rigid":
+        raise ValueError(
+            f"{' and '.join(frames)} have different frames of reference, so where they lie on each other is not known: "
+            "give --register rigid"
+        )
