@@ -71,7 +71,7 @@ class KeepResultsd(Transform):
             record = json.loads(_beside(path, ".json").read_text(encoding="utf-8"))
             digests = {contrast: source["sha256"] for contrast, source in record["sources"].items()}
             now = json.loads(json.dumps(self.maker.sidecar(record["target"])))
-            same = all(record[key] == now[key] for key in ("bundle", "version", "weights_sha256", "preset"))
+            same = all(record[key] == now[key] for key in now if key not in ("created", "warning"))
             return same and digests == {c: sha256(subject.images[c]) for c in self.maker.sources}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
