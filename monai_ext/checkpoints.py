@@ -126,7 +126,7 @@ class Checkpoints:
             return
         best = None if self.validator is None else self.validator.state
         if best is None or best.best_metric_epoch == trainer.state.epoch:
-            save_weights(self.weights, trainer.network, self.about)
+            self.write_weights(trainer)
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "epoch": trainer.state.epoch,
@@ -140,6 +140,10 @@ class Checkpoints:
         _write(self.folder / f"epoch_{trainer.state.epoch:05d}.pt", content)
         for old in list(self)[:-KEPT]:
             old.unlink()
+
+    def write_weights(self, trainer: Any) -> None:
+        """What is to be used later; a part of the network, where only a part was trained."""
+        save_weights(self.weights, trainer.network, self.about)
 
     def __iter__(self) -> Iterator[Path]:
         """The files that are there, the oldest first."""

@@ -81,8 +81,9 @@ class PairedAdversarialTrainer(Trainer):
         self._predict: nn.Module = _Predict(self.network, objective)
         self._judge: nn.Module | None = self.discriminator
         if dist.is_initialized():
-            self._predict = _shared(self._predict, device)
-            self._judge = None if self.discriminator is None else _shared(self.discriminator, device)
+            unused = getattr(objective, "parts_unused", False)
+            self._predict = _shared(self._predict, device, unused=unused)
+            self._judge = None if self.discriminator is None else _shared(self.discriminator, device, unused=unused)
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -244,10 +245,14 @@ class _Predict(nn.Module):
         return self._objective.predict(self.network, batch)
 
 
-def _shared(module: nn.Module, device: torch.device | str) -> nn.Module:
-    """Gradients averaged over the processes; each keeps its batch norm's statistics, rank 0's are stored."""
+def _shared(module: nn.Module, device: torch.device | str, *, unused: bool) -> nn.Module:
+    """Gradients averaged over the processes; each keeps its batch norm's statistics, rank 0's are stored.
+
+    With `unused`, a batch may leave parts of the module without a gradient, and other parts in each process.
+    """
     on_gpu = torch.device(device).type == "cuda"
-    return DistributedDataParallel(module, device_ids=[device] if on_gpu else None, broadcast_buffers=False)
+    devices = [device] if on_gpu else None
+    return DistributedDataParallel(module, devices, broadcast_buffers=False, find_unused_parameters=unused)
 
 
 class _Clock:

@@ -83,16 +83,17 @@ class Evaluation:
     """Predict every subject, unharmed and under each perturbation, and write `output_dir` as `run_folder` says.
 
     `predictor` makes (N, I, J, K) of a subject's image (M, I, J, K), channels as in `target` and `sources`; what it
-    gives is clipped to [0, 1]. `perturbations` are `Perturbation`s or their arguments. `keep` says of which subjects
-    volumes stay: "three" are the worst, the median and the best by PSNR in the brain. `about` tells what runs and
-    on what: ABOUT. A subject that fails is named at the end, when the others are done: `run` then raises.
+    gives is clipped to [0, 1], and with `by_dataset` it is told the subject's dataset too. `perturbations` are
+    `Perturbation`s or their arguments. `keep` says of which subjects volumes stay: "three" are the worst, the median
+    and the best by PSNR in the brain. `about` tells what runs and on what: ABOUT. A subject that fails is named at the
+    end, when the others are done: `run` then raises.
     """
 
     def __init__(
         self,
         *,
         data: Items,
-        predictor: Callable[[Tensor], Tensor],
+        predictor: Callable[..., Tensor],
         sources: Sequence[str],
         target: Sequence[str],
         output_dir: Path | str,
@@ -101,8 +102,9 @@ class Evaluation:
         keep: str = "three",
         seed: int = 0,
         overwrite: bool = False,
+        by_dataset: bool = False,
     ) -> None:
-        self.data, self.predictor, self.about = data, predictor, about
+        self.data, self.predictor, self.about, self.by_dataset = data, predictor, about, by_dataset
         self.sources, self.target = check_contrasts(sources, target)
         self.output_dir, self.keep, self.seed, self.overwrite = absolute(Path(output_dir)), keep, seed, overwrite
         for name, ours in (("sources", self.sources), ("target", self.target)):
@@ -205,7 +207,7 @@ class Evaluation:
     def _predict(self, image: Tensor, item: Mapping[str, Any]) -> Tensor:
         """(M, I, J, K) -> (N, I, J, K) in [0, 1]"""
         with torch.inference_mode():
-            prediction = self.predictor(image).float()
+            prediction = self.predictor(image, *([str(item["dataset"])] if self.by_dataset else [])).float()
         if prediction.shape != item["target"].shape:
             shapes = f"{tuple(item['target'].shape)}, got {tuple(prediction.shape)}"
             raise ValueError(f"the predictor must give {', '.join(self.target)} of shape {shapes}")

@@ -15,7 +15,7 @@ from torch.nn.functional import l1_loss
 
 Terms = dict[str, Tensor]
 Batch = Mapping[str, Any]
-Discriminator = Callable[[Tensor], Any]  # an image with its sources -> an answer a patch, MONAI's with its features
+Discriminator = Callable[..., Any]  # an image with its sources -> an answer a patch, MONAI's with its features
 
 
 class Objective(Protocol):

@@ -23,6 +23,8 @@ from monai_ext.metrics import FIGURES
 KEY = ("subject", "dataset", "perturbation", "contrast", "level", "target")
 SUBJECT_COLUMNS = (*KEY, "region", *FIGURES, "stripes")
 SLICE_COLUMNS = (*KEY, "slice", *FIGURES)
+MATRIX = "matrix.csv"  # of a method that takes any contrasts: a row a dataset, sources and target
+MATRIX_COLUMNS = ("dataset", "sources", "target", "subjects", "psnr", "ssim")
 REGIONS = ("slice", "volume", "brain")
 RESULTS = ("volumes", "slices.csv", "subjects.csv", "run.json")  # the last one says that the run is whole
 

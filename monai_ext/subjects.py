@@ -59,6 +59,30 @@ def find_cases(
     is synthesised too, to compare with (nothing acquired is ever written over), unless `only_missing`.
     """
     wanted, targets = _task(sources, target)
+    cases = find_subjects(images=images, folder=folder, datalist=datalist, split=split, name=name)
+    subjects = []
+    for subject in cases.subjects:
+        lacking = [contrast for contrast in wanted if contrast not in subject.images]
+        if only_missing and all(contrast in subject.images for contrast in targets):
+            print(f"{subject.name}: has {', '.join(targets)}, left out by only_missing")
+        elif lacking:
+            has, needs = ", ".join(subject.images), " and ".join(lacking)
+            reason = f"lacks {needs}, has {has}: these weights need {', '.join(wanted)}"
+            cases.failures.append(SubjectError(subject.name, None, reason))
+        else:
+            subjects.append(subject)
+    return replace(cases, subjects=subjects)
+
+
+def find_subjects(
+    *,
+    images: Mapping[str, Path | str] | None = None,
+    folder: Path | str | None = None,
+    datalist: Path | str | None = None,
+    split: str | None = None,
+    name: str | None = None,
+) -> Cases:
+    """All of those whom exactly one of `images`, `folder` and `datalist` names, whatever contrasts they have."""
     given = {"images": images, "dataset_dir": folder, "datalist": datalist}
     chosen = [key for key, value in given.items() if value]
     if len(chosen) != 1:
@@ -77,18 +101,7 @@ def find_cases(
     else:
         assert datalist
         cases = _of_datalist(absolute(Path(datalist)), split)
-    subjects = []
-    for subject in cases.subjects:
-        lacking = [contrast for contrast in wanted if contrast not in subject.images]
-        if only_missing and all(contrast in subject.images for contrast in targets):
-            print(f"{subject.name}: has {', '.join(targets)}, left out by only_missing")
-        elif lacking:
-            has, needs = ", ".join(subject.images), " and ".join(lacking)
-            reason = f"lacks {needs}, has {has}: these weights need {', '.join(wanted)}"
-            cases.failures.append(SubjectError(subject.name, None, reason))
-        else:
-            subjects.append(subject)
-    return replace(cases, subjects=subjects)
+    return cases
 
 
 class AlreadyDone(SubjectError):

@@ -28,7 +28,6 @@ from monai_ext.provenance import Maker, software
 from monai_ext.subjects import SYNTHETIC, AlreadyDone
 
 VIEW_MM = 1.0  # the pixel of the quick look
-SETTINGS = ("bundle", "version", "weights_sha256", "preset", "resolution")  # of a sidecar, what made the image
 GEOMETRY = (
     *("pixdim", "xyzt_units", "qform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "sform_code", "srow_x", "srow_y", "srow_z"),
@@ -72,7 +71,7 @@ class KeepResultsd(Transform):
             record = json.loads(_beside(path, ".json").read_text(encoding="utf-8"))
             digests = {contrast: source["sha256"] for contrast, source in record["sources"].items()}
             now = json.loads(json.dumps(self.maker.sidecar(record["target"])))
-            same = all(record[key] == now[key] for key in SETTINGS)
+            same = all(record[key] == now[key] for key in now if key not in ("created", "warning"))
             return same and digests == {c: sha256(subject.images[c]) for c in self.maker.sources}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False

@@ -13,6 +13,7 @@ from monai_ext.report import viewer as niivue_viewer
 from monai_ext.report.cases import Case, Shown, find_cases, images_of
 from monai_ext.report.charts import Line, curve_chart, key_mark, subject_chart
 from monai_ext.report.first_screen import first_screen, title_of
+from monai_ext.report.matrix import task_maps
 from monai_ext.report.pictures import ERROR_TOP, gradient, middle_of, three_views
 from monai_ext.report.runs import Comparison, Key, unharmed
 from monai_ext.report.statistics import ALPHA, RESAMPLES, SEED, PairedTest, mean_interval
@@ -32,7 +33,8 @@ HARMS = {"translate": "displaced", "rotate": "turned", "motion": "with motion ar
 MOST_CASES = 18  # drawn: a page must stay one that a browser opens
 CONTENTS = {
     "figures": "Figures", "tests": "Paired tests", "subjects": "Subject by subject", "robustness": "Robustness",
-    "kinds": "By dataset and sources", "cases": "Cases", "viewer": "Viewer", "how": "How this was made",
+    "kinds": "By dataset and sources", "tasks": "Every task", "cases": "Cases", "viewer": "Viewer",
+    "how": "How this was made",
 }  # fmt: skip
 # no request leaves the page, whatever a script in it does; NiiVue reads its fonts and volumes from data URIs
 POLICY = (
@@ -60,6 +62,7 @@ def make_page(comparison: Comparison, *, chosen: Sequence[str] | None = None, vi
         "subjects": _subjects(comparison),
         "robustness": _robustness(comparison),
         "kinds": _kinds(comparison),
+        "tasks": task_maps(comparison.runs),
         "cases": _cases(pictures, more),
         "viewer": _viewer(script, volumes) if viewer and cases else "",
         "how": _how(comparison),

@@ -66,12 +66,15 @@ class Synthesiser:
             parser = self._parser(given)
             parser["network"] = self._network
             try:
-                dataset, maker = (parser.get_parsed_content(name) for name in ("dataset", "maker"))
+                volumes = "volumes" if "volumes" in self.config else "dataset"  # where that is a dataset's name
+                dataset, maker = (parser.get_parsed_content(name) for name in (volumes, "maker"))
                 parser.get_parsed_content("evaluator").run()
             except RuntimeError as error:  # MONAI wraps what a component raises
                 raise _root(error) from None
             if dataset.failures:
                 raise dataset.failures[0]
+        if hasattr(maker, "of"):  # each subject has a maker of its own
+            maker = maker.of(dataset.cases.subjects[0])
         return {target: synthetic_file(Path(output_dir), dataset.done[0], target) for target in maker.target}
 
     def _parser(self, ids: Mapping[str, Any]) -> ConfigParser:

@@ -1,0 +1,36 @@
+"""The heat map of every task shows what the matrix says, where there is one."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from monai_ext.report.matrix import task_maps
+from monai_ext.report.runs import Run
+from monai_ext.run_folder import MATRIX, MATRIX_COLUMNS
+
+
+def make_run(folder: Path, *rows: tuple, columns: tuple[str, ...] = MATRIX_COLUMNS) -> Run:
+    with (folder / MATRIX).open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return Run(folder, "PMM-Synth", {}, {}, {}, {})
+
+
+def test_each_task_has_its_figure_and_the_best_way_the_deepest_colour(tmp_path: Path):
+    page = task_maps([make_run(
+        tmp_path, ("a", "T1", "T2", 3, 20.0, 0.8), ("a", "T1+DWI", "T2", 3, 25.0, 0.9), ("b<", "T2", "T1", 1, 22.5, 0.7)
+    )])  # fmt: skip
+    assert page.count("<table") == 2
+    assert '<td style="--share:8%">20.00</td>' in page
+    assert '<td style="--share:55%">25.00</td>' in page
+    assert "T1, DWI" in page
+    assert "b&lt;" in page
+
+
+def test_a_run_without_a_matrix_has_no_map(tmp_path: Path):
+    assert task_maps([Run(tmp_path, "AGI-Net", {}, {}, {}, {})]) == ""
+
+
+def test_another_table_of_that_name_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"matrix\.csv must have the columns dataset, sources, target"):
+        task_maps([make_run(tmp_path, columns=("a", "b"))])
