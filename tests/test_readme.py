@@ -52,7 +52,7 @@ def test_the_commands_for_real_data_prepare_every_real_case(tmp_path: Path) -> N
     data = REPOSITORY.parent / "shared" / "data" / "real"
     if not data.is_dir():
         pytest.skip("the folder of real scans is not here")
-    index, prepare = data_commands()[3:]
+    index, prepare = data_commands()[3:5]
     for command in (index.replace("DATA", str(data)), prepare):
         run(shlex.split(command)[1:], tmp_path)
     cases = {folder.name for folder in (tmp_path / "prepared_real").iterdir() if folder.is_dir()}
