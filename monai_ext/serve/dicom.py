@@ -83,7 +83,7 @@ def synthesise(
     import nibabel as nib
     import numpy as np
 
-    from monai_ext.data.dicom import choose, read_series, read_study, sorted_slices
+    from monai_ext.data.dicom import choose, contrast_of, read_series, read_study, sorted_slices
     from monai_ext.data.volumes import write_volume
     from monai_ext.modalities import canonical
     from monai_ext.serve.dicom_writer import write_series
@@ -92,13 +92,14 @@ def synthesise(
     given = {"register": register, "reference": reference}
     ids: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     synthesiser = Synthesiser(bundle, weights=weights)
-    made = synthesiser.get("target")
-    if target is not None and [canonical(target)] != ([made] if isinstance(made, str) else list(made)):
+    if target is not None and (canonical(target),) != synthesiser.targets:
         synthesiser = Synthesiser(bundle, weights=weights, target=canonical(target))
     there = read_study(study)
-    sources = {
-        name: sorted_slices(one) for name, one in choose(there, synthesiser.get("sources"), series or {}).items()
-    }
+    wanted = synthesiser.contrasts
+    if synthesiser.takes_any:
+        shown = {*map(canonical, series or ()), *(contrast_of(one.headers[0]) for one in there)}
+        wanted = tuple(name for name in wanted if name in shown and (target is None or name != canonical(target)))
+    sources = {name: sorted_slices(one) for name, one in choose(there, wanted, series or {}).items()}
     _same_frame(sources, register)
     number = max((int(one.number) for one in there if one.number.isdigit()), default=0)
     folders = []

@@ -11,7 +11,8 @@ from monai.bundle import ConfigParser
 from monai_ext.bundle import refuse_unknown_ids
 from monai_ext.checkpoints import about_weights
 from monai_ext.data.datalist import absolute
-from monai_ext.transforms import synthetic_file
+from monai_ext.modalities import canonical
+from monai_ext.subjects import SYNTHETIC
 
 TASK = ("network_def", "sources", "target")  # as the weights' JSON has them
 
@@ -34,7 +35,7 @@ class Synthesiser:
         self.ids = {
             "bundle_root": str(self.bundle_root),
             "weights": str(self.weights),
-            **{key: about[key] for key in TASK if key in about and key in self.config},
+            **{key: about[key] for key in TASK if key in about and self.config.get(key) is not None},
             **ids,
         }
         if isinstance(self.config.get("target"), str) and isinstance(self.ids.get("target"), list):
@@ -48,6 +49,24 @@ class Synthesiser:
             raise _root(error) from None
         self._network = parser.get_parsed_content("network")
 
+    @property
+    def takes_any(self) -> bool:
+        """Whether sources are whichever of `contrasts` a subject has; else it needs all of them."""
+        return self.get("sources") is None
+
+    @property
+    def contrasts(self) -> tuple[str, ...]:
+        """Those that it synthesises from."""
+        return tuple(canonical(name) for name in self.get("modalities" if self.takes_any else "sources"))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Those that a person may choose from."""
+        given = self.get("target")
+        if given is None:
+            return self.contrasts
+        return tuple(canonical(name) for name in ([given] if isinstance(given, str) else given))
+
     def get(self, name: str) -> Any:
         """What an id is, in words and numbers: unevaluated."""
         return self.ids.get(name, self.config.get(name))
@@ -55,7 +74,7 @@ class Synthesiser:
     def __call__(
         self, images: Mapping[str, Path | str], output_dir: Path | str, *, subject: str | None = None, **ids: Any
     ) -> dict[str, Path]:
-        """Synthesise from `images`, contrast -> file, into `output_dir`: contrast -> the NIfTI that was written.
+        """Synthesise from `images`, contrast -> file, into an empty `output_dir`: contrast -> the NIfTI written there.
 
         What is wrong with the subject is raised, not printed.
         """
@@ -67,15 +86,18 @@ class Synthesiser:
             parser["network"] = self._network
             try:
                 volumes = "volumes" if "volumes" in self.config else "dataset"  # where that is a dataset's name
-                dataset, maker = (parser.get_parsed_content(name) for name in (volumes, "maker"))
+                dataset = parser.get_parsed_content(volumes)
                 parser.get_parsed_content("evaluator").run()
             except RuntimeError as error:  # MONAI wraps what a component raises
                 raise _root(error) from None
             if dataset.failures:
                 raise dataset.failures[0]
-        if hasattr(maker, "of"):  # each subject has a maker of its own
-            maker = maker.of(dataset.cases.subjects[0])
-        return {target: synthetic_file(Path(output_dir), dataset.done[0], target) for target in maker.target}
+            if not dataset.done:
+                raise ValueError(
+                    f"there is nothing to make: {', '.join(files)} are there, name the target that you want"
+                )
+        made = sorted((Path(output_dir) / dataset.done[0]).glob(f"*{SYNTHETIC}.nii.gz"))
+        return {path.name.removesuffix(f"{SYNTHETIC}.nii.gz"): path for path in made}
 
     def _parser(self, ids: Mapping[str, Any]) -> ConfigParser:
         parser = ConfigParser(copy.deepcopy(self.config))

@@ -97,7 +97,7 @@ def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any
     """The config with what these weights were trained with where its own values are others: contrasts and widths."""
     config = dict(config)
     for name in ("sources", "target"):
-        if name in about and name in config:
+        if name in about and config.get(name) is not None:  # null is any, whatever the weights
             single = isinstance(config[name], str) and len(about[name]) == 1
             config[name] = about[name][0] if single else about[name]
     definition = dict(config["network_def"])

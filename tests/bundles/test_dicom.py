@@ -29,12 +29,13 @@ def smallest_weights(bundle: Path, folder: Path, **task: list[str]) -> Path:
     parser["width"] = 8
     for name, contrasts in task.items():
         parser[name] = contrasts if name == "sources" or not isinstance(parser[name], str) else contrasts[0]
-    targets = parser["target"]
+    every = parser["sources"] or parser["modalities"]
+    targets = parser["target"] or every
     about = {
         "bundle": bundle.name,
         "version": "0.1.0",
         "network_def": {key: parser.get_parsed_content(f"network_def::{key}") for key in parser["network_def"]},
-        "sources": list(parser["sources"]),
+        "sources": list(every),
         "target": [targets] if isinstance(targets, str) else list(targets),
     }
     save_weights(folder / "model.pt", parser.get_parsed_content("network_def"), about)
@@ -56,6 +57,7 @@ def written(bundle: Path, weights: Path, study: Path, tmp_path_factory: pytest.T
     """The folder of the new series."""
     out = tmp_path_factory.mktemp("out")
     words = ["--study", study, "--bundle", bundle, "--weights", weights, "--out", out, "--uid-root", "1.2.826.0.1"]
+    words += ["--target", Synthesiser(bundle, weights=weights).targets[-1]]
     assert main(["dicom", *map(str, words)]) == 0
     return min(out.iterdir())
 
@@ -73,8 +75,9 @@ def as_nifti(study: Path, contrasts: list[str], folder: Path) -> dict[str, Path]
 
 def test_the_series_is_the_nifti_that_the_bundle_writes(bundle, weights, study, written, tmp_path):
     synthesiser = Synthesiser(bundle, weights=weights)
-    files = as_nifti(study, synthesiser.get("sources"), tmp_path)
-    target, path = next(iter(synthesiser(files, tmp_path / "out").items()))
+    target = synthesiser.targets[-1]
+    files = as_nifti(study, [name for name in synthesiser.contrasts if name != target], tmp_path)
+    path = synthesiser(files, tmp_path / "out", target=target)[target]
     assert written.name == f"SYNTHETIC_{target}"
     nifti = nib.load(path)
     expected = read_volume(path, allow_constant=True)

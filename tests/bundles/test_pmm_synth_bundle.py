@@ -153,7 +153,10 @@ def test_a_subject_without_a_contrast_to_start_from_is_named(
 def test_real_patients_of_two_diseases_go_through_one_model(
     trained_pmm: Path, bundle_run: Callable, real_data: Path, tmp_path: Path
 ):
-    for case, there in (("ms_patient26", 4), ("stroke_isles0001", 2)):
-        ids = {"dataset_dir": real_data / case, "weights": trained_pmm, **WIDTH, "register": "rigid"}
+    stroke = {"DWI": "dwi.nii.gz", "ADC": "adc.nii.gz"}
+    images = {contrast: str(real_data / "stroke_isles0001" / name) for contrast, name in stroke.items()}
+    cases = {"ms": ({"dataset_dir": real_data / "ms_patient26"}, 4), "stroke": ({"images": images}, 2)}
+    for case, (data, there) in cases.items():
+        ids = {**data, "weights": trained_pmm, **WIDTH, "register": "rigid"}
         bundle_run(PMM, "inference", **ids, output_dir=tmp_path / case)
         assert len(list((tmp_path / case).rglob("*_synthetic.nii.gz"))) == 6 - there

@@ -16,7 +16,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from monai_ext.modalities import canonical
 from monai_ext.serve.synthesis import Synthesiser
-from monai_ext.subjects import SYNTHETIC, find_cases
+from monai_ext.subjects import SYNTHETIC, find_cases, find_subjects
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +93,8 @@ class Synthesis(InferTask):
         synthesiser = self._load()
         if synthesiser is None:
             return {}
-        target = synthesiser.get("target")
         return {
-            "target": target if isinstance(target, list) else [target],
+            "target": list(synthesiser.targets),
             "register": ["none", "rigid"],
             "images": "",
             "contrasts": "",
@@ -113,11 +112,16 @@ class Synthesis(InferTask):
             images = request["images"]
             images = json.loads(images) if isinstance(images, str) else images
             return {contrast: _inside(image.parent, name) for contrast, name in images.items()}
-        cases = find_cases(sources=synthesiser.get("sources"), target=synthesiser.get("target"), folder=image.parent)
+        contrasts = synthesiser.contrasts
+        if synthesiser.takes_any:
+            cases = find_subjects(folder=image.parent)
+            contrasts = tuple(name for name in contrasts if name != first(request.get("target")))
+        else:
+            cases = find_cases(sources=contrasts, target=synthesiser.targets, folder=image.parent)
         if cases.failures:
             raise cases.failures[0]
         (subject,) = cases.subjects
-        return {contrast: subject.images[contrast] for contrast in map(canonical, synthesiser.get("sources"))}
+        return {contrast: subject.images[contrast] for contrast in contrasts if contrast in subject.images}
 
 
 def first(choice: Any) -> Any:
