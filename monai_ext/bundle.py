@@ -29,6 +29,7 @@ from monai_ext.data.patches import PatchDataset
 from monai_ext.data.presets import Preset
 from monai_ext.data.slices import SliceDataset
 from monai_ext.engines import LossNotFinite
+from monai_ext.memory import keep_freed_memory
 from monai_ext.modalities import canonical
 from monai_ext.precision import wanted_dtype
 from monai_ext.provenance import software
@@ -44,8 +45,10 @@ COMPONENT = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_", "_impor
 def check_config() -> None:
     """Refuse an id that no config of the bundle has: MONAI takes a misspelt one in silence and ignores it.
 
-    And take true, false and null on the command line as JSON has them, where MONAI would take the words.
+    And take true, false and null on the command line as JSON has them, where MONAI would take the words. Every run
+    begins here, so memory is seen to here too.
     """
+    keep_freed_memory()
     sys.excepthook = _say
     workflow = _workflow()
     if workflow is not None:

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 QUERIES = 4096  # at a time: what they need stays in the processor's cache, however large the output
 LIMIT = 16  # the output's largest size, a side, in sizes of the input
@@ -69,14 +70,32 @@ class ImplicitDecoder(nn.Module):
         step = 2 * max(1, self.queries // (output_size[1] * latent.shape[0]))
         for start in range(0, rows.shape[0], step):
             stop = start + step
-            h = cells.index_select(1, rows[start:stop]).index_select(2, columns)
-            h = F.relu(h + (of_rows[start:stop] + of_columns))
-            for layer in self.rest:
-                h = F.relu(layer(h))
-            answer = self.last(h).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+            chosen, encoded = rows[start:stop], of_rows[start:stop] + of_columns
             area = row_weights[start:stop].view(-1, 2, 1, 1, 1) * column_weights.view(-1, 2, 1)
-            strips.append((answer * area).sum((2, 4)))  # areas add up to one
+            if torch.jit.is_scripting() or not torch.is_grad_enabled():
+                strips.append(self._strip(cells, chosen, columns, encoded, area))
+            else:  # computed again in the backward pass, a strip at a time, rather than kept
+                strips.append(
+                    checkpoint(
+                        self._strip,
+                        cells,
+                        chosen,
+                        columns,
+                        encoded,
+                        area,
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                    )
+                )
         return torch.cat(strips, 1).permute(0, 3, 1, 2)
+
+    def _strip(self, cells: Tensor, rows: Tensor, columns: Tensor, encoded: Tensor, area: Tensor) -> Tensor:
+        """Some of the output's rows: (B, h, w, C) cells; which of them beside each pixel -> (B, H', W, K)"""
+        h = F.relu(cells.index_select(1, rows).index_select(2, columns) + encoded)
+        for layer in self.rest:
+            h = F.relu(layer(h))
+        answer = self.last(h).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        return (answer * area).sum((2, 4))  # areas add up to one
 
     def _neighbours(self, latent: Tensor, extent: float, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
         """The two padded cells beside each pixel of an axis, one after the other; offsets from them; their weights."""

@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 from monai_ext.bundle import refuse_unknown_ids
 from monai_ext.checkpoints import about_weights
 from monai_ext.data.datalist import absolute
+from monai_ext.memory import keep_freed_memory
 from monai_ext.modalities import canonical
 from monai_ext.subjects import SYNTHETIC
 
@@ -42,6 +43,7 @@ class Synthesiser:
             (self.ids["target"],) = self.ids["target"]
         refuse_unknown_ids(self._parser({}).get(), [self.config])
         self._turn = threading.Lock()
+        keep_freed_memory()
         parser = self._parser({})
         try:
             parser.get_parsed_content("maker")  # whether the weights fit is known now, not at the first patient

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from monai_ext.bundle import device_name
+from monai_ext.memory import keep_freed_memory
 from monai_ext.networks import AGINet
 
 
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as every run of a bundle does
     torch.manual_seed(0)
     print(f"{device_name(torch.device('cpu'))}; {args.size} x {args.size}, width {args.width}")
     nets = {"AGI-Net": AGINet(width=args.width), "ResUnet": AGINet(width=args.width, stages=())}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from monai_ext.bundle import device_name
+from monai_ext.memory import keep_freed_memory
 from monai_ext.networks import FDGAN
 from monai_ext.networks.layers import InstanceNorm
 
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as every run of a bundle does
     torch.manual_seed(0)
     print(f"{device_name(torch.device('cpu'))}; {args.size} x {args.size}, width {args.width}")
     x = torch.rand(1, 2, args.size, args.size)

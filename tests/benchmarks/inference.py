@@ -25,6 +25,7 @@ from monai_ext.data.datalist import Subject
 from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import Volume, write_volume
 from monai_ext.inferers import SlicesInferer
+from monai_ext.memory import keep_freed_memory
 from monai_ext.precision import autocast, memory_format, wanted_dtype
 from monai_ext.provenance import UNTRAINED, Maker
 from monai_ext.transforms import PrepareSubjectd, RestoreSubjectd, SaveSyntheticd, synthetic_file
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--slices", type=int, help="of the filled ones, from the middle")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as every run of a bundle does
     amp: bool | str = {"true": True, "false": False}.get(args.amp, args.amp)
     torch.manual_seed(0)
     network = (locate(args.network)(in_channels=len(SOURCES)) if args.network else small()).eval().to(args.device)
