@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-serve label check fmt ops bench clean
+.PHONY: help setup demo test test-serve deploy-test label check fmt ops bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -12,9 +12,12 @@ help:  ## list the targets
 
 setup: $(VENV)/.installed  ## create .venv and install the tested set, torch first
 
-# Debian's python3 comes without pip: where venv cannot bring it, Debian's own pip wheel is unpacked into .venv.
+# Debian's python3 comes without pip: where venv cannot bring it, Debian's own pip wheel is unpacked into the environment.
+new_venv = @test -x $(1)/bin/pip || $(PYTHON) -m venv $(1) >/dev/null 2>&1 || \
+    sh tools/venv_without_ensurepip.sh $(PYTHON) $(1)
+
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || sh tools/venv_without_ensurepip.sh $(PYTHON) $(VENV)
+	$(call new_venv,$(VENV))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -46,16 +49,15 @@ demo: setup  ## phantoms -> train AGI-Net and its baseline -> evaluate -> synthe
 	@echo "The report: $(DEMO)/report/index.html"
 	@echo "Synthesised: $$(ls $(DEMO)/synthetic/*/*.nii.gz | tr '\n' ' ')"
 
-test: setup  ## the whole test suite
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+test: setup  ## the test suite; test-serve has what needs a host's own environment
+	$(BIN)/python -m pytest -n 2 --ignore=tests/serve $(PYTEST_ARGS)
 
 # MONAI Label needs other versions of some packages than we do: an environment of its own.
 LABEL_VENV := .venv-label
 LABEL_SET := monai_ext/serve/label_app/constraints.txt
 
 $(LABEL_VENV)/.installed: pyproject.toml $(LABEL_SET)
-	@test -x $(LABEL_VENV)/bin/pip || $(PYTHON) -m venv $(LABEL_VENV) >/dev/null 2>&1 || \
-	    sh tools/venv_without_ensurepip.sh $(PYTHON) $(LABEL_VENV)
+	$(call new_venv,$(LABEL_VENV))
 	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LABEL_SET) torch
 	PIP_CONSTRAINT=$(LABEL_SET) SAM2_BUILD_CUDA=0 $(LABEL_VENV)/bin/python -m pip install --quiet \
 	    --disable-pip-version-check monailabel -e .
@@ -65,7 +67,20 @@ label: $(LABEL_VENV)/.installed  ## serve a bundle to MONAI Label's clients: mak
 	PATH=$(CURDIR)/$(LABEL_VENV)/bin:$$PATH monailabel start_server --app monai_ext/serve/label_app \
 	    --studies $(or $(STUDIES),$(error say with STUDIES= where the studies are)) --conf bundles bundles/$(BUNDLE)
 
-test-serve: setup $(LABEL_VENV)/.installed  ## the tests against real servers, in environments of their own
+# MONAI Deploy runs on Holoscan, which is large: an environment of its own. Without highdicom monai itself does not import.
+DEPLOY_VENV := .venv-deploy
+
+$(DEPLOY_VENV)/.installed: pyproject.toml constraints.txt
+	$(call new_venv,$(DEPLOY_VENV))
+	$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    monai-deploy-app-sdk==4.0.0 highdicom SimpleITK -e '.[dicom]'
+	@touch $@
+
+deploy-test: setup $(DEPLOY_VENV)/.installed  ## the MONAI Deploy application's tests, run by Holoscan on a CPU
+	$(BIN)/python -m pytest tests/serve/test_deploy.py $(PYTEST_ARGS)
+
+test-serve: setup $(LABEL_VENV)/.installed $(DEPLOY_VENV)/.installed  ## the tests of the hosts, in their environments
 	$(BIN)/python -m pytest tests/serve $(PYTEST_ARGS)
 
 check: setup  ## ruff, format, mypy, clang-format, JSON, and nvcc where it is found

@@ -109,6 +109,29 @@ def with_weights(
     return network.eval()
 
 
+def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what these weights were trained with where its own values are others: contrasts and widths."""
+    config = dict(config)
+    for name in ("sources", "target"):
+        if name in about and config.get(name) is not None:  # null is any, whatever the weights
+            single = isinstance(config[name], str) and len(about[name]) == 1
+            config[name] = about[name][0] if single else about[name]
+    if "preset" in config and config["preset"] is None and about.get("preset"):
+        config["preset"] = about["preset"]  # for the archive that is made of this config has no JSON beside it
+    definition = dict(config["network_def"])
+    for key, value in about.get("network_def", {}).items():
+        own = definition.get(key)
+        reference = own[1:] if isinstance(own, str) and own.startswith("@") else None
+        if reference in config:
+            if not isinstance(config[reference], str) or not config[reference].startswith("$"):
+                config[reference] = value
+        elif not (isinstance(own, str) and own.startswith("$")):  # an expression of the contrasts, which were set
+            definition[key] = value
+    if about.get("datasets"):
+        definition["datasets"] = about["datasets"]
+    return {**config, "network_def": definition}
+
+
 def about_run(
     *,
     name: str,

@@ -1,6 +1,7 @@
 """Weights with what they were made by, and checkpoints from which a killed training goes on to the same weights.
 
-`model.pt` is a flat state dict, as MONAI's verbs take it; `model.json` beside it says what made it.
+`model.pt` is a flat state dict, as MONAI's verbs take it; `model.json` beside it says what made it. `model.ts`, which
+`ckpt_export` writes, is read too: it holds the bundle's configs, which say it.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import os
 import pickle
 import random
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from monai_ext.data.datalist import absolute, write_json
 from monai_ext.data.volumes import whole_file
 
 logger = logging.getLogger(__name__)
+ARCHIVE = ".ts"
 KEPT = 2  # checkpoints: should the newest be damaged, there is the one before
 
 
@@ -39,9 +42,10 @@ def save_weights(path: Path | str, network: nn.Module, about: Mapping[str, Any])
 def load_weights(network: nn.Module, path: Path | str) -> dict[str, Any]:
     """Put all of the weights at `path` into the network, or none; what their JSON says, {} where there is none."""
     path = absolute(Path(path))
-    weights = read(path)
     about = about_weights(path)
     own = network.state_dict()
+    constants = {name for name, _ in network.named_buffers()} - set(own)  # an archive has them too
+    weights = {name: value for name, value in read(path).items() if name not in constants}
     faults = [f"lacks {name}" for name in own if name not in weights]
     faults += [f"has {name}, which the network has not" for name in weights if name not in own]
     faults += [
@@ -58,8 +62,10 @@ def load_weights(network: nn.Module, path: Path | str) -> dict[str, Any]:
 
 
 def about_weights(path: Path | str) -> dict[str, Any]:
-    """What the JSON beside the weights says, unless it speaks of others."""
+    """What the JSON beside the weights says, unless it speaks of others; of an archive, what is in it."""
     path = absolute(Path(path))
+    if path.suffix == ARCHIVE:
+        return _about_archive(path)
     try:
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -73,8 +79,35 @@ def about_weights(path: Path | str) -> dict[str, Any]:
     return about
 
 
+def archived(path: Path, name: str) -> dict[str, Any]:
+    """One of the JSON files that an archive holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (member,) = [one for one in archive.namelist() if one.endswith(f"/extra/{name}")]
+            content = json.loads(archive.read(member))
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise ValueError(f"{path} is no archive of a bundle with its {name}: write it with ckpt_export") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {name} that is no dictionary")
+    return content
+
+
+def _about_archive(path: Path) -> dict[str, Any]:
+    config, metadata = archived(path, "inference.json"), archived(path, "metadata.json")
+    about = {"bundle": metadata.get("name"), "version": metadata.get("version"), "preset": config.get("preset")}
+    for name in ("sources", "target"):
+        value = config.get(name)
+        about[name] = [value] if isinstance(value, str) else value
+    return {key: value for key, value in about.items() if value is not None} | {"sha256": sha256(path)}
+
+
 def read(path: Path) -> dict[str, Any]:
     """A file of tensors and plain values; one that is damaged or would run code is refused by name."""
+    if path.suffix == ARCHIVE:
+        try:
+            return dict(torch.jit.load(path, map_location="cpu").state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{path} is no TorchScript archive, or is damaged") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,54 @@ def test_a_file_cut_short_is_refused_by_name(saved: tuple[Path, nn.Module], left
     path, _ = saved
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(ValueError, match=r"model\.pt is (no file of weights|cut short or damaged)"):
+        load_weights(network(), path)
+
+
+CONFIGS = {
+    "inference": {"sources": ["T1", "T2"], "target": "PD", "preset": None},
+    "metadata": {"name": "b", "version": "1"},
+}
+
+
+def archive(path: Path, made: nn.Module, **configs: object) -> Path:
+    extra = {f"{name}.json": json.dumps(content) for name, content in configs.items()}
+    torch.jit.save(torch.jit.script(made), path, _extra_files=extra)
+    return path
+
+
+class WithConstant(nn.Module):
+    """Of which a script keeps more than the state dict has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3))
+        self.register_buffer("constant", torch.ones(3), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight * self.constant
+
+
+@pytest.mark.parametrize("make", [network, WithConstant])
+def test_an_archives_weights_are_read_and_its_configs_say_what_they_are(tmp_path: Path, make: Callable):
+    made, other = make(), make()
+    about = load_weights(other, archive(tmp_path / "model.ts", made, **CONFIGS))
+    for name, value in made.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+    assert about == {
+        "bundle": "b",
+        "version": "1",
+        "sources": ["T1", "T2"],
+        "target": ["PD"],
+        "sha256": about["sha256"],
+    }
+
+
+def test_an_archive_that_is_damaged_or_says_nothing_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"silent\.ts is no archive of a bundle with its inference\.json"):
+        load_weights(network(), archive(tmp_path / "silent.ts", network()))
+    path = archive(tmp_path / "model.ts", network(), **CONFIGS)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"model\.ts is no archive of a bundle"):
         load_weights(network(), path)
 
 

@@ -5,7 +5,8 @@ import importlib.util
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from monai_ext.data.datalist import absolute
 
 if TYPE_CHECKING:
     from monai_ext.data.dicom import Series
+    from monai_ext.serve.synthesis import Synthesiser
 
 UID_ROOT = re.compile(r"[0-2](\.(0|[1-9]\d*))+")
 LONGEST_ROOT = 40  # of the 64 characters of a UID: the rest tells one from another
@@ -21,7 +23,7 @@ LONGEST_ROOT = 40  # of the 64 characters of a UID: the rest tells one from anot
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--study", type=Path, required=True, metavar="DIR", help="a folder with the DICOM files of one study")
-    add("--bundle", type=Path, required=True, metavar="DIR", help="a bundle's folder, such as bundles/NAME")
+    add("--bundle", type=Path, required=True, metavar="DIR", help="a bundle's folder, or its archive .ts")
     add("--weights", type=Path, metavar="FILE", help="its weights, models/model.pt of the bundle unless given")
     add("--target", metavar="CONTRAST", help="what to synthesise; without it, what the weights make")
     add("--out", type=Path, required=True, metavar="DIR", help="each new series becomes a folder here")
@@ -40,8 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("pydicom") is None:
         raise ValueError("DICOM is read with pydicom, which is not here: pip install 'monai-ext[dicom]'")
-    if args.uid_root and (not UID_ROOT.fullmatch(args.uid_root) or len(args.uid_root) > LONGEST_ROOT):
-        raise ValueError(f"--uid-root must be numbers with dots, at most {LONGEST_ROOT} long, got {args.uid_root!r}")
+    check_uid_root(args.uid_root)
     for folder in synthesise(
         absolute(args.study),
         args.bundle,
@@ -56,6 +57,12 @@ def run(args: argparse.Namespace) -> int:
     ):
         print(folder)
     return 0
+
+
+def check_uid_root(root: str | None) -> None:
+    """Refuse what no organisation has, or what leaves no room for telling UIDs apart."""
+    if root and (not UID_ROOT.fullmatch(root) or len(root) > LONGEST_ROOT):
+        raise ValueError(f"the UID root must be numbers with dots, at most {LONGEST_ROOT} long, got {root!r}")
 
 
 def named_series(pairs: list[str]) -> dict[str, str]:
@@ -80,20 +87,35 @@ def synthesise(
     reproducible: bool = False,
 ) -> list[Path]:
     """The folders of the new series, each written whole or not at all."""
-    import nibabel as nib
-    import numpy as np
+    synthesiser = ready(bundle, weights=weights, target=target)
+    sources, number = sources_in(study, synthesiser, target=target, series=series, register=register)
+    with synthesised(synthesiser, sources, register=register, reference=reference) as results:
+        return write_all(results, sources, out, number=number, uid_root=uid_root, reproducible=reproducible)
 
-    from monai_ext.data.dicom import choose, contrast_of, read_series, read_study, sorted_slices
-    from monai_ext.data.volumes import write_volume
+
+def ready(bundle: Path, *, weights: Path | None = None, target: str | None = None) -> "Synthesiser":
+    """A bundle's folder or archive, ready for `target`, or for what its weights make."""
     from monai_ext.modalities import canonical
-    from monai_ext.serve.dicom_writer import write_series
     from monai_ext.serve.synthesis import Synthesiser
 
-    given = {"register": register, "reference": reference}
-    ids: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     synthesiser = Synthesiser(bundle, weights=weights)
     if target is not None and (canonical(target),) != synthesiser.targets:
         synthesiser = Synthesiser(bundle, weights=weights, target=canonical(target))
+    return synthesiser
+
+
+def sources_in(
+    study: Path,
+    synthesiser: "Synthesiser",
+    *,
+    target: str | None = None,
+    series: Mapping[str, str] | None = None,
+    register: str | None = None,
+) -> "tuple[dict[str, Series], int]":
+    """A series a contrast that the bundle starts from, its slices in order; the study's highest series number."""
+    from monai_ext.data.dicom import choose, contrast_of, read_study, sorted_slices
+    from monai_ext.modalities import canonical
+
     there = read_study(study)
     wanted = synthesiser.contrasts
     if synthesiser.takes_any:
@@ -101,14 +123,43 @@ def synthesise(
         wanted = tuple(name for name in wanted if name in shown and (target is None or name != canonical(target)))
     sources = {name: sorted_slices(one) for name, one in choose(there, wanted, series or {}).items()}
     _same_frame(sources, register)
-    number = max((int(one.number) for one in there if one.number.isdigit()), default=0)
-    folders = []
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as work:
+    return sources, max((int(one.number) for one in there if one.number.isdigit()), default=0)
+
+
+@contextmanager
+def synthesised(
+    synthesiser: "Synthesiser", sources: "Mapping[str, Series]", **options: str | None
+) -> "Iterator[dict[str, Path]]":
+    """Contrast -> the NIfTI that the bundle makes of these series, for as long as the block lasts."""
+    from monai_ext.data.dicom import read_series
+    from monai_ext.data.volumes import write_volume
+
+    with tempfile.TemporaryDirectory() as work:
         files = {contrast: Path(work) / f"{contrast}.nii.gz" for contrast in sources}
         for contrast, path in files.items():
             write_volume(path, read_series(sources[contrast]))
-        results = synthesiser(files, Path(work) / "synthetic", subject="study", **ids)
+        ids = {name: value for name, value in options.items() if value is not None}
+        yield synthesiser(files, Path(work) / "synthetic", subject="study", **ids)
+
+
+def write_all(
+    results: Mapping[str, Path],
+    sources: "Mapping[str, Series]",
+    out: Path,
+    *,
+    number: int,
+    uid_root: str | None = None,
+    reproducible: bool = False,
+) -> list[Path]:
+    """Each result as a series in a folder of `out`, whole or not at all; their numbers follow `number`."""
+    import nibabel as nib
+    import numpy as np
+
+    from monai_ext.serve.dicom_writer import write_series
+
+    folders = []
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as work:
         for count, (contrast, path) in enumerate(results.items(), 1):
             folder = out / f"SYNTHETIC_{contrast}"
             if folder.exists():

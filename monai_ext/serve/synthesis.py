@@ -8,39 +8,36 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from monai_ext.bundle import refuse_unknown_ids
-from monai_ext.checkpoints import about_weights
+from monai_ext.bundle import fitted, refuse_unknown_ids
+from monai_ext.checkpoints import ARCHIVE, about_weights, archived
 from monai_ext.data.datalist import absolute
 from monai_ext.memory import keep_freed_memory
 from monai_ext.modalities import canonical
 from monai_ext.subjects import SYNTHETIC
 
-TASK = ("network_def", "sources", "target")  # as the weights' JSON has them
-
 
 class Synthesiser:
     """`configs/inference.json` of the bundle at `bundle_root`, run as `monai.bundle run` would, call by call.
 
-    The weights, `models/model.pt` unless others are named, say which network they are for and from which contrasts it
-    makes which. They are read again for each subject: those of a training that ended meanwhile are the next's. `ids`
+    An archive that `ckpt_export` wrote can stand for the folder: its configs and weights are within. The weights,
+    `models/model.pt` unless others are named, say which network they are for and from which contrasts it makes which.
+    They are read again for each subject: those of a training that ended meanwhile are the next's. `ids`
     are the config's. Several threads may call; one at a time is served.
     """
 
     def __init__(self, bundle_root: Path | str, *, weights: Path | str | None = None, **ids: Any) -> None:
         self.bundle_root = absolute(Path(bundle_root))
-        self.weights = absolute(Path(weights)) if weights else self.bundle_root / "models" / "model.pt"
+        alone = self.bundle_root.suffix == ARCHIVE
+        own = self.bundle_root if alone else self.bundle_root / "models" / "model.pt"
+        self.weights = absolute(Path(weights)) if weights else own
         if not self.weights.is_file():
             raise ValueError(f"there are no weights at {self.weights}: train the bundle first, or name others")
-        self.config = ConfigParser.load_config_file(self.bundle_root / "configs" / "inference.json")
-        about = about_weights(self.weights)
-        self.ids = {
-            "bundle_root": str(self.bundle_root),
-            "weights": str(self.weights),
-            **{key: about[key] for key in TASK if key in about and self.config.get(key) is not None},
-            **ids,
-        }
-        if isinstance(self.config.get("target"), str) and isinstance(self.ids.get("target"), list):
-            (self.ids["target"],) = self.ids["target"]
+        if alone:
+            config = archived(self.bundle_root, "inference.json")
+        else:
+            config = ConfigParser.load_config_file(self.bundle_root / "configs" / "inference.json")
+        self.config = fitted(config, about_weights(self.weights))
+        self.ids = {"bundle_root": str(self.bundle_root), "weights": str(self.weights), **ids}
         refuse_unknown_ids(self._parser({}).get(), [self.config])
         self._turn = threading.Lock()
         keep_freed_memory()
@@ -68,6 +65,11 @@ class Synthesiser:
         if given is None:
             return self.contrasts
         return tuple(canonical(name) for name in ([given] if isinstance(given, str) else given))
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Those that the weights know apart, none where they know but one kind of data."""
+        return tuple(self.get("network_def").get("datasets", ()))
 
     def get(self, name: str) -> Any:
         """What an id is, in words and numbers: unevaluated."""

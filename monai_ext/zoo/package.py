@@ -15,6 +15,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from monai_ext.bundle import fitted
 from monai_ext.checkpoints import about_weights, load_weights, save_weights, sha256
 from monai_ext.data.datalist import absolute, write_json
 from monai_ext.data.volumes import whole_file
@@ -91,25 +92,6 @@ def _fill(made: Path, bundle: Path, weights: Path) -> None:
     network = inference.get_parsed_content("network_def")
     load_weights(network, weights)  # refuses what does not fit, by name
     save_weights(made / "models" / "model.pt", network, {"bundle": bundle.name, "version": version, **about})
-
-
-def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with what these weights were trained with where its own values are others: contrasts and widths."""
-    config = dict(config)
-    for name in ("sources", "target"):
-        if name in about and config.get(name) is not None:  # null is any, whatever the weights
-            single = isinstance(config[name], str) and len(about[name]) == 1
-            config[name] = about[name][0] if single else about[name]
-    definition = dict(config["network_def"])
-    for key, value in about.get("network_def", {}).items():
-        own = definition.get(key)
-        reference = own[1:] if isinstance(own, str) and own.startswith("@") else None
-        if reference in config:
-            if not isinstance(config[reference], str) or not config[reference].startswith("$"):
-                config[reference] = value
-        elif not (isinstance(own, str) and own.startswith("$")):  # an expression of the contrasts, which were set
-            definition[key] = value
-    return {**config, "network_def": definition}
 
 
 def _describe_channels(path: Path, about: Mapping[str, Any]) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from fire.parser import DefaultParseValue
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
+
+from monai_ext.checkpoints import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -46,3 +48,22 @@ def refused(capsys: pytest.CaptureFixture[str], *files: Path, **ids: object) -> 
     assert said.startswith("error: "), said
     assert said.count("\n") == 1, said
     return said
+
+
+def smallest_weights(bundle: Path, folder: Path, **task: list[str]) -> Path:
+    """Untrained, of the bundle's own network at its smallest."""
+    parser = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / "inference.json"))
+    parser["width"] = 8
+    for name, contrasts in task.items():
+        parser[name] = contrasts if name == "sources" or not isinstance(parser[name], str) else contrasts[0]
+    every = parser["sources"] or parser["modalities"]
+    targets = parser["target"] or every
+    about = {
+        "bundle": bundle.name,
+        "version": "0.1.0",
+        "network_def": {key: parser.get_parsed_content(f"network_def::{key}") for key in parser["network_def"]},
+        "sources": list(every),
+        "target": [targets] if isinstance(targets, str) else list(targets),
+    }
+    save_weights(folder / "model.pt", parser.get_parsed_content("network_def"), about)
+    return folder / "model.pt"

@@ -10,36 +10,15 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_study import DESCRIPTIONS, FRAME, STUDY, write_series, write_study
-from monai.bundle import ConfigParser
 from pydicom.uid import JPEG2000Lossless
-from running import BUNDLES
+from running import BUNDLES, smallest_weights
 
 from monai_ext.__main__ import main
-from monai_ext.checkpoints import save_weights
 from monai_ext.data.dicom import choose, contrast_of, read_series, read_study, sorted_slices
 from monai_ext.data.volumes import read_volume, write_volume
 from monai_ext.serve.synthesis import Synthesiser
 
 HALF_STEP = 1.01e-5
-
-
-def smallest_weights(bundle: Path, folder: Path, **task: list[str]) -> Path:
-    """Untrained, of the bundle's own network at its smallest."""
-    parser = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / "inference.json"))
-    parser["width"] = 8
-    for name, contrasts in task.items():
-        parser[name] = contrasts if name == "sources" or not isinstance(parser[name], str) else contrasts[0]
-    every = parser["sources"] or parser["modalities"]
-    targets = parser["target"] or every
-    about = {
-        "bundle": bundle.name,
-        "version": "0.1.0",
-        "network_def": {key: parser.get_parsed_content(f"network_def::{key}") for key in parser["network_def"]},
-        "sources": list(every),
-        "target": [targets] if isinstance(targets, str) else list(targets),
-    }
-    save_weights(folder / "model.pt", parser.get_parsed_content("network_def"), about)
-    return folder / "model.pt"
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +275,7 @@ def test_a_target_that_the_weights_do_not_make_is_refused(first, two, tmp_path, 
 
 
 def test_a_uid_root_that_is_none_is_refused(first, two, tmp_path, capsys):
-    assert "--uid-root must be numbers with dots" in refusal(first, two, tmp_path, capsys, "--uid-root", "1.x")
+    assert "the UID root must be numbers with dots" in refusal(first, two, tmp_path, capsys, "--uid-root", "1.x")
 
 
 def header(description: str, **more: object) -> pydicom.Dataset:

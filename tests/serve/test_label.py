@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not (LABEL / "monailabel").is_file(), reason="ne
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("label")
     make = ("-m", "monai_ext", "phantom", "--out", folder / "studies", "--site", "healthy", "--subjects", 4)
-    what = ("--spacing", 6, "--contrasts", "T1,T2,PD", "--layout", "folder")
+    what = ("--spacing", 6, "--contrasts", "T1,T2,FLAIR", "--layout", "folder")
     subprocess.run([sys.executable, *map(str, (*make, *what))], check=True, capture_output=True)
     with serving(folder) as server:
         yield server
@@ -38,10 +38,21 @@ def bundle(request: pytest.FixtureRequest, server: Server) -> Path:
     status, said = server.infer(name, image(server))
     assert status == 500
     assert b"has no weights" in said
-    status, said = server.ask(f"/train/{name}?run_sync=true", body={**TINY, "sources": ["T1", "T2"], "target": "PD"})
+    status, said = server.ask(f"/train/{name}?run_sync=true", body={**TINY, **task(request.param)})
     assert status == 200, said
     assert (server.models / name / "model.pt").is_file()
     return request.param
+
+
+def task(bundle: Path) -> dict[str, Any]:
+    """FLAIR from T1 and T2, or each of the three from the others."""
+    if takes_any(bundle):
+        return {"modalities": ["T1", "T2", "FLAIR"]}
+    return {"sources": ["T1", "T2"], "target": "FLAIR"}
+
+
+def takes_any(bundle: Path) -> bool:
+    return json.loads((bundle / "configs" / "inference.json").read_text())["sources"] is None
 
 
 def image(server: Server, study: int = 0, contrast: str = "T1") -> str:
@@ -59,7 +70,7 @@ def read(answer: bytes, folder: Path) -> Any:
 
 
 def test_the_answer_is_an_image_as_the_command_line_would_have_written_it(bundle: Path, server: Server, tmp_path: Path):
-    status, answer = server.infer(bundle.name, image(server))
+    status, answer = server.infer(bundle.name, image(server), target="FLAIR")
     assert status == 200, answer
     made: Any = read(answer, tmp_path)
     study = server.studies / image(server).partition("/")[0]
@@ -69,17 +80,17 @@ def test_the_answer_is_an_image_as_the_command_line_would_have_written_it(bundle
     words = [word for name, value in ids.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "monai.bundle", "run", *words]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    expected: Any = nib.load(next((tmp_path / "out").rglob("PD_synthetic.nii.gz")))
+    expected: Any = nib.load(next((tmp_path / "out").rglob("FLAIR_synthetic.nii.gz")))
     assert made.get_data_dtype() == np.float32
     np.testing.assert_array_equal(made.affine, nib.load(images["T1"]).affine)
     np.testing.assert_array_equal(made.get_fdata(), expected.get_fdata())
-    assert b"SYNTHETIC PD" in made.header["descrip"].item()
+    assert b"SYNTHETIC FLAIR" in made.header["descrip"].item()
 
 
 def test_the_result_stays_in_the_study_under_a_name_that_says_what_it_is(bundle: Path, server: Server):
-    status, said = server.infer(bundle.name, image(server, 1), output="json")
+    status, said = server.infer(bundle.name, image(server, 1), output="json", target="FLAIR")
     assert status == 200, said
-    name = f"PD_{bundle.name}_synthetic"
+    name = f"FLAIR_{bundle.name}_synthetic"
     assert json.loads(said)["synthetic"]
     assert json.loads(said)["stored"] == [name]
     study = server.studies / image(server, 1).partition("/")[0]
@@ -89,7 +100,8 @@ def test_the_result_stays_in_the_study_under_a_name_that_says_what_it_is(bundle:
 
 def test_the_panel_offers_the_targets_that_there_are_and_may_send_its_list_back(bundle: Path, server: Server):
     panel = server.info()["models"][bundle.name]["config"]
-    assert panel["target"] == ["PD"]
+    assert panel["target"] == (task(bundle).get("modalities") or ["FLAIR"])
+    assert ("dataset" in panel) == takes_any(bundle)
     assert server.infer(bundle.name, image(server), **panel)[0] == 200
 
 
@@ -98,17 +110,19 @@ def test_a_4d_image_holds_several_contrasts(bundle: Path, server: Server, tmp_pa
     scans: list[Any] = [nib.load(scan(study, contrast)) for contrast in ("T2", "T1")]
     both = np.stack([one.get_fdata(dtype=np.float32) for one in scans], axis=-1)
     nib.save(nib.Nifti1Image(both, scans[1].affine), tmp_path / "both.nii.gz")
-    status, answer = server.upload(bundle.name, tmp_path / "both.nii.gz", contrasts="T2,T1")
+    status, answer = server.upload(bundle.name, tmp_path / "both.nii.gz", contrasts="T2,T1", target="FLAIR")
     assert status == 200, answer
-    expected = read(server.infer(bundle.name, image(server))[1], tmp_path).get_fdata()
+    expected = read(server.infer(bundle.name, image(server), target="FLAIR")[1], tmp_path).get_fdata()
     np.testing.assert_allclose(read(answer, tmp_path).get_fdata(), expected, atol=1e-4)
 
 
 def test_eight_requests_at_once_are_all_answered_and_none_mixed_up(bundle: Path, server: Server):
-    alone = [server.infer(bundle.name, image(server, study))[1] for study in (0, 1)]
+    alone = [server.infer(bundle.name, image(server, study), target="FLAIR")[1] for study in (0, 1)]
     assert alone[0] != alone[1]
     with ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(lambda turn: server.infer(bundle.name, image(server, turn % 2)), range(8)))
+        answers = list(
+            clients.map(lambda turn: server.infer(bundle.name, image(server, turn % 2), target="FLAIR"), range(8))
+        )
     assert answers == [(200, alone[turn % 2]) for turn in range(8)]
 
 
@@ -116,8 +130,7 @@ def test_eight_requests_at_once_are_all_answered_and_none_mixed_up(bundle: Path,
     ("where", "params", "status", "said"),
     [
         ("nobody/T1", {}, 404, "there is no image 'nobody/T1' among the studies: there are "),
-        ("", {"target": "FLAIR"}, 400, "synthesises PD from T1,T2; asked for was FLAIR from T1,T2"),
-        ("", {"images": {"T1": "T1.nii.gz"}}, 400, "lacks T2, has T1"),
+        ("", {"target": "PD"}, 400, "PD"),
         ("", {"images": {"T1": "T1.nii.gz", "T2": "../../T2.nii.gz"}}, 400, "images must be files of the study"),
         ("", {"contrasts": "T1,T2"}, 400, "contrasts names 2 channels, T1, T2, but the image is "),
     ],
@@ -132,11 +145,21 @@ def test_a_bad_request_is_answered_with_its_reason(bundle: Path, server: Server,
     assert said in json.loads(answer[1])["detail"]
 
 
+def test_a_study_that_lacks_a_source_is_answered_with_what_it_has(bundle: Path, server: Server):
+    study, _, name = image(server).partition("/")
+    status, said = server.infer(bundle.name, f"{study}/{name}", images={"T1": f"{name}.nii.gz"}, target="FLAIR")
+    if takes_any(bundle):
+        assert status == 200
+    else:
+        assert status == 400
+        assert "lacks T2, has T1" in json.loads(said)["detail"]
+
+
 def test_a_bundle_that_is_not_there_is_named_with_those_that_are(server: Server):
     for path in (f"/infer/agi_nets?image={image(server)}", "/train/agi_nets?run_sync=true"):
         status, said = server.ask(path, form={"params": b"\r\n\r\n{}"} if "infer" in path else None, body={})
         assert status == 404
-        assert b"there is no bundle 'agi_nets': there are agi_net" in said
+        assert b"there is no bundle 'agi_nets': there are agi_net, " in said
 
 
 def test_weights_that_do_not_fit_are_an_error_and_not_silence(bundle: Path, server: Server):

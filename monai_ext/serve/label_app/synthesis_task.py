@@ -54,6 +54,8 @@ class Synthesis(InferTask):
             raise HTTPException(500, self.fault)
         image = Path(request["image"])
         options = {key: first(request[key]) for key in OPTIONS if key in synthesiser.config and request.get(key)}
+        if options.get("dataset") == "none":
+            del options["dataset"]
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 images = self._images(request, image, synthesiser, Path(scratch))
@@ -95,6 +97,7 @@ class Synthesis(InferTask):
             return {}
         return {
             "target": list(synthesiser.targets),
+            **({"dataset": ["none", *synthesiser.datasets]} if synthesiser.datasets else {}),
             "register": ["none", "rigid"],
             "images": "",
             "contrasts": "",

@@ -13,7 +13,10 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monai_ext.serve.label_app.synthesis_task import first
 from monai_ext.subjects import SYNTHETIC
 
-OPTIONS = ("sources", "target", "epochs", "batch_size", "learning_rate", "image_size", "slices", "width", "seed", "amp")
+OPTIONS = (
+    *("sources", "target", "modalities", "epochs", "batch_size", "learning_rate", "image_size", "slices", "width"),
+    *("seed", "amp"),
+)
 
 
 class Training(TrainTask):

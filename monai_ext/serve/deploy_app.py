@@ -1,0 +1,137 @@
+"""A MONAI Deploy application: a DICOM study in, the contrast that it lacks out, as a new series of the same study.
+
+    python -m monai_ext.serve.deploy_app --input STUDY --output OUT --model BUNDLE
+
+The model is a bundle's folder with its weights, the archive that `ckpt_export` writes of one, or a folder that holds
+one of these. The other choices of `python -m monai_ext dicom` stand under `synthesis` in the YAML file that
+HOLOSCAN_CONFIG_PATH names, as Holoscan has it: target, series, register, reference, uid_root, reproducible.
+
+The study is read by an operator of our own, since the SDK's keeps one image a position: of a series with two echoes or
+two b-values it would drop one.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from monai.deploy.conditions import CountCondition
+from monai.deploy.core import Application, Fragment, Operator, OperatorSpec
+
+from monai_ext.checkpoints import ARCHIVE
+from monai_ext.serve.dicom import check_uid_root, named_series, ready, sources_in, synthesised, write_all
+from monai_ext.serve.synthesis import Synthesiser
+
+CHOICES = ("target", "series", "register", "reference", "uid_root", "reproducible")
+
+
+class StudyReader(Operator):
+    """A folder of DICOM files -> the series of each contrast that the bundle starts from."""
+
+    def __init__(self, fragment: Fragment, *, folder: Path, synthesiser: Synthesiser, **choices: Any) -> None:
+        self.folder, self.synthesiser, self.choices = folder, synthesiser, choices
+        super().__init__(fragment, CountCondition(fragment, 1), name="study_reader")  # one study a run
+
+    def setup(self, spec: OperatorSpec) -> None:
+        spec.output("study")
+
+    def compute(self, _: Any, output: Any, _context: Any) -> None:
+        output.emit(sources_in(self.folder, self.synthesiser, **self.choices), "study")
+
+
+class SeriesSynthesis(Operator):
+    """The series of each contrast -> new series in a folder, each written whole or not at all."""
+
+    def __init__(
+        self, fragment: Fragment, *, synthesiser: Synthesiser, folder: Path, options: dict[str, Any], **choices: Any
+    ) -> None:
+        self.synthesiser, self.folder, self.options, self.choices = synthesiser, folder, options, choices
+        super().__init__(fragment, name="series_synthesis")
+
+    def setup(self, spec: OperatorSpec) -> None:
+        spec.input("study")
+        spec.output("folders")
+
+    def compute(self, received: Any, output: Any, _context: Any) -> None:
+        sources, number = received.receive("study")
+        with synthesised(self.synthesiser, sources, **self.options) as results:
+            folders = write_all(results, sources, self.folder, number=number, **self.choices)
+        output.emit(folders, "folders")
+
+
+class Report(Operator):
+    """Says where the new series are."""
+
+    def __init__(self, fragment: Fragment) -> None:
+        super().__init__(fragment, name="report")
+
+    def setup(self, spec: OperatorSpec) -> None:
+        spec.input("folders")
+
+    def compute(self, received: Any, _: Any, _context: Any) -> None:
+        for folder in received.receive("folders"):
+            print(folder, flush=True)
+
+
+class SynthesisApp(Application):
+    """study_reader -> series_synthesis -> report"""
+
+    def compose(self) -> None:
+        context = Application.init_app_context(self.argv)
+        chosen = self._choices()
+        target, register = chosen.get("target"), chosen.get("register")
+        synthesiser = ready(model_in(Path(context.model_path)), target=target)
+        reader = StudyReader(
+            self,
+            folder=Path(context.input_path),
+            synthesiser=synthesiser,
+            target=target,
+            series=named_series(chosen.get("series", [])),
+            register=register,
+        )
+        synthesis = SeriesSynthesis(
+            self,
+            synthesiser=synthesiser,
+            folder=Path(context.output_path),
+            options={"register": register, "reference": chosen.get("reference")},
+            uid_root=chosen.get("uid_root"),
+            reproducible=bool(chosen.get("reproducible", False)),
+        )
+        self.add_flow(reader, synthesis, {("study", "study")})
+        self.add_flow(synthesis, Report(self), {("folders", "folders")})
+
+    def _choices(self) -> dict[str, Any]:
+        if not os.environ.get("HOLOSCAN_CONFIG_PATH"):
+            return {}
+        chosen: dict[str, Any] = self.kwargs("synthesis")
+        for name in chosen:
+            if name not in CHOICES:
+                raise ValueError(f"synthesis: {name} cannot be chosen; what can is {', '.join(CHOICES)}")
+        check_uid_root(chosen.get("uid_root"))
+        return chosen
+
+
+def model_in(path: Path) -> Path:
+    """The bundle's folder or the archive at `path`, or the only one that it holds."""
+    found = [path] if _is_model(path) else sorted(filter(_is_model, path.glob("*")))
+    if len(found) != 1:
+        names = ", ".join(one.name for one in found) or "none"
+        raise ValueError(f"{path} must be or hold one bundle, a folder or its archive {ARCHIVE}; found {names}")
+    return found[0]
+
+
+def _is_model(path: Path) -> bool:
+    return path.suffix == ARCHIVE or (path / "configs" / "inference.json").is_file()
+
+
+def main() -> int:
+    try:
+        SynthesisApp().run()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
