@@ -11,7 +11,7 @@ import torch
 from monai.losses import PatchAdversarialLoss
 from torch import Tensor
 from torch.nn import BCEWithLogitsLoss
-from torch.nn.functional import l1_loss
+from torch.nn.functional import interpolate, l1_loss
 
 Terms = dict[str, Tensor]
 Batch = Mapping[str, Any]
@@ -108,6 +108,28 @@ class Disentangling(Pix2Pix):
             slopes = [l1_loss(made.diff(dim=axis), real.diff(dim=axis)) for axis in range(2, made.dim())]
             terms["edge"] = self.edge_weight * torch.stack(slopes).sum()
         return terms
+
+
+class AnyScale(Pix2Pix):
+    """HMF-MambaINR's, with coarser sources under the target's own grid, so that its decoder learns what lies between.
+
+    Half of the batches have their sources `finest` times coarser or less, by chance; with 1, the paper's, none.
+    """
+
+    def __init__(self, *, finest: float = 1.0) -> None:
+        if not finest >= 1:
+            raise ValueError(f"finest must be at least 1, got {finest}")
+        super().__init__()
+        self.finest = finest
+
+    def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
+        sources = batch["sources"]
+        chance = torch.rand(2).tolist()
+        if self.finest == 1 or chance[0] < 0.5 or not getattr(network, "training", False):
+            return super().predict(network, batch)
+        size, times = sources.shape[2:], 1 + (self.finest - 1) * chance[1]
+        coarse = [max(1, round(side / times)) for side in size]
+        return {"pred": network(interpolate(sources, coarse, mode="bilinear", antialias=True), size)}
 
 
 def _check_weights(**weights: float) -> None:

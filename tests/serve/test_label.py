@@ -75,8 +75,9 @@ def test_the_answer_is_an_image_as_the_command_line_would_have_written_it(bundle
     made: Any = read(answer, tmp_path)
     study = server.studies / image(server).partition("/")[0]
     images = {contrast: str(scan(study, contrast)) for contrast in ("T1", "T2")}
-    ids = {"images": images, "weights": server.models / bundle.name / "model.pt", "output_dir": tmp_path / "out",
-           "bundle_root": bundle, "config_file": bundle / "configs/inference.json", "width": TINY["width"]}  # fmt: skip
+    ids = {"bundle_root": bundle, "config_file": bundle / "configs/inference.json", "images": images,
+           "weights": server.models / bundle.name / "model.pt", "output_dir": tmp_path / "out",
+           "width": TINY["width"], **task(bundle), "target": "FLAIR"}  # fmt: skip
     words = [word for name, value in ids.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "monai.bundle", "run", *words]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -171,11 +172,11 @@ def test_weights_that_do_not_fit_are_an_error_and_not_silence(bundle: Path, serv
     weights = file.with_name("model.pt")
     os.utime(weights)
     try:
-        status, said = server.infer(bundle.name, image(server))
+        status, said = server.infer(bundle.name, image(server), target="FLAIR")
         assert status == 500
         assert b"cannot be served" in said
         assert "cannot be served" in server.log.read_text(errors="replace")
     finally:
         file.write_text(before)
         os.utime(weights)
-    assert server.infer(bundle.name, image(server))[0] == 200
+    assert server.infer(bundle.name, image(server), target="FLAIR")[0] == 200
