@@ -64,11 +64,23 @@ class TaskMatrix:
     """`output_dir`/matrix.csv: the mean PSNR and SSIM in the brain over the subjects that have a task's contrasts.
 
     `data` has every contrast as source and as target. One pass through the network makes all targets of one set of
-    sources.
+    sources. `source_counts` are how many sources a task may have, -1 all but one; None is any number.
     """
 
-    def __init__(self, *, data: PreparedVolumes, predictor: Predictor, output_dir: Path | str) -> None:
+    def __init__(
+        self,
+        *,
+        data: PreparedVolumes,
+        predictor: Predictor,
+        output_dir: Path | str,
+        source_counts: Sequence[int] | None = None,
+    ) -> None:
+        if source_counts is not None and (
+            not source_counts or any(count < 1 and count != -1 for count in source_counts)
+        ):
+            raise ValueError(f"source_counts must be numbers from 1, or -1 for all but one, got {list(source_counts)}")
         self.data, self.predictor, self.output_dir = data, predictor, absolute(Path(output_dir))
+        self.source_counts = source_counts
 
     def run(self) -> None:
         found: dict[tuple[str, tuple[int, ...], int], list[tuple[float, float]]] = {}
@@ -90,7 +102,10 @@ class TaskMatrix:
         steps = np.linalg.norm(np.asarray(item["affine"])[:3, :3], axis=0)
         spacing = (float(steps[0]), float(steps[1]), float(steps[2]))
         figures = []
-        for many in range(1, len(there)):
+        counts: Sequence[int] = range(1, len(there))
+        if self.source_counts is not None:
+            counts = sorted({len(there) - 1 if count == -1 else count for count in self.source_counts} & set(counts))
+        for many in counts:
             for sources in combinations(there, many):
                 given = torch.zeros(len(item["available"]), dtype=torch.bool)
                 given[list(sources)] = True

@@ -46,7 +46,7 @@ class Synthesiser:
             parser.get_parsed_content("maker")  # whether the weights fit is known now, not at the first patient
         except RuntimeError as error:
             raise _root(error) from None
-        self._network = parser.get_parsed_content("network")
+        self.network = parser.get_parsed_content("network")
 
     @property
     def takes_any(self) -> bool:
@@ -87,7 +87,7 @@ class Synthesiser:
         refuse_unknown_ids(given, [self.config])
         with self._turn:
             parser = self._parser(given)
-            parser["network"] = self._network
+            parser["network"] = self.network
             try:
                 volumes = "volumes" if "volumes" in self.config else "dataset"  # where that is a dataset's name
                 dataset = parser.get_parsed_content(volumes)

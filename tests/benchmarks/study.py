@@ -20,13 +20,27 @@ def trained_and_evaluated(
     evaluation: Mapping[str, object],
 ) -> list[dict[str, str]]:
     """The rows of `folder`/run/subjects.csv; `ids` are for both, at the laptop's size."""
-    same = {"dataset_dir": data.resolve(), "weights": folder / "model.pt", **ids}
-    if not (folder / "model.pt").is_file():
-        _run(bundle, "train", overlays, {**same, "output_dir": folder, **training})
+    weights = trained(bundle, folder, data=data, overlays=overlays, training={**ids, **training})
+    same = {"dataset_dir": data.resolve(), "weights": weights, **ids}
     if not (folder / "run" / "run.json").is_file():
         _run(bundle, "evaluate", overlays, {**same, "output_dir": folder / "run", **evaluation})
     with (folder / "run" / "subjects.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def trained(
+    bundle: str, folder: Path, *, data: Path, overlays: Sequence[str] = (), training: Mapping[str, object]
+) -> Path:
+    """The weights in `folder`."""
+    weights = folder / "model.pt"
+    if not weights.is_file():
+        _run(
+            bundle,
+            "train",
+            overlays,
+            {"dataset_dir": data.resolve(), "weights": weights, "output_dir": folder, **training},
+        )
+    return weights
 
 
 def _run(bundle: str, verb: str, overlays: Sequence[str], ids: Mapping[str, object]) -> None:

@@ -11,7 +11,12 @@ from running import BUNDLES, ROOT, TINY, python
 
 from monai_ext.bundle import refuse_unknown_ids
 
-READMES = [ROOT / "README.md", ROOT / "bundles/README.md", *(bundle / "docs/README.md" for bundle in BUNDLES)]
+READMES = [
+    ROOT / "README.md",
+    ROOT / "bundles/README.md",
+    ROOT / "docs/exports.md",
+    *(bundle / "docs/README.md" for bundle in BUNDLES),
+]
 OWN = ("bundle_root", "config_file", "meta_file", "filepath", "ckpt_file", "input_shape")  # the verbs', not ids
 
 

@@ -1,0 +1,58 @@
+"""What docs/exports.md says: programs of torch.export need torch alone, and its snippets run as they stand."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from running import BUNDLES, ROOT, options, python, smallest_weights
+
+from monai_ext.__main__ import main
+from monai_ext.serve.synthesis import Synthesiser
+
+
+def snippet(name: str) -> str:
+    """A block of the page, for small images."""
+    page = (ROOT / "docs" / "exports.md").read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^```python {name}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return found.replace("256", "32")
+
+
+def test_a_program_of_torch_export_needs_torch_alone_and_gives_the_same(bundle: Path, tmp_path: Path):
+    network = Synthesiser(bundle, weights=smallest_weights(bundle, tmp_path)).network.cpu().eval()
+    image = torch.rand(2, len(Synthesiser(bundle, weights=tmp_path / "model.pt").contrasts), 40, 36)
+    torch.export.save(torch.export.export(network, (image,)), tmp_path / "model.pt2")
+    torch.save(image, tmp_path / "image.pt")
+    code = "import sys, torch; net = torch.export.load('model.pt2').module(); assert 'monai_ext' not in sys.modules\n"
+    python("-c", code + "torch.save(net(torch.load('image.pt')).detach(), 'answer.pt')", cwd=tmp_path)
+    with torch.no_grad():
+        expected = network(image)
+    np.testing.assert_allclose(torch.load(tmp_path / "answer.pt").numpy(), expected.numpy(), atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With packed/agi_net in it, as the page has it."""
+    folder = tmp_path_factory.mktemp("exports")
+    (bundle,) = (path for path in BUNDLES if path.name == "agi_net")
+    weights = smallest_weights(bundle, folder)
+    assert main(["package", *map(str, (bundle, "--weights", weights, "--out", folder / "packed"))]) == 0
+    return folder
+
+
+def test_the_pages_export_runs_and_its_program_takes_other_sizes(folder: Path):
+    python("-c", snippet("export"), cwd=folder)
+    python("-c", snippet("load").replace("rand(2, 2, 32, 32)", "rand(3, 2, 48, 40)"), cwd=folder)
+
+
+def test_the_pages_onnx_file_answers_onnxruntime_as_the_network_does(folder: Path):
+    packed = folder / "packed" / "agi_net"
+    ids = {"bundle_root": packed, "config_file": packed / "configs/inference.json", "filepath": folder / "model.onnx"}
+    ids |= {"ckpt_file": packed / "models/model.pt", "input_shape": [1, 2, 32, 32]}
+    python("-m", "monai.bundle", "onnx_export", "network_def", *options(ids), cwd=folder)
+    python("-c", snippet("onnxruntime") + "np.save('answer.npy', synthetic)", cwd=folder)
+    image = torch.from_numpy(np.random.default_rng(0).random((1, 2, 32, 32), dtype=np.float32))
+    with torch.no_grad():
+        expected = Synthesiser(packed).network.cpu().eval()(image)
+    np.testing.assert_allclose(np.load(folder / "answer.npy"), expected.numpy(), atol=1e-4)
