@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import softplus
 
 from monai_ext.networks import FDGAN
-from monai_ext.objectives import Disentangling, Pix2Pix
+from monai_ext.objectives import AnyScale, Disentangling, Pix2Pix
 
 BATCH = {"sources": torch.rand(2, 2, 8, 8), "target": torch.rand(2, 1, 8, 8)}
 MADE = {"pred": torch.rand(2, 1, 8, 8)}
@@ -82,3 +82,37 @@ def test_edges_are_the_slopes_whatever_the_brightness():
 def test_an_unknown_form_is_refused_with_those_known():
     with pytest.raises(ValueError, match="form must be one of paper, stable, got 'printed'"):
         Disentangling(form="printed")
+
+
+class Sizes(torch.nn.Module):
+    """Notes what it was asked for."""
+
+    def forward(self, x: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+        self.asked = tuple(x.shape[2:]), None if output_size is None else tuple(output_size)
+        return x[:, :1] if output_size is None else torch.nn.functional.interpolate(x[:, :1], output_size)
+
+
+def test_half_of_the_batches_have_coarser_sources_under_the_whole_target():
+    torch.manual_seed(0)
+    network, batch = Sizes(), {"sources": torch.rand(1, 2, 64, 48)}
+    asked = []
+    for _ in range(60):
+        assert AnyScale(finest=2).predict(network, batch)["pred"].shape == (1, 1, 64, 48)
+        asked.append(network.asked)
+    coarse = [size for size, output in asked if output == (64, 48)]
+    assert 15 < len(coarse) < 45
+    assert all(32 <= high <= 64 and 24 <= wide <= 48 for high, wide in coarse)
+    assert min(high for high, _ in coarse) < 36 < 60 < max(high for high, _ in coarse)
+    assert {output for _, output in asked} == {None, (64, 48)}
+
+
+def test_sources_are_as_they_are_in_validation_and_in_the_papers_training():
+    for network, finest in ((Sizes().eval(), 2), (Sizes().train(), 1)):
+        for _ in range(8):
+            AnyScale(finest=finest).predict(network, {"sources": torch.rand(1, 2, 16, 16)})
+            assert network.asked == ((16, 16), None)
+
+
+def test_a_finest_below_one_is_refused():
+    with pytest.raises(ValueError, match=r"finest must be at least 1, got 0\.5"):
+        AnyScale(finest=0.5)

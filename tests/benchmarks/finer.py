@@ -46,9 +46,8 @@ def main() -> None:
         for subject in subjects:
             slices = SliceDataset([subject], sources=SOURCES, target=[TARGET], slices=("middle", 20))
             items = [slices[index] for index in range(len(slices))]
-            sources, truth = (
-                torch.stack([torch.as_tensor(item[key]) for item in items]) for key in ("sources", "target")
-            )
+            sources = torch.stack([torch.as_tensor(item["sources"]) for item in items])
+            truth = torch.stack([torch.as_tensor(item["target"]) for item in items])
             mask = (sources.amax(1) > 0) & (truth[:, 0] > 0)
             for way, image in written(network, sources).items():
                 psnr = compare_slices(image[:, 0], truth[:, 0], mask=mask)["psnr"]
