@@ -23,7 +23,8 @@ from monai_ext.ops.loader import PACKAGE
 from monai_ext.zoo import rules
 
 WORKFLOWS = ("train", "inference", "evaluate")
-LEFT_BEHIND = shutil.ignore_patterns("__pycache__", ".*", "*.pyc")
+LABEL_MAKES = ("bin", "lib", "logs", "model")  # folders of MONAI Label's server in its app's
+LEFT_BEHIND = shutil.ignore_patterns("__pycache__", ".*", "*.pyc", *LABEL_MAKES)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

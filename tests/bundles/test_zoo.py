@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from running import BUNDLES
+from running import BUNDLES, ROOT
 
 from monai_ext.__main__ import main
 from monai_ext.checkpoints import sha256
@@ -59,10 +59,19 @@ def test_a_packed_bundle_synthesises_the_same_where_this_repository_is_not(
     images = {
         contrast: str(next(case.glob(f"*{contrast}.nii.gz"))) for contrast in about["sources"] if contrast != made
     }
-    ids = ("--config_file", "configs/inference.json", "--images", images, "--output_dir", tmp_path / "out")
+    ids = (
+        "--config_file",
+        "configs/inference.json",
+        "--images",
+        images,
+        "--output_dir",
+        tmp_path / "out",
+        "--amp",
+        "false",
+    )
     done = alone(elsewhere, "-m", "monai.bundle", "run", *ids, cwd=tmp_path / "unpacked" / bundle.name)
     assert done.returncode == 0, done.stderr[-3000:]
-    ours = Synthesiser(bundle, weights=trained / "model.pt")(images, tmp_path / "ours")
+    ours = Synthesiser(bundle, weights=trained / "model.pt", amp=False)(images, tmp_path / "ours")
     assert list(ours) == [made]
     for contrast, path in ours.items():
         (theirs,) = (tmp_path / "out").rglob(f"{contrast}_synthetic.nii.gz")
@@ -219,6 +228,18 @@ def test_what_was_packaged_before_is_kept(draft, weights, tmp_path):
     package(draft, weights=weights, out=tmp_path / "out")
     with pytest.raises(ValueError, match="is there already and is kept"):
         package(draft, weights=weights, out=tmp_path / "out")
+
+
+def test_what_a_server_left_in_its_app_is_left_behind(draft, weights, tmp_path, monkeypatch):
+    own = tmp_path / "monai_ext"
+    shutil.copytree(ROOT / "monai_ext", own)
+    shutil.copytree(ROOT / "cuda_ops", tmp_path / "cuda_ops")
+    for name in ("bin", "lib", "logs", "model"):
+        (own / "serve" / "label_app" / name).mkdir(exist_ok=True)
+        (own / "serve" / "label_app" / name / "large").write_bytes(bytes(100))
+    monkeypatch.setattr("monai_ext.zoo.package.PACKAGE", own)
+    folder, _ = package(draft, weights=weights, out=tmp_path / "out")
+    assert not [path for path in (folder / "monai_ext" / "serve" / "label_app").iterdir() if path.is_dir()]
 
 
 def test_a_large_file_needs_an_address_and_gets_its_hash(draft, weights, tmp_path, monkeypatch):
