@@ -7,27 +7,15 @@ float32 the network first learns the mean of its sources for some steps, so that
 """
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
-from statistics import median
 
 import torch
 from torch import nn
+from turns import turns
 
 from monai_ext.bundle import device_name
 from monai_ext.memory import keep_freed_memory
 from monai_ext.networks import AGINet
-
-
-def turns(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """The median seconds of each, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: median(taken[1:]) for name, taken in times.items()}
 
 
 def forward(network: nn.Module, x: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], torch.Tensor]:

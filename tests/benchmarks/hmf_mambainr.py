@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -24,6 +24,7 @@ import torch
 from monai.networks.utils import convert_to_onnx
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from turns import turns
 
 from monai_ext import ops
 from monai_ext.bundle import device_name
@@ -32,17 +33,6 @@ from monai_ext.networks import HMFMambaINR
 from monai_ext.ops.selective_scan import selective_scan_reference
 
 SCAN = ops.selective_scan
-
-
-def turns(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """The median seconds of each, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: median(taken[1:]) for name, taken in times.items()}
 
 
 @contextmanager

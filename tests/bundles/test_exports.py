@@ -43,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_pages_export_runs_and_its_program_takes_other_sizes(folder: Path):
     python("-c", snippet("export"), cwd=folder)
-    python("-c", snippet("load").replace("rand(2, 2, 32, 32)", "rand(3, 2, 48, 40)"), cwd=folder)
+    other = snippet("load").replace("rand(2, 2, 32, 32)", "rand(3, 2, 48, 40)")
+    python("-c", other + "assert synthetic.shape == (3, 1, 48, 40)", cwd=folder)
 
 
 def test_the_pages_onnx_file_answers_onnxruntime_as_the_network_does(folder: Path):
