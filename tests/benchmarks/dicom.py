@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", required=True)
     parser.add_argument("--target", required=True)
     parser.add_argument("--series", nargs="+", default=[])
+    parser.add_argument("--register", default="none", choices=("none", "rigid"))
     args = parser.parse_args()
     spent = []
     whole = SlicesInferer.__call__
@@ -47,7 +48,7 @@ def main() -> None:
         save_weights(folder / "model.pt", config.get_parsed_content("network_def"), about)
         made = time.perf_counter()  # the weights are the benchmark's own
         words = ["--study", args.study, "--bundle", args.bundle, "--weights", folder / "model.pt"]
-        words += ["--target", args.target, "--out", folder / "out", "--register", "rigid"]
+        words += ["--target", args.target, "--out", folder / "out", "--register", args.register]
         words += ["--series", *args.series] if args.series else []
         imports = made - BEGIN
         if command(["dicom", *map(str, words)]):
