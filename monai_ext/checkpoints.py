@@ -98,6 +98,7 @@ def _about_archive(path: Path) -> dict[str, Any]:
     for name in ("sources", "target"):
         value = config.get(name)
         about[name] = [value] if isinstance(value, str) else value
+    about["datasets"] = config.get("network_def", {}).get("datasets")
     return {key: value for key, value in about.items() if value is not None} | {"sha256": sha256(path)}
 
 

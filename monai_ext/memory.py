@@ -1,4 +1,4 @@
-"""Memory that a process holds on to: on a CPU, half of a large network's pointwise work is else fresh pages."""
+"""Memory that a process holds on to, since on a CPU fresh pages cost a large network much of its time."""
 
 import ctypes
 import sys
@@ -10,8 +10,8 @@ LARGE = 2**30  # bytes
 def keep_freed_memory() -> bool:
     """Let glibc give tensors of up to 1 GB memory that others left, where it would ask the system each time.
 
-    A page of fresh memory costs as much as several passes over it: at 256 x 256, batches of four go through AGI-Net a
-    quarter faster. The process keeps what it needed at most until it ends. False where the C library has no such thing.
+    At 256 x 256, batches of four go through AGI-Net a quarter faster on two threads. The process keeps what it needed
+    at most until it ends. False where the C library has no such thing.
     """
     if sys.platform != "linux":
         return False
