@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from monai_ext.files import absolute, sha256, whole_file, write_json
+from monai_ext.modalities import canonical
 
 logger = logging.getLogger(__name__)
 ARCHIVE = ".ts"
@@ -123,3 +124,40 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
         torch.save(dict(content), file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def trained_network(
+    network: nn.Module, weights: Path | str, *, sources: Sequence[str], target: Sequence[str]
+) -> nn.Module:
+    """The network, ready to predict; weights that were trained for another task are refused."""
+    if not Path(weights).is_file():
+        raise ValueError(f"there are no weights at {weights}: train the bundle, or name a file with --weights")
+    made = load_weights(network, weights)
+    for what, wanted in (("sources", sources), ("target", target)):
+        names = [canonical(name) for name in wanted]
+        if what in made and made[what] != names:
+            raise ValueError(f"{weights} was trained with {what} {made[what]}, not {names}: name those with --{what}")
+    return network.eval()
+
+
+def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what these weights were trained with where its own values are others: contrasts and widths."""
+    config = dict(config)
+    for name in ("sources", "target"):
+        if name in about and config.get(name) is not None:  # null is any, whatever the weights
+            single = isinstance(config[name], str) and len(about[name]) == 1
+            config[name] = about[name][0] if single else about[name]
+    if "preset" in config and config["preset"] is None and about.get("preset"):
+        config["preset"] = about["preset"]  # for the archive that is made of this config has no JSON beside it
+    definition = dict(config["network_def"])
+    for key, value in about.get("network_def", {}).items():
+        own = definition.get(key)
+        reference = own[1:] if isinstance(own, str) and own.startswith("@") else None
+        if reference in config:
+            if not isinstance(config[reference], str) or not config[reference].startswith("$"):
+                config[reference] = value
+        elif not (isinstance(own, str) and own.startswith("$")):  # an expression of the contrasts, which were set
+            definition[key] = value
+    if about.get("datasets"):
+        definition["datasets"] = about["datasets"]
+    return {**config, "network_def": definition}
