@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-serve deploy-test label check fmt ops bench clean
+.PHONY: help setup demo test test-long test-serve deploy-test label check fmt ops bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -49,8 +49,13 @@ demo: setup  ## phantoms -> train AGI-Net and its baseline -> evaluate -> synthe
 	@echo "The report: $(DEMO)/report/index.html"
 	@echo "Synthesised: $$(ls $(DEMO)/synthetic/*/*.nii.gz | tr '\n' ' ')"
 
-test: setup  ## the test suite; test-serve has what needs a host's own environment
-	$(BIN)/python -m pytest -n 2 --ignore=tests/serve $(PYTEST_ARGS)
+TESTS = $(BIN)/python -m pytest -n 2 --ignore=tests/serve
+
+test: setup  ## the test suite, all but its slow part; ends with the slowest ten
+	$(TESTS) -m "not long" --durations=10 $(PYTEST_ARGS)
+
+test-long: setup  ## the slow part; test-serve has what needs a host's own environment
+	$(TESTS) -m long --durations=10 $(PYTEST_ARGS)
 
 # MONAI Label needs other versions of some packages than we do: an environment of its own.
 LABEL_VENV := .venv-label

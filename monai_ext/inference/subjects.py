@@ -19,18 +19,24 @@ from monai_ext.files import absolute
 from monai_ext.modalities import canonical
 
 SYNTHETIC = "_synthetic"  # ends the name of every file that we write, so that it is never taken for an acquired one
+WHO = (
+    "give exactly one of images ({'T1': 'a.nii.gz', ...}), dataset_dir (a folder of subject folders) and "
+    "datalist (a JSON)"
+)
 
 
 @dataclass
 class Cases:
     """Subjects that have every source, and the faults of those that were named but cannot serve.
 
-    `root` is where a preset's pattern of mask files begins.
+    `root` is where a preset's pattern of mask files begins. `named` is False where nothing says who is meant: that is
+    refused when they are read, not before, for a workflow is made and looked at where there are no data too.
     """
 
     subjects: list[Subject]
     failures: list[SubjectError] = field(default_factory=list)
     root: Path = field(default_factory=Path.cwd)
+    named: bool = True
 
 
 def find_cases(
@@ -77,15 +83,13 @@ def find_subjects(
     """All of those whom exactly one of `images`, `folder` and `datalist` names, whatever contrasts they have."""
     given = {"images": images, "dataset_dir": folder, "datalist": datalist}
     chosen = [key for key, value in given.items() if value]
-    if len(chosen) != 1:
-        found = " and ".join(chosen) or "none"
-        raise ValueError(
-            "give exactly one of images ({'T1': 'a.nii.gz', ...}), dataset_dir (a folder of subject folders) and "
-            f"datalist (a JSON), got {found}"
-        )
+    if len(chosen) > 1:
+        raise ValueError(f"{WHO}, got {' and '.join(chosen)}")
     for key, value, needs in (("split", split, "datalist"), ("name", name, "images")):
         if value and chosen != [needs]:
-            raise ValueError(f"{key} goes with {needs}, got {key}={value!r} with {chosen[0]}")
+            raise ValueError(f"{key} goes with {needs}, got {key}={value!r} with {chosen[0] if chosen else 'none'}")
+    if not chosen:
+        return Cases([], named=False)
     if images:
         cases = _of_images(images, name)
     elif folder:
@@ -115,6 +119,8 @@ class SubjectVolumes(IterableDataset):
         self.kept: list[str] = []
 
     def __iter__(self) -> Iterator[Any]:
+        if not self.cases.named:
+            raise ValueError(f"{WHO}, got none")
         self.failures, self.done, self.kept = list(self.cases.failures), [], []
         for subject in self.cases.subjects:
             try:

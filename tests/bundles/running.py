@@ -51,9 +51,9 @@ def refused(capsys: pytest.CaptureFixture[str], *files: Path, **ids: object) -> 
     return said
 
 
-def smallest_weights(bundle: Path, folder: Path, **task: list[str]) -> Path:
+def smallest_weights(bundle: Path, folder: Path, *overlays: Path, **task: list[str]) -> Path:
     """Untrained, of the bundle's own network at its smallest."""
-    parser = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / "inference.json"))
+    parser = ConfigParser(ConfigParser.load_config_files([bundle / "configs" / "inference.json", *overlays]))
     parser["width"] = 8
     for name, contrasts in task.items():
         parser[name] = contrasts if name == "sources" or not isinstance(parser[name], str) else contrasts[0]

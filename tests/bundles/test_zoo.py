@@ -48,6 +48,7 @@ def alone(python: Path, *arguments: object, cwd: Path) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.long
 def test_a_packed_bundle_synthesises_the_same_where_this_repository_is_not(
     bundle: Path, trained: Path, packed: tuple[Path, Path], elsewhere: Path, raw: Path, tmp_path: Path
 ):
