@@ -70,7 +70,7 @@ def through(subject: Subject, made: Maker, out: Path, *, channel: int = 0, **opt
     [
         *(PRESETS[name] for name in ("native", "brats", "pmm", "hmf-brats")),
         replace(PRESETS["ixi"], crop=(32, 20), reference=("T2", "T1")),
-        Preset(spacing=(1.5, 1.5, 2), crop=(30, 30), size=(40, 36), register="rigid", brain_mask="otsu"),
+        Preset(spacing=(1.5, 1.5, 2), crop=(60, 60), size=(80, 72), register="rigid", brain_mask="otsu"),
         Preset(brain_mask="{name}/mask.nii.gz"),
     ],
 )
