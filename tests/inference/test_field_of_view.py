@@ -123,7 +123,7 @@ def test_a_finer_output_covers_the_head_too(tmp_path: Path):
     assert about["coverage"] >= 0.99
 
 
-def test_slices_that_no_source_sees_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_coverage_counts_what_no_source_sees_as_not_covered(tmp_path: Path):
     head = ellipsoid((60, 60, 20), (3.0, 3.0, 5.0))
     item = PrepareSubjectd(Maker("toy_net", "1", "f" * 64, ("T1",), ("PD",), Preset()))(
         {"subject": written(tmp_path, T1=head)}
