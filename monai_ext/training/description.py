@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from monai_ext.data.datalist import read_datalist
 from monai_ext.data.presets import Preset
 from monai_ext.data.selection import Datalists, named_datalists
@@ -56,10 +58,15 @@ def describe(
 
 
 def prepared_as(datalist: Path | str) -> dict[str, Any] | None:
-    """The preset that the datalist's images were prepared with: inference has to do the same. None if they were not."""
-    for subject in read_datalist(datalist).subjects:
-        sidecar = next(iter(subject.images.values())).with_name("prepared.json")
-        if sidecar.is_file():
-            parameters = json.loads(sidecar.read_text(encoding="utf-8"))["parameters"]
-            return {field.name: parameters[field.name] for field in fields(Preset)}
-    return None
+    """The preset that the datalist's images were prepared with: inference has to do the same. None if they were not.
+
+    Its `trained_spacing` is the median voxel size of their grids.
+    """
+    sidecars = [next(iter(one.images.values())).with_name("prepared.json") for one in read_datalist(datalist).subjects]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sidecars if path.is_file()]
+    if not records:
+        return None
+    parameters = records[0]["parameters"]
+    spacings = np.array([np.linalg.norm(np.array(r["grid"]["affine"])[:3, :3], axis=0) for r in records])
+    said = {field.name: parameters[field.name] for field in fields(Preset) if field.name in parameters}
+    return {**said, "trained_spacing": [round(float(step), 4) for step in np.median(spacings, axis=0)]}
