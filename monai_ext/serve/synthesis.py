@@ -13,6 +13,7 @@ from monai_ext.files import absolute
 from monai_ext.inference.subjects import SYNTHETIC
 from monai_ext.modalities import canonical
 from monai_ext.runtime import keep_freed_memory
+from monai_ext.serve.options import INFERENCE, asked, enter
 from monai_ext.weights import ARCHIVE, about_weights, archived
 
 
@@ -38,7 +39,7 @@ class Synthesiser:
             config = ConfigParser.load_config_file(self.bundle_root / "configs" / "inference.json")
         self.config = fitted(config, about_weights(self.weights))
         self.ids = {"bundle_root": str(self.bundle_root), "weights": str(self.weights), **ids}
-        refuse_unknown_ids(self._parser({}).get(), [self.config])
+        refuse_unknown_ids(self.ids, [self.config])
         self._turn = threading.Lock()
         keep_freed_memory()
         parser = self._parser({})
@@ -71,6 +72,11 @@ class Synthesiser:
         """Those that the weights know apart, none where they know but one kind of data."""
         return tuple(self.get("network_def").get("datasets", ()))
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The options that a request may choose; an id that is a component here is none."""
+        return tuple(name for name in INFERENCE if not isinstance(self.config.get(name, {}), dict))
+
     def get(self, name: str) -> Any:
         """What an id is, in words and numbers: unevaluated."""
         return self.ids.get(name, self.config.get(name))
@@ -80,14 +86,14 @@ class Synthesiser:
     ) -> dict[str, Path]:
         """Synthesise from `images`, contrast -> file, into an empty `output_dir`: contrast -> the NIfTI written there.
 
-        What is wrong with the subject is raised, not printed.
+        `ids` are a request's options: data, checked by `options.asked` and never evaluated, as paths are not. What is
+        wrong with them or with the subject is raised, not printed.
         """
+        refuse_unknown_ids(ids, [self.config])
         files = {contrast: str(absolute(Path(path))) for contrast, path in images.items()}
-        given = {"images": files, "subject": subject, "output_dir": str(output_dir), "overwrite": True, **ids}
-        refuse_unknown_ids(given, [self.config])
+        given = {"images": files, "subject": subject, "output_dir": str(output_dir), "overwrite": True, **asked(ids, self.choices)}
         with self._turn:
-            parser = self._parser(given)
-            parser["network"] = self.network
+            parser = self._parser({**given, "network": self.network})
             try:
                 volumes = "volumes" if "volumes" in self.config else "dataset"  # where that is a dataset's name
                 dataset = parser.get_parsed_content(volumes)
@@ -105,8 +111,7 @@ class Synthesiser:
 
     def _parser(self, ids: Mapping[str, Any]) -> ConfigParser:
         parser = ConfigParser(copy.deepcopy(self.config))
-        for name, value in {**self.ids, **ids}.items():
-            parser[name] = value
+        enter(parser, {**self.ids, **ids})
         parser.get_parsed_content("imports")
         return parser
 
