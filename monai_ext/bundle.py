@@ -22,6 +22,7 @@ from monai.utils.module import locate
 from torch import nn
 
 from monai_ext import __version__
+from monai_ext.claims import checked
 from monai_ext.data.datalist import Subject, read_datalist
 from monai_ext.data.patches import PatchDataset
 from monai_ext.data.presets import Preset
@@ -109,7 +110,12 @@ def with_weights(
 
 
 def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with what these weights were trained with where its own values are others: contrasts and widths."""
+    """The config with what these weights were trained with where its own values are others: contrasts and widths.
+
+    Raises:
+        ValueError: the weights were made with another network, or with arguments that this one does not have.
+    """
+    about = checked(about, of="what the weights say")
     config = dict(config)
     for name in ("sources", "target"):
         if name in about and config.get(name) is not None:  # null is any, whatever the weights
@@ -118,8 +124,15 @@ def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any
     if "preset" in config and config["preset"] is None and about.get("preset"):
         config["preset"] = about["preset"]  # for the archive that is made of this config has no JSON beside it
     definition = dict(config["network_def"])
+    known = _arguments(definition.get("_target_"))
     for key, value in about.get("network_def", {}).items():
         own = definition.get(key)
+        if key == "_target_":
+            if value != own:
+                raise ValueError(f"the weights were made with the network {value!r}, this bundle's is {own!r}")
+            continue
+        if known is not None and key not in known:
+            raise ValueError(f"the weights were made with {key!r}, which {definition['_target_']} does not have")
         reference = own[1:] if isinstance(own, str) and own.startswith("@") else None
         if reference in config:
             if not isinstance(config[reference], str) or not config[reference].startswith("$"):
