@@ -19,6 +19,7 @@ from monai.bundle.config_item import ComponentLocator
 from monai.utils.module import locate
 
 from monai_ext.catalogue import config_files, find_bundle
+from monai_ext.claims import checked
 from monai_ext.runtime import keep_freed_memory
 
 # MONAI puts these into a config itself, where runs are tracked.
@@ -238,3 +239,38 @@ def _arguments(target: Any) -> set[str] | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     return {parameter.name for parameter in parameters}
+
+
+def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what these weights were trained with where its own values are others: contrasts and widths.
+
+    Raises:
+        ValueError: the weights were made with another network, or with arguments that this one does not have.
+    """
+    about = checked(about, of="what the weights say")
+    config = dict(config)
+    for name in ("sources", "target"):
+        if name in about and config.get(name) is not None:  # null is any, whatever the weights
+            single = isinstance(config[name], str) and len(about[name]) == 1
+            config[name] = about[name][0] if single else about[name]
+    if "preset" in config and config["preset"] is None and about.get("preset"):
+        config["preset"] = about["preset"]  # for the archive that is made of this config has no JSON beside it
+    definition = dict(config["network_def"])
+    known = _arguments(definition.get("_target_"))
+    for key, value in about.get("network_def", {}).items():
+        own = definition.get(key)
+        if key == "_target_":
+            if value != own:
+                raise ValueError(f"the weights were made with the network {value!r}, this bundle's is {own!r}")
+            continue
+        if known is not None and key not in known:
+            raise ValueError(f"the weights were made with {key!r}, which {definition['_target_']} does not have")
+        reference = own[1:] if isinstance(own, str) and own.startswith("@") else None
+        if reference in config:
+            if not isinstance(config[reference], str) or not config[reference].startswith("$"):
+                config[reference] = value
+        elif not (isinstance(own, str) and own.startswith("$")):  # an expression of the contrasts, which were set
+            definition[key] = value
+    if about.get("datasets"):
+        definition["datasets"] = about["datasets"]
+    return {**config, "network_def": definition}
