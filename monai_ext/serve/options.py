@@ -135,8 +135,7 @@ def _slices(name: str, value: Any) -> str | list[Any]:
 
 INFERENCE: dict[str, Check] = {
     "target": _contrast_or_more,
-    "targets": _contrast_or_more,
-    "dataset": _text,  # the weights' own check says which there are
+    "site": _text,  # the weights' own check says which there are
     "reference": _contrast,
     "register": _one_of(*REGISTRATIONS),
     "brain_mask": _one_of(*MASKS, ""),

@@ -71,7 +71,7 @@ class Synthesiser:
         return tuple(canonical(name) for name in ([given] if isinstance(given, str) else given))
 
     @property
-    def datasets(self) -> tuple[str, ...]:
+    def sites(self) -> tuple[str, ...]:
         """Those that the weights know apart, none where they know but one kind of data."""
         return tuple(self.get("network_def").get("datasets", ()))
 
@@ -104,8 +104,7 @@ class Synthesiser:
         with self._turn:
             parser = self._parser({**given, "network": self.network})
             try:
-                volumes = "volumes" if "volumes" in self.config else "dataset"  # where that is a dataset's name
-                dataset = parser.get_parsed_content(volumes)
+                dataset = parser.get_parsed_content("dataset")
                 parser.get_parsed_content("evaluator").run()
             except RuntimeError as error:  # MONAI wraps what a component raises
                 raise _root(error) from None

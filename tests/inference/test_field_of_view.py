@@ -11,7 +11,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from monai_ext.bundle import prepared_as
 from nibabel.affines import apply_affine
 from torch import nn
 
@@ -22,9 +21,11 @@ from monai_ext.data.prepare import prepare
 from monai_ext.data.presets import PRESETS, Preset
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 from monai_ext.inference.inferers import SlicesInferer
+from monai_ext.inference.maker import Maker, load_maker
 from monai_ext.inference.resolution import Resolution
 from monai_ext.inference.transforms import PrepareSubjectd, RestoreSubjectd, SaveSyntheticd
-from monai_ext.provenance import Maker, load_maker
+from monai_ext.modalities import make_task
+from monai_ext.training.description import prepared_as
 from monai_ext.weights import save_weights
 
 
@@ -54,7 +55,7 @@ def made_by(subject: Subject, preset: Preset, out: Path, **changes: Any) -> tupl
     item = PrepareSubjectd(maker)({"subject": subject})
     image = item["image"][None]
     item["pred"] = SlicesInferer(amp=False)(image, lambda x: x[:, :1])[0]
-    SaveSyntheticd(maker, output_dir=out)(RestoreSubjectd()(item))
+    SaveSyntheticd(output_dir=out)(RestoreSubjectd()(item))
     path = out / subject.name / "PD_synthetic.nii.gz"
     reference = nib.load(subject.images[sources[0]]) if changes == {} else None
     made = nib.load(path)
@@ -170,7 +171,7 @@ def test_what_training_data_needed_not_a_patient_may(tmp_path: Path, registered:
     root = toy_bundle(tmp_path, network, preset=asdict(Preset()))
     subject = written(tmp_path, T1=ellipsoid((40, 40, 12), (2.0, 2.0, 5.0)), T2=ellipsoid((40, 40, 12), other))
     maker = load_maker(
-        network, root / "models" / "model.pt", bundle_root=root, sources=["T1", "T2"], target="PD", register=asked
+        network, root / "models" / "model.pt", bundle_root=root, task=make_task(["T1", "T2"], "PD"), register=asked
     )
     item = PrepareSubjectd(maker)({"subject": subject})
     assert item["case"].images["T2"]["placed_by"] == how
@@ -201,7 +202,7 @@ def test_weights_know_the_spacing_that_they_were_trained_at(tmp_path: Path):
     assert preset["trained_spacing"] == pytest.approx([1.0, 0.75, 5.0])
     for network, last in ((nn.Conv2d(1, 1, 1), None), (nn.Conv3d(1, 1, 1), 5.0)):
         root = toy_bundle(tmp_path / type(network).__name__, network, preset=preset)
-        options: dict[str, Any] = {"bundle_root": root, "sources": ["T1"], "target": "PD"}
+        options: dict[str, Any] = {"bundle_root": root, "task": make_task(["T1"], "PD")}
         for given in (None, "ixi"):  # whichever preset is asked for, they know no other
             maker = load_maker(network, root / "models" / "model.pt", preset=given, **options)
             assert maker.preset.trained_spacing == (1.0, 0.75, last)
@@ -210,7 +211,7 @@ def test_weights_know_the_spacing_that_they_were_trained_at(tmp_path: Path):
 def test_weights_that_know_no_spacing_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     network = nn.Conv2d(1, 1, 1)
     root = toy_bundle(tmp_path, network, preset={"crop": [64, 64]})
-    load_maker(network, root / "models" / "model.pt", bundle_root=root, sources=["T1"], target="PD")
+    load_maker(network, root / "models" / "model.pt", bundle_root=root, task=make_task(["T1"], "PD"))
     assert "do not say at which voxel size" in caplog.text
     _, about = made_by(written(tmp_path, T1=ellipsoid((40, 44, 6), (2.0, 2.0, 5.0))), Preset(), tmp_path / "out")
     assert "do not say" in about["grid"]["voxel_size"]

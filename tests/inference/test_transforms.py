@@ -23,9 +23,9 @@ from monai_ext.data.prepare import prepare
 from monai_ext.data.presets import PRESETS, Preset
 from monai_ext.data.volumes import LPS_TO_RAS, Volume, read_volume, write_volume
 from monai_ext.inference import transforms
+from monai_ext.inference.maker import Maker
 from monai_ext.inference.subjects import AlreadyDone
 from monai_ext.inference.transforms import KeepResultsd, PrepareSubjectd, RestoreSubjectd, SaveSyntheticd
-from monai_ext.provenance import Maker
 
 SHAPE = (24, 28, 10)
 AFFINE = np.array([[-2.0, 0, 0, 23], [0, -2, 0, 27], [0, 0, 3, -13.5], [0, 0, 0, 1]])  # left, posterior, superior
@@ -51,15 +51,15 @@ def written(folder: Path, name: str = "ann", **images: Volume) -> Subject:
 
 
 def maker(preset: Preset | None = None, **changes: Any) -> Maker:
-    preset = preset or Preset()
-    return replace(Maker("toy_net", "1.0", "f" * 64, ("T1", "T2"), ("PD",), preset), **changes)
+    task: dict[str, Any] = {"sources": ("T1", "T2"), "target": ("PD",), "preset": preset or Preset()}
+    return Maker("toy_net", "1.0", "f" * 64, **{**task, **changes})
 
 
 def through(subject: Subject, made: Maker, out: Path, *, channel: int = 0, **options: Any) -> dict[str, Any]:
     """The whole way with a network that gives one of the sources back."""
     item = PrepareSubjectd(made)({"subject": subject})
     item["pred"] = torch.stack([item["image"][channel]] * len(made.target))
-    return SaveSyntheticd(made, output_dir=out, **options)(RestoreSubjectd()(item))
+    return SaveSyntheticd(output_dir=out, **options)(RestoreSubjectd()(item))
 
 
 # What goes into the network ------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_channels_follow_the_sources_and_other_files_are_not_opened(tmp_path):
     )
     torch.testing.assert_close(one, other.flip(0))
     with pytest.raises(SubjectError, match="ann: lacks PD, has T2, FLAIR, T1"):
-        PrepareSubjectd(maker(sources=("T1", "PD")))({"subject": subject})
+        PrepareSubjectd(maker(sources=("T1", "PD"), target=("DWI",)))({"subject": subject})
 
 
 def test_sources_that_do_not_meet_are_refused_with_what_to_do(tmp_path):

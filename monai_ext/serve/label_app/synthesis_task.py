@@ -15,7 +15,7 @@ from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from monai_ext.inference.subjects import SYNTHETIC, find_cases, find_subjects
-from monai_ext.modalities import canonical
+from monai_ext.modalities import canonical, make_task
 from monai_ext.serve.label_app.confinement import without_folders
 from monai_ext.serve.options import named_channels, named_images
 from monai_ext.serve.synthesis import Synthesiser
@@ -53,8 +53,8 @@ class Synthesis(InferTask):
             raise HTTPException(500, self.fault)
         image = Path(request["image"])
         options = {key: first(request[key]) for key in synthesiser.choices if request.get(key)}
-        if options.get("dataset") == "none":
-            del options["dataset"]
+        if options.get("site") == "none":
+            del options["site"]
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 images = self._images(request, image, synthesiser, Path(scratch))
@@ -96,7 +96,7 @@ class Synthesis(InferTask):
             return {}
         return {
             "target": list(synthesiser.targets),
-            **({"dataset": ["none", *synthesiser.datasets]} if synthesiser.datasets else {}),
+            **({"site": ["none", *synthesiser.sites]} if synthesiser.sites else {}),
             "register": ["none", "rigid"],
             "images": "",
             "contrasts": "",
@@ -118,7 +118,7 @@ class Synthesis(InferTask):
             cases = find_subjects(folder=image.parent)
             contrasts = tuple(name for name in contrasts if name != first(request.get("target")))
         else:
-            cases = find_cases(sources=contrasts, target=synthesiser.targets, folder=image.parent)
+            cases = find_cases(task=make_task(contrasts, synthesiser.targets), folder=image.parent)
         if cases.failures:
             raise cases.failures[0]
         (subject,) = cases.subjects

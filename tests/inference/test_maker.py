@@ -9,7 +9,8 @@ from torch import nn
 
 from monai_ext.data.presets import PRESETS, Preset
 from monai_ext.files import sha256
-from monai_ext.provenance import load_maker
+from monai_ext.inference.maker import load_maker
+from monai_ext.modalities import make_task
 from monai_ext.weights import save_weights
 
 
@@ -23,8 +24,8 @@ def bundle(tmp_path, **about):
     return root, network
 
 
-def maker(root, network, *, weights="", **changes):
-    options = {"bundle_root": root, "sources": ["t1", "T2"], "target": "PD", **changes}
+def maker(root, network, *, weights="", sources=("t1", "T2"), target="PD", **changes):
+    options = {"bundle_root": root, "task": make_task(sources, target), **changes}
     return load_maker(network, root / "models" / "model.pt" if weights == "" else weights, **options)
 
 
