@@ -51,8 +51,8 @@ def written(folder: Path, name: str = "ann", **images: Volume) -> Subject:
 
 
 def maker(preset: Preset | None = None, **changes: Any) -> Maker:
-    task: dict[str, Any] = {"sources": ("T1", "T2"), "target": ("PD",), "preset": preset or Preset()}
-    return Maker("toy_net", "1.0", "f" * 64, **{**task, **changes})
+    said: dict[str, Any] = {"bundle": "toy_net", "version": "1.0", "weights": "f" * 64, "preset": preset or Preset()}
+    return Maker(**{"sources": ("T1", "T2"), "target": ("PD",), **said, **changes})
 
 
 def through(subject: Subject, made: Maker, out: Path, *, channel: int = 0, **options: Any) -> dict[str, Any]:
