@@ -52,9 +52,7 @@ class Checkpoints:
         content = {
             "epoch": trainer.state.epoch,
             "about": json.dumps(self.about),
-            "best": [self.validator.state.best_metric, self.validator.state.best_metric_epoch]
-            if self.validator
-            else None,
+            "best": None if best is None else [best.best_metric, best.best_metric_epoch],
             "random": random_state(),
             "parts": {name: part.state_dict() for name, part in trainer.parts().items()},
         }
