@@ -9,7 +9,6 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor
 
-from monai_ext.any_contrasts import trained
 from monai_ext.data.datalist import Subject, SubjectError
 from monai_ext.files import absolute, sha256
 from monai_ext.inference.inferers import SlicesInferer
@@ -17,6 +16,7 @@ from monai_ext.inference.subjects import Cases, find_subjects
 from monai_ext.inference.transforms import KeepResultsd, PrepareSubjectd, SaveSyntheticd
 from monai_ext.modalities import canonical
 from monai_ext.networks import PMMSynth
+from monai_ext.networks.adapters import personalized_network
 from monai_ext.provenance import UNTRAINED, Maker, load_maker
 
 
@@ -136,7 +136,7 @@ def load_makers(
     files = [adapters] if isinstance(adapters, str | Path) else list(adapters or ())
     if weights not in (None, UNTRAINED):
         assert weights is not None
-        trained(network, weights, adapters=files)
+        personalized_network(network, weights, adapters=files)
     if dataset is not None:
         network.dataset_index(dataset)
     return Makers(

@@ -4,6 +4,7 @@ The words stand here once, for NIfTI headers, for the JSON beside each file and 
 """
 
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,7 +19,7 @@ from torch import nn
 
 from monai_ext import __version__
 from monai_ext.data.gridded import PERCENTILE
-from monai_ext.data.presets import MASKS, PRESETS, REGISTRATIONS, Preset
+from monai_ext.data.presets import DIFFERING, MASKS, PRESETS, REGISTRATIONS, Preset
 from monai_ext.data.volumes import DESCRIP_BYTES
 from monai_ext.files import absolute, sha256
 from monai_ext.inference.resolution import OWN, Resolution
@@ -30,6 +31,7 @@ WARNING = (
     "not there and miss what is, and is not to be used clinically."
 )
 UNTRAINED = "untrained"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ def load_maker(
     `register` ("none", "rigid"), `brain_mask` ("none", "zero", "otsu" or the pattern of a file) for scans that come
     with or without their skull, and `reference`, the source whose grid the output is on. `scale` or `spacing` asks for
     another resolution of that grid (`monai_ext.inference.resolution`).
+
+    Training data that lie on each other are prepared with `register` "none". That is not inherited: a patient's scan
+    on another grid than the reference is registered rigidly, unless "none" is given here.
     """
     root = absolute(Path(bundle_root))
     wanted = tuple(canonical(contrast) for contrast in sources)
@@ -115,7 +120,7 @@ def load_maker(
         sources=wanted,
         target=targets,
         preset=_changed(
-            _preset(preset if preset is not None else about.get("preset")),
+            _known_spacing(_preset(preset if preset is not None else about.get("preset")), about, network),
             sources=wanted,
             register=register,
             brain_mask=brain_mask,
@@ -139,6 +144,20 @@ def _preset(given: str | Mapping[str, Any] | None) -> Preset:
     return Preset(**values)
 
 
+def _known_spacing(preset: Preset, about: Mapping[str, Any], network: nn.Module) -> Preset:
+    """The preset with the voxel size that the weights know: whichever preset is chosen, they know no other.
+
+    A 2D network sees one slice after another: to it their distance is nothing.
+    """
+    known = preset.trained_spacing or _preset(about.get("preset")).trained_spacing
+    if known is None:
+        if about:
+            logger.warning("the weights do not say at which voxel size they were trained: each patient's own is used")
+        return preset
+    volumetric = any(isinstance(module, nn.Conv3d) for module in network.modules())
+    return replace(preset, trained_spacing=(known[0], known[1], known[2] if volumetric else None))
+
+
 def _changed(
     preset: Preset, *, sources: Sequence[str], register: str | None, brain_mask: str | None, reference: str | None
 ) -> Preset:
@@ -147,6 +166,8 @@ def _changed(
         if register not in REGISTRATIONS:
             raise ValueError(f"register must be one of {', '.join(REGISTRATIONS)}, got {register!r}")
         preset = replace(preset, register=register)
+    elif preset.register == "none":
+        preset = replace(preset, register=DIFFERING)
     if brain_mask is not None:
         if brain_mask not in ("none", *MASKS) and "{" not in brain_mask:
             known = ", ".join(("none", *MASKS))

@@ -45,7 +45,7 @@ def test_untrained_is_said(tmp_path, word):
     made = maker(root, network, weights=word)
     assert made.descrip("PD") == "SYNTHETIC PD by toy_net 1.2.3 from T1,T2, untrained"
     assert made.sidecar("PD")["weights_sha256"] == "untrained"
-    assert made.preset == replace(Preset(), reference=("T1", "T2"))
+    assert made.preset == replace(Preset(), reference=("T1", "T2"), register="differing")
 
 
 def test_weights_that_are_not_there_are_not_replaced_by_chance(tmp_path):
@@ -71,7 +71,9 @@ def test_options_change_the_preset(tmp_path):
     assert maker(root, network, preset="pmm", brain_mask="otsu").preset.brain_mask == "otsu"
     assert maker(root, network, preset="pmm", brain_mask="none").preset.brain_mask == ""
     assert maker(root, network, preset="fdgan").preset.size == (256, 256)
-    assert maker(root, network, preset={"crop": [9, 9]}).preset == Preset(crop=(9, 9), reference=("T1", "T2"))
+    assert maker(root, network, preset={"crop": [9, 9]}).preset == Preset(
+        crop=(9, 9), reference=("T1", "T2"), register="differing"
+    )
 
 
 @pytest.mark.parametrize(

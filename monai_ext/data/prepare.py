@@ -25,12 +25,10 @@ from monai_ext.data.datalist import (
     write_datalist,
 )
 from monai_ext.data.prepared import current_record, dataset_of, mask_file, prepare_subject, prepared_subject, put_back
-from monai_ext.data.presets import MASKS, PRESETS, REGISTRATIONS, Preset
+from monai_ext.data.presets import LEAST_SPACING, MASKS, PRESETS, REGISTRATIONS, Preset
 from monai_ext.data.qc import write_qc
 from monai_ext.files import absolute
 from monai_ext.modalities import canonical
-
-LEAST_SPACING = 0.1  # mm: finer is a slip, and more than a memory holds
 
 
 @dataclass(frozen=True)

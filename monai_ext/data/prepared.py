@@ -101,13 +101,15 @@ def _identity(subject: Subject, *, preset: Preset, root: Path) -> dict[str, Any]
             raise SubjectError(subject.name, path, f"cannot be read: {error.strerror}") from error
         name = path.relative_to(root) if path.is_relative_to(root) else path
         sources[key] = {"path": name.as_posix(), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    parameters = asdict(preset)
+    del parameters["trained_spacing"]  # which speaks of weights
     return {
         "format": FORMAT,
         "subject": subject.subject,
         "session": subject.session,
         "dataset": subject.dataset,
         "sources": sources,
-        "parameters": {**asdict(preset), "percentile": PERCENTILE},
+        "parameters": {**parameters, "percentile": PERCENTILE},
     }
 
 

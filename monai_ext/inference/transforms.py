@@ -5,6 +5,7 @@
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,13 +22,15 @@ from numpy.typing import NDArray
 from monai_ext.data.datalist import Subject, SubjectError
 from monai_ext.data.gridded import Grid, Gridded
 from monai_ext.data.montage import montage
-from monai_ext.data.resampling import isotropic, resample
+from monai_ext.data.resampling import isotropic, resample, to_ras
 from monai_ext.data.volumes import NIFTI_SUFFIXES, Volume
 from monai_ext.files import absolute, sha256, whole_file
 from monai_ext.inference.subjects import SYNTHETIC, AlreadyDone
 from monai_ext.provenance import Maker, software
 
+logger = logging.getLogger(__name__)
 VIEW_MM = 1.0  # the pixel of the quick look
+LEAST_COVERAGE = 0.99  # of the head; a patient is told where less of it is made
 GEOMETRY = (
     *("pixdim", "xyzt_units", "qform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "sform_code", "srow_x", "srow_y", "srow_z"),
@@ -36,11 +39,15 @@ GEOMETRY = (
 
 @dataclass(frozen=True)
 class Case:
-    """What is kept of a subject beside its image: whose it is, the grid and the way back, a record a source."""
+    """What is kept of a subject beside its image: whose it is, the grid and the way back, a record a source.
+
+    `coverage` is the share of the reference's head, or of the brain where that is cut out, that the network is given.
+    """
 
     subject: Subject
     grid: Grid
     images: Mapping[str, Mapping[str, Any]]
+    coverage: float
 
 
 class KeepResultsd(Transform):
@@ -81,7 +88,8 @@ class PrepareSubjectd(Transform):
     """{"subject": Subject, "root": Path} -> {"image": (M, I, J, K) float32 in [0, 1], "subject": name, "case": Case}.
 
     As `python -m monai_ext prepare` did to the training data with the maker's preset: read by contrast name, moved
-    onto the reference if so asked, put on one RAS grid, scaled. What cannot be is a SubjectError. Only the sources
+    onto the reference if so asked, put on one RAS grid, scaled. But nothing is cut off: the grid holds all of the
+    reference, and its voxels are of the size that the weights know. What cannot be is a SubjectError. Only the sources
     are opened; `root` is where a preset's pattern of mask files begins. Where the maker's resolution is not the
     reference's own, the case's grid is the finer one, and "output_size" is what the network is to write.
     """
@@ -97,14 +105,18 @@ class PrepareSubjectd(Transform):
             raise SubjectError(subject.name, None, f"lacks {' and '.join(lacking)}, has {has}")
         files = {contrast: subject.images[contrast] for contrast in self.maker.sources}
         subject = replace(subject, images=files, label=None)
-        gridded = Gridded(subject, preset=self.maker.preset, root=data.get("root", Path()))
+        gridded = Gridded(subject, preset=self.maker.preset, root=data.get("root", Path()), whole=True)
         image = torch.empty((len(files), *gridded.grid.shape))
         records = {}
         for channel, contrast in enumerate(files):
             scaled = gridded.image(contrast)
             image[channel] = torch.from_numpy(scaled.array)
             records[contrast] = scaled.record
-        case = Case(subject, gridded.grid, records)
+        coverage = gridded.coverage(image.amax(dim=(0, 1, 2)).numpy() > 0)
+        if coverage < LEAST_COVERAGE:
+            share = f"{coverage:.0%} of what {gridded.grid.contrast} shows"
+            logger.warning("%s: the synthesis covers %s; in the other slices every source is zero", subject.name, share)
+        case = Case(subject, gridded.grid, records, coverage)
         item = {**data, "image": image, "subject": subject.name, "case": case}
         if self.maker.resolution.own:
             return item
@@ -118,7 +130,7 @@ class PrepareSubjectd(Transform):
 class RestoreSubjectd(Transform):
     """ "pred" (K, I, J, K) on the prepared grid -> a float32 MetaTensor on the reference image's own grid.
 
-    Crop, size, spacing and orientation are undone; beyond the prepared grid is 0. "prepared_pred" keeps the former.
+    Padding, size, spacing and orientation are undone. "prepared_pred" keeps the former.
     """
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,8 +176,22 @@ class SaveSyntheticd(Transform):
             "subject": case.subject.name,
             "sources": sources,
             "reference": case.grid.contrast,
+            "grid": {
+                "shape": list(case.grid.shape),
+                "spacing": [round(float(step), 4) for step in np.linalg.norm(case.grid.affine[:3, :3], axis=0)],
+                "voxel_size": self._voxel_size(case.grid),
+            },
+            "coverage": round(case.coverage, 4),
             "software": software(),
         }
+
+    def _voxel_size(self, grid: Grid) -> str:
+        """Whether the network was given voxels of the size that its weights know."""
+        if self.maker.preset.trained_spacing is None:
+            return "the weights do not say which they were trained at: the patient's own was used"
+        own = to_ras(Volume(np.broadcast_to(np.float32(0), grid.stored_shape), grid.stored_affine)).spacing
+        same = np.allclose(np.linalg.norm(grid.affine[:3, :3], axis=0), own, rtol=1e-3)
+        return "the patient's own, near that of training" if same else "resampled to that of training, and back"
 
     def _picture(self, path: Path, image: torch.Tensor, pred: torch.Tensor, grid: Grid, target: str) -> None:
         """A row an image, axial, sagittal and coronal through the middle of what the sources show."""

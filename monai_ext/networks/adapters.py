@@ -5,11 +5,13 @@ and a low-rank change of each convolution (LoRA, Hu et al., arXiv 2106.09685) th
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from monai_ext.files import absolute
 from monai_ext.networks.pfm import Conv
 from monai_ext.networks.pmm_synth import PMMSynth
 from monai_ext.weights import about_weights, load_weights, save_weights
@@ -106,3 +108,40 @@ def fingerprint(network: PMMSynth) -> str:
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def know_datasets(network: PMMSynth, datasets: Sequence[str]) -> PMMSynth:
+    """The network for these datasets: how many there are changes no weight of it, for a dataset's code is computed."""
+    if not datasets or len(set(datasets)) < len(datasets):
+        raise ValueError(f"datasets must be one or more, each named once, got {', '.join(datasets) or 'none'}")
+    network.datasets, network.trained_on = tuple(datasets), len(datasets)
+    if network.embedding is not None:
+        network.embedding.datasets = len(datasets)
+    return network
+
+
+def personalized_network(
+    network: PMMSynth, weights: Path | str, *, adapters: Path | str | Sequence[Path | str] | None = None
+) -> PMMSynth:
+    """With its weights, the datasets that they know, and those that were added by `adapters`."""
+    path = absolute(Path(weights))
+    if not path.is_file():
+        raise ValueError(f"there are no weights at {path}: train the bundle, or name a file with --weights")
+    about = load_weights(network, path)
+    made = about.get("target")
+    if made is not None and made != list(network.modalities):
+        raise ValueError(f"{path} was trained for {made}, not {list(network.modalities)}: name those with --modalities")
+    if "datasets" in about:
+        know_datasets(network, about["datasets"])
+    for one in [adapters] if isinstance(adapters, str | Path) else adapters or ():
+        load_adapter(network, one)
+    return network
+
+
+def adapted_network(network: PMMSynth, weights: Path | str, *, datasets: Sequence[str], rank: int = 4) -> PMMSynth:
+    """The trained network, frozen, with the one new dataset of `datasets`, whose adapter alone is to be trained."""
+    if len(datasets) != 1:
+        raise ValueError(f"one dataset is added at a time, got {', '.join(datasets)}")
+    network = personalized_network(network, weights)
+    add_dataset(network, datasets[0], rank=rank)
+    return network

@@ -2,11 +2,11 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow, create_workflow
@@ -77,8 +77,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0"), ("RANK", "0"), ("WORLD_SIZE", "1")):
         monkeypatch.setenv(name, value)
     yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    idist.finalize()
 
 
 KINDS: dict[str, Callable[[Any], bool]] = {
@@ -127,7 +126,6 @@ def test_monais_check_misses_nothing_and_each_property_is_what_monai_says(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which check_config replaces
     kind = VERBS.get(files[0].stem)
     names = [str(path) for path in files]
     said = {"logging_file": False, "bundle_root": str(root), **ids(root, files)}

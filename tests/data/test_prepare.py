@@ -448,7 +448,9 @@ def test_dwi_and_adc_are_moved_as_one_scan(tmp_path, monkeypatch, reference):
 def test_dwi_and_adc_on_two_grids_are_registered_each(monkeypatch):
     monkeypatch.setattr(gridded, "register_rigid", lambda _, moving: np.diag([*moving.spacing, 1.0]))
     images = {"T1": head(), "DWI": head(), "ADC": head(affine=AFFINE * [[1], [1], [1.1], [1]])}
-    placed = gridded._placed(Subject("a", "toy", {}), images, "T1", preset=replace(PRESETS["native"], register="rigid"))
+    placed = gridded._placed(
+        Subject("a", "toy", {}), images, "T1", preset=replace(PRESETS["native"], register="rigid")
+    )[0]
     assert not np.array_equal(placed["DWI"], placed["ADC"])
 
 
