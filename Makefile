@@ -70,7 +70,8 @@ $(LABEL_VENV)/.installed: pyproject.toml $(LABEL_SET)
 
 label: $(LABEL_VENV)/.installed  ## serve a bundle to MONAI Label's clients: make label BUNDLE=agi_net STUDIES=folder
 	PATH=$(CURDIR)/$(LABEL_VENV)/bin:$$PATH monailabel start_server --app monai_ext/serve/label_app \
-	    --studies $(or $(STUDIES),$(error say with STUDIES= where the studies are)) --conf bundles bundles/$(BUNDLE)
+	    --studies $(or $(STUDIES),$(error say with STUDIES= where the studies are)) --conf bundles bundles/$(BUNDLE) \
+	    --host $(or $(HOST),127.0.0.1)
 
 # MONAI Deploy runs on Holoscan, which is large: an environment of its own. Without highdicom monai itself does not import.
 DEPLOY_VENV := .venv-deploy

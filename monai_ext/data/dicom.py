@@ -197,7 +197,7 @@ def _pixels(path: Path) -> NDArray[np.float32]:
     image = pydicom.dcmread(path)
     try:
         stored = image.pixel_array
-    except (RuntimeError, ValueError, NotImplementedError, AttributeError, KeyError) as error:
+    except (RuntimeError, ValueError, AttributeError, KeyError) as error:
         syntax = image.file_meta.TransferSyntaxUID
         if syntax.is_compressed:
             hint = "decompress the study first (gdcmconv --raw, dcmdjpeg), or install pylibjpeg"

@@ -24,14 +24,7 @@ from monai_ext.data.datalist import (
     report_failures,
     write_datalist,
 )
-from monai_ext.data.prepared import (
-    current_record,
-    dataset_of,
-    mask_file,
-    prepare_subject,
-    prepared_subject,
-    put_back,
-)
+from monai_ext.data.prepared import current_record, dataset_of, mask_file, prepare_subject, prepared_subject, put_back
 from monai_ext.data.presets import LEAST_SPACING, MASKS, PRESETS, REGISTRATIONS, Preset
 from monai_ext.data.qc import write_qc
 from monai_ext.files import absolute

@@ -32,19 +32,14 @@ CPU_FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPI
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-shared"]
 # Instruction sets by what torch finds on this machine: fixed sets rather than -march=native, so that the name of a
 # cached library says where it may run.
-INSTRUCTIONS = {
-    "AVX2": ["-mavx2", "-mfma"],
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
-}
+INSTRUCTIONS = {"AVX2": ["-mavx2", "-mfma"], "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]}
 SUFFIXES = {torch.float32: "float", torch.float64: "double"}
 
 
 class BuildError(RuntimeError):
     """A kernel that cannot be had on this machine: why, what to do, and, in the detail, how to look closer."""
 
-    def __init__(self, message: str, detail: str = "") -> None:
-        super().__init__(message)
-        self.detail = detail
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -246,13 +241,7 @@ def _built(name: str, device: str) -> Path:
     content = hashlib.sha256()
     for path in sorted([*root.glob("*.h"), *(root / name).glob("*.h"), Path(command[-1])]):
         content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    for fact in (
-        torch.__version__,
-        str(torch.version.cuda),
-        platform.system(),
-        platform.machine(),
-        *command[:-1],
-    ):
+    for fact in (torch.__version__, str(torch.version.cuda), platform.system(), platform.machine(), *command[:-1]):
         content.update(fact.encode() + b"\0")
     file = f"{name}-{device}-{content.hexdigest()[:20]}.so"
 
@@ -391,5 +380,6 @@ def _run(command: Sequence[str], work: Path) -> None:
     if process.returncode != 0:
         lines = output.splitlines() or ["it printed nothing"]
         said = next((line for line in lines if "error" in line.lower()), lines[0]).strip()
-        detail = f"; its command was: {shlex.join(command)}"
-        raise BuildError(f"the compiler failed (exit status {process.returncode}): {said}", detail)
+        failure = BuildError(f"the compiler failed (exit status {process.returncode}): {said}")
+        failure.detail = f"; its command was: {shlex.join(command)}"
+        raise failure

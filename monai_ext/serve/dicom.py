@@ -28,11 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--target", metavar="CONTRAST", help="what to synthesise; without it, what the weights make")
     add("--out", type=Path, required=True, metavar="DIR", help="each new series becomes a folder here")
     add("--series", nargs="+", default=[], metavar="CONTRAST=SERIES", help="which: a number, a description or a UID")
-    add(
-        "--reference",
-        metavar="CONTRAST",
-        help="the source whose slices the new series has",
-    )
+    add("--reference", metavar="CONTRAST", help="the source whose slices the new series has")
     add("--register", choices=("none", "rigid"), help="whether the sources are moved onto each other first")
     add("--uid-root", metavar="ROOT", help="of your organisation, for the new UIDs; without it they are UUIDs")
     add("--reproducible", action="store_true", help="the same study and weights give the same files, UIDs and all")

@@ -26,6 +26,7 @@ class Checkpoints:
 
     Attach it last, so that what it stores is what the next epoch begins with. `parts` are objects with `state_dict`
     and `load_state_dict`; `validator` is the evaluator whose key metric chooses, without one each epoch's weights stay.
+    Where it has not been asked at all by the end, for its interval is longer than the training, the last ones stay.
     """
 
     def __init__(
@@ -48,15 +49,14 @@ class Checkpoints:
         if not self.writes:
             return
         best = None if self.validator is None else self.validator.state
-        if best is None or best.best_metric_epoch == trainer.state.epoch:
+        last = trainer.state.epoch == trainer.state.max_epochs
+        if best is None or best.best_metric_epoch == trainer.state.epoch or (last and best.best_metric_epoch < 1):
             self.write_weights(trainer)
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "epoch": trainer.state.epoch,
             "about": json.dumps(self.about),
-            "best": [self.validator.state.best_metric, self.validator.state.best_metric_epoch]
-            if self.validator
-            else None,
+            "best": None if best is None else [best.best_metric, best.best_metric_epoch],
             "random": random_state(),
             "parts": {name: part.state_dict() for name, part in trainer.parts().items()},
         }

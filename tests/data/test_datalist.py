@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_ext.data.datalist import (
-    Datalist,
-    Subject,
-    SubjectError,
-    read_datalist,
-    report_failures,
-    write_datalist,
-)
+from monai_ext.data.datalist import Datalist, Subject, SubjectError, read_datalist, report_failures, write_datalist
 
 
 @pytest.fixture
@@ -33,11 +26,7 @@ def put(folder: Path, **content: object) -> Path:
 def good(folder: Path) -> Datalist:
     first = Subject(subject="a", dataset="d", images={"T1": folder / "a/T1.nii", "T2": folder / "a/T2.nii"})
     second = Subject(
-        subject="b",
-        dataset="other",
-        images={"T1": folder / "b/T1.nii"},
-        session="2",
-        label=folder / "a/T2.nii",
+        subject="b", dataset="other", images={"T1": folder / "b/T1.nii"}, session="2", label=folder / "a/T2.nii"
     )
     third = Subject(subject="é è", dataset="d", images={"T1": folder / "é è/T1 ünï.nii"})
     return Datalist(name="d", root=folder, splits={"training": (first, second), "validation": (), "test": (third,)})
