@@ -1,6 +1,6 @@
 """What weights say of themselves is data: plain values of known keys, of which nothing can be run, followed or built.
 
-`model.json` and an archive's configs come with weights from anywhere. What of them goes into a config passes here first.
+`model.json` and an archive's configs come from anywhere. What of them goes into a config passes here first.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The gate for requests: what a person may ask of a bundle, each option with its type and what it may be.
 
 MONAI's config parser runs a text that begins with "$", follows one with "@" or "%" and builds a dictionary with
-"_target_". Nothing from outside gets to it as a config: an option is checked here, and what has passed enters a parser as
-an object, with `enter`, that is not read again.
+"_target_". Nothing from outside gets to it as a config: an option is checked here, and what has passed enters a parser
+as an object, with `enter`, that is not read again.
 """
 
 import json

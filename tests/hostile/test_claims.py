@@ -50,9 +50,9 @@ def saying(weights: Path, path: tuple[str, ...], value: Any) -> None:
 
 
 def refused_everywhere(bundle: Path, weights: Path, out: Path) -> None:
-    with pytest.raises(ValueError, match="is refused|made with"):
+    with pytest.raises(ValueError, match=r"is refused|made with"):
         Synthesiser(bundle, weights=weights)
-    with pytest.raises(ValueError, match="is refused|made with|made by"):
+    with pytest.raises(ValueError, match=r"is refused|made with|made by"):
         package(bundle, weights=weights, out=out)
     assert not out.exists() or not any(out.iterdir())
 

@@ -1,4 +1,4 @@
-"""What a request says is data: no text of it is evaluated, followed or built, and each option is refused by its name."""
+"""What a request says is data: none of it is evaluated, followed or built, and each option is refused by name."""
 
 from pathlib import Path
 from typing import Any

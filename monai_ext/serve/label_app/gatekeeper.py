@@ -1,8 +1,8 @@
-"""What stands before MONAI Label's endpoints: requests that name other files than the studies', or say what they may not,
-are answered with their reason and go no further.
+"""What stands before MONAI Label's endpoints: a request that names other files than the studies', or says what it may
+not, is answered with the reason and goes no further.
 
-MONAI Label takes an absolute path for an image that was uploaded, lets `params` replace the image of a request, writes to
-whatever an image is called, and answers what it did not expect with a traceback.
+MONAI Label takes an absolute path for an image that was uploaded, lets `params` replace the image of a request,
+writes to whatever an image is called, and answers what it did not expect with a traceback.
 """
 
 import json
@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
-from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
+from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,8 +25,8 @@ from monai_ext.serve.options import asked_of_training, short
 
 logger = logging.getLogger(__name__)
 
-# What a client of this app has a use for. MONAI Label's others (sessions, batches, weights' exchange, logs, a proxy) take
-# or tell paths of the server, or fetch what they are told to.
+# What a client of this app has a use for. MONAI Label's others (sessions, batches, weights' exchange, logs, a proxy)
+# take or tell paths of the server, or fetch what they are told to.
 SERVED = re.compile(
     r"/|/openapi\.json|/docs|/favicon\.ico|/static/.*|/info/?|/infer/(?!wsi)[^/]+|/train/?|/train/[^/]+|/activelearning/[^/]+"
     r"|/datastore/?|/datastore/(image|label)(/info)?|/datastore/updatelabelinfo|/datastore/dataset"
@@ -39,7 +39,7 @@ TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 class Gatekeeper:
-    """An ASGI middleware: checks a request whole, then hands it on as it came; a training's body with its options alone."""
+    """An ASGI middleware: checks a request whole, then hands it on, a training's body with its options alone."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -55,7 +55,7 @@ class Gatekeeper:
             await self.app(_with_length(scope, len(body)), _replay(body, receive), send)
         except HTTPException as refusal:
             await JSONResponse({"detail": refusal.detail}, refusal.status_code)(scope, receive, send)
-        except (ImageNotFoundException, LabelNotFoundException) as error:
+        except (ImageNotFoundException, LabelNotFoundException, MONAILabelException) as error:
             await JSONResponse({"detail": without_folders(str(error))}, 404)(scope, receive, send)
 
 

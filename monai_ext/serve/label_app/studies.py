@@ -61,5 +61,5 @@ class Studies(LocalDatastore):
         found = super().datalist(full_path)
         return [{key: Path(path).relative_to(root).as_posix() for key, path in one.items()} for one in found]
 
-    def get_dataset_archive(self, limit_cases: int | None) -> str:
+    def get_dataset_archive(self, limit_cases: int | None) -> str:  # noqa: ARG002 - the interface has it
         raise HTTPException(404, "studies are not given away as one archive")
