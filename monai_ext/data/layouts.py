@@ -60,6 +60,7 @@ class Visit:
         """Refuse names that cannot be folders and files that lie in two folders of one name."""
         check_name(self.subject, key="subject", subject=self.name)
         check_name(self.session, key="session", subject=self.name)
+        check_name(self.name, key="subject and session", subject=self.name)
         if len(self.homes) > 1:
             where = ", ".join(sorted(self.homes))
             reason = f"duplicate: the folders {where} all bear its name"

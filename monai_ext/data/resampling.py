@@ -10,6 +10,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from monai_ext.data.declared import check_count
 from monai_ext.data.volumes import Volume
 
 IDENTITY = np.eye(4)
@@ -41,6 +42,7 @@ def resample(
     an image is first smoothed by the Gaussian that makes up the difference in resolution.
     """
     size = tuple(shape)
+    check_count("the grid to resample on", size)  # a header may say that voxels are metres wide
     index = np.linalg.inv(volume.affine) @ to_volume @ affine  # index on the grid -> index in the volume
     shift = np.rint(index[:3, 3]).astype(int)
     corners = np.array(list(product(*((0, n - 1) for n in size))))  # between them no voxel is further off

@@ -147,7 +147,7 @@ class SubjectVolumes(IterableDataset):
         for subject in self.cases.subjects:
             try:
                 item = self.transform({"subject": subject, "root": self.cases.root})
-            except (ValueError, MemoryError, RuntimeError) as error:  # MONAI wraps what a transform raises
+            except Exception as error:  # MONAI wraps what a transform raises; the others go on
                 fault = subject_fault(error, subject)
                 if isinstance(fault, AlreadyDone):
                     self.kept.append(subject.name)

@@ -181,7 +181,13 @@ def write_all(
 
 def _same_frame(sources: "Mapping[str, Series]", register: str | None) -> None:
     """Positions of two frames of reference cannot be compared: the patient may have moved in between."""
-    frames = {contrast: str(one.headers[0].get("FrameOfReferenceUID", "")) for contrast, one in sources.items()}
+    frames = {contrast: str(one.headers[0].get("FrameOfReferenceUID") or "") for contrast, one in sources.items()}
+    lost = [contrast for contrast, frame in frames.items() if not frame]
+    if lost and len(frames) > 1 and register != "rigid":
+        raise ValueError(
+            f"{' and '.join(lost)} has no FrameOfReferenceUID, so where it lies on the others is not known: "
+            "give --register rigid"
+        )
     if len(set(frames.values())) > 1 and register != "rigid":
         raise ValueError(
             f"{' and '.join(frames)} have different frames of reference, so where they lie on each other is not known: "

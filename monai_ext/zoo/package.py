@@ -57,7 +57,11 @@ def package(bundle: Path, *, weights: Path, out: Path, url: str | None = None) -
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".package-") as work:
         made = Path(work) / bundle.name
-        _fill(made, bundle, weights)
+        try:
+            _fill(made, bundle, weights)
+        except shutil.Error as error:  # a list with a line for every file of the tree
+            first = error.args[0][0]
+            raise OSError(f"nothing was packed: {first[0]} could not be copied to {out}: {first[2]}") from error
         _name_large_files(made, url)
         faults = [fault for rule in rules.RULES.values() for fault in rule(made)]
         if faults:

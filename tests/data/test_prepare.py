@@ -274,7 +274,7 @@ def ask_for_too_much(path: Path) -> None:
 
 
 BAD = {
-    "its header asks for 65,536 GB": ask_for_too_much,
+    "is 32,768,000,000,000 voxels, at most 536,870,912": ask_for_too_much,
     "truncated or damaged": lambda path: path.write_bytes(path.read_bytes()[:-40]),
     "is empty (0 bytes)": lambda path: path.write_bytes(b""),
     "is text, not an image": lambda path: path.write_text("404: Not Found"),
