@@ -1,4 +1,4 @@
-"""python -m monai_ext COMMAND: each command lives in the module that does its work, imported only when asked for."""
+"""monai-ext COMMAND: each command lives in the module that does its work, imported only when asked for."""
 
 import argparse
 import importlib
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
+    "train": ("monai_ext.verbs", "train a bundle on prepared data"),
+    "evaluate": ("monai_ext.verbs", "evaluate a bundle's weights by the stated protocol"),
     "ops": ("monai_ext.ops.command", "compile the operators and say which kernel each one uses"),
     "phantom": ("monai_ext.data.phantom", "make brain phantoms: NIfTI files and a datalist"),
     "index": ("monai_ext.data.layouts", "find the subjects and contrasts of a dataset folder: a datalist"),
@@ -20,7 +22,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a fault that a person can mend is one line and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m monai_ext", description=__doc__.partition(":")[0])
+    parser = argparse.ArgumentParser(prog="monai-ext", description="Missing MRI contrasts, synthesised.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)

@@ -11,13 +11,15 @@ from monai.transforms import ResizeWithPadOrCropd
 from torch.utils.data import Dataset
 
 from monai_ext import bundle
-from monai_ext.checkpoints import Checkpoints, load_weights, save_weights, sha256
 from monai_ext.data.batching import Draw, draw_condition
-from monai_ext.data.datalist import Subject, absolute, read_datalist
+from monai_ext.data.datalist import Subject, read_datalist
 from monai_ext.data.slices import SliceDataset
+from monai_ext.files import absolute, sha256
 from monai_ext.modalities import canonical
 from monai_ext.networks import PMMSynth
 from monai_ext.networks.adapters import Adapter, add_dataset, fingerprint, load_adapter
+from monai_ext.training.checkpoints import Checkpoints
+from monai_ext.weights import load_weights, save_weights
 
 logger = logging.getLogger(__name__)
 

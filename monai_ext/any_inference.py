@@ -10,14 +10,14 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from monai_ext.any_contrasts import trained
-from monai_ext.checkpoints import sha256
-from monai_ext.data.datalist import Subject, SubjectError, absolute
-from monai_ext.inferers import SlicesInferer
+from monai_ext.data.datalist import Subject, SubjectError
+from monai_ext.files import absolute, sha256
+from monai_ext.inference.inferers import SlicesInferer
+from monai_ext.inference.subjects import Cases, find_subjects
+from monai_ext.inference.transforms import KeepResultsd, PrepareSubjectd, SaveSyntheticd
 from monai_ext.modalities import canonical
 from monai_ext.networks import PMMSynth
 from monai_ext.provenance import UNTRAINED, Maker, load_maker
-from monai_ext.subjects import Cases, find_subjects
-from monai_ext.transforms import KeepResultsd, PrepareSubjectd, SaveSyntheticd
 
 
 @dataclass(frozen=True)

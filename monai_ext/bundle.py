@@ -4,7 +4,6 @@ import difflib
 import inspect
 import json
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,16 +22,16 @@ from monai.utils.module import locate
 from torch import nn
 
 from monai_ext import __version__
-from monai_ext.checkpoints import about_weights, load_weights, sha256
-from monai_ext.data.datalist import Subject, absolute, read_datalist
+from monai_ext.data.datalist import Subject, read_datalist
 from monai_ext.data.patches import PatchDataset
 from monai_ext.data.presets import Preset
 from monai_ext.data.slices import SliceDataset
-from monai_ext.engines import LossNotFinite
-from monai_ext.memory import keep_freed_memory
+from monai_ext.files import absolute, sha256
 from monai_ext.modalities import canonical
-from monai_ext.precision import wanted_dtype
 from monai_ext.provenance import software
+from monai_ext.runtime import device_name, keep_freed_memory, wanted_dtype
+from monai_ext.training.engine import LossNotFinite
+from monai_ext.weights import about_weights, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -157,22 +156,6 @@ def about_run(
         "device": device_name(device),
         "software": software(),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """What a figure was measured on, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.backends.cpu.get_cpu_capability()} CPU, {torch.get_num_threads()} threads"
-
-
-def own_device() -> torch.device:
-    """Of one process among several that torchrun started: the GPU with its local number, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)
-    return device
 
 
 def rank() -> int:

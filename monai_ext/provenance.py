@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from monai_ext import __version__
-from monai_ext.checkpoints import about_weights, load_weights, sha256
-from monai_ext.data.datalist import absolute
 from monai_ext.data.gridded import PERCENTILE
 from monai_ext.data.presets import MASKS, PRESETS, REGISTRATIONS, Preset
 from monai_ext.data.volumes import DESCRIP_BYTES
+from monai_ext.files import absolute, sha256
+from monai_ext.inference.resolution import OWN, Resolution
 from monai_ext.modalities import canonical
-from monai_ext.resolution import OWN, Resolution
+from monai_ext.weights import about_weights, load_weights
 
 WARNING = (
     "This image is SYNTHETIC: a neural network computed it from other images. It was not acquired, can show what is "
@@ -89,7 +89,7 @@ def load_maker(
     weights' training data were prepared with, unless a preset's name or its fields are given. Three options change it:
     `register` ("none", "rigid"), `brain_mask` ("none", "zero", "otsu" or the pattern of a file) for scans that come
     with or without their skull, and `reference`, the source whose grid the output is on. `scale` or `spacing` asks for
-    another resolution of that grid (`monai_ext.resolution`).
+    another resolution of that grid (`monai_ext.inference.resolution`).
     """
     root = absolute(Path(bundle_root))
     wanted = tuple(canonical(contrast) for contrast in sources)

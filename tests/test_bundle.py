@@ -11,7 +11,7 @@ KNOWN = {
     "sources": ["T1"],
     "epochs": 3,
     "network_def": {"_target_": "torch.nn.Conv2d", "in_channels": 2},
-    "train": {"trainer": {"_target_": "monai_ext.engines.PairedAdversarialTrainer"}, "handlers": [{"a": 1}]},
+    "train": {"trainer": {"_target_": "monai_ext.training.engine.PairedAdversarialTrainer"}, "handlers": [{"a": 1}]},
     "options": {"depth": 2},
 }
 

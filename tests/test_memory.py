@@ -5,7 +5,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from monai_ext.memory import keep_freed_memory
+from monai_ext.runtime import keep_freed_memory
 {call}
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(16):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from monai_ext.checkpoints import save_weights, sha256
 from monai_ext.data.presets import PRESETS, Preset
+from monai_ext.files import sha256
 from monai_ext.provenance import load_maker
+from monai_ext.weights import save_weights
 
 
 def bundle(tmp_path, **about):

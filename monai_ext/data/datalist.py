@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from monai_ext.files import absolute, write_json
 from monai_ext.modalities import MODALITIES
 
 SPLITS = ("training", "validation", "test")
@@ -122,24 +123,6 @@ def write_datalist(path: Path | str, datalist: Datalist) -> None:
     write_json(path, content)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """JSON for people to read, through a temporary file and a rename: no reader ever sees half of it."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:  # Ctrl-C too
-        temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise OSError(error.errno, f"nothing was written: {error.strerror}", str(path)) from error
-
-
 def report_failures(failures: Sequence[SubjectError], *, total: int, what: str) -> int:
     """A table of subject, file and reason on stderr, for a command that did the rest; the exit status."""
     if not failures:
@@ -237,8 +220,3 @@ def _entry(subject: Subject, dataset: str, root: Path) -> dict[str, str]:
             raise SubjectError(subject.name, path, f"is outside the datalist's root {root}")
         entry[key] = path.relative_to(root).as_posix()
     return entry
-
-
-def absolute(path: Path) -> Path:
-    """Without `..` and without following links: data are often links into a store."""
-    return Path(os.path.normpath(path.absolute()))

@@ -8,18 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from monai_ext.data.choosing import KINDS, Choices, matches
-from monai_ext.data.datalist import (
-    SPLITS,
-    Datalist,
-    Subject,
-    SubjectError,
-    absolute,
-    check_name,
-    report_failures,
-    write_datalist,
-)
+from monai_ext.data.datalist import SPLITS, Datalist, Subject, SubjectError, check_name, report_failures, write_datalist
 from monai_ext.data.naming import LABEL, LAYOUTS, stem
 from monai_ext.data.splits import parse_split, split_subjects
+from monai_ext.files import absolute
 from monai_ext.modalities import MODALITIES, canonical
 
 SIGNATURES = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from monai_ext.data.volumes import whole_file
+from monai_ext.files import whole_file
 
 MARGIN, TITLE = 2, 12  # pixels
 STEP = 4  # grey levels: noise in the last two bits would double the file

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from monai_ext.data.datalist import Datalist, Subject, absolute, write_datalist, write_json
+from monai_ext.data.datalist import Datalist, Subject, write_datalist
 from monai_ext.data.montage import montage
 from monai_ext.data.rendering import Phantom, make_phantom
 from monai_ext.data.sites import SITES
 from monai_ext.data.splits import split_subjects
 from monai_ext.data.volumes import Volume, read_volume, write_volume
+from monai_ext.files import absolute, write_json
 from monai_ext.modalities import MODALITIES, canonical
 
 SPLIT = (0.7, 0.15, 0.15)

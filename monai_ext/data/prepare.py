@@ -20,7 +20,6 @@ from monai_ext.data.datalist import (
     Datalist,
     Subject,
     SubjectError,
-    absolute,
     read_datalist,
     report_failures,
     write_datalist,
@@ -35,6 +34,7 @@ from monai_ext.data.prepared import (
 )
 from monai_ext.data.presets import MASKS, PRESETS, REGISTRATIONS, Preset
 from monai_ext.data.qc import write_qc
+from monai_ext.files import absolute
 from monai_ext.modalities import canonical
 
 LEAST_SPACING = 0.1  # mm: finer is a slip, and more than a memory holds

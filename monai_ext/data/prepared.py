@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_ext import __version__
-from monai_ext.data.datalist import Subject, SubjectError, write_json
+from monai_ext.data.datalist import Subject, SubjectError
 from monai_ext.data.gridded import PERCENTILE, Gridded, mask_file
 from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import Volume, write_volume
+from monai_ext.files import write_json
 
 FORMAT = 4  # of the folder: raised whenever the same sources would now give other files
 SIDECAR = "prepared.json"

@@ -2,9 +2,7 @@
 
 import contextlib
 import gzip
-import os
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -16,6 +14,8 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike, NDArray
+
+from monai_ext.files import whole_file
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 DESCRIP_BYTES = 79  # the header has 80, of which some readers want the last to be zero
@@ -83,20 +83,6 @@ def write_volume(
     image.header["descrip"] = description.encode("ascii", "replace")[:DESCRIP_BYTES]
     with whole_file(path) as partial:
         nib.save(image, partial)
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to: it becomes `path` if all goes well, and is removed if not."""
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _check_first_bytes(path: Path, *, is_itk: bool) -> None:

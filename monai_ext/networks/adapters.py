@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from monai_ext.checkpoints import about_weights, load_weights, save_weights
 from monai_ext.networks.pfm import Conv
 from monai_ext.networks.pmm_synth import PMMSynth
+from monai_ext.weights import about_weights, load_weights, save_weights
 
 
 class LowRank(nn.Module):

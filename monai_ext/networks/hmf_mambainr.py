@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from monai_ext.networks.inr import ImplicitDecoder, PixelDecoder, check_output
 from monai_ext.networks.rhmb import RHMB, ConvBlock, ResidualConvs
-from monai_ext.precision import wanted_dtype
+from monai_ext.runtime import wanted_dtype
 
 PARTS = ("rhmb", "mfeb", "msf", "mfm", "inrb")
 CELL = 2  # pixels a side of one cell of the latent that the implicit decoder reads

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from monai_ext.data.datalist import absolute
-from monai_ext.data.volumes import whole_file
+from monai_ext.files import absolute, whole_file
 from monai_ext.report.page import make_page
 from monai_ext.report.runs import compare, read_run
 

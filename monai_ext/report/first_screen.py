@@ -3,11 +3,11 @@
 import math
 from html import escape
 
+from monai_ext.evaluation.run_folder import REGIONS
 from monai_ext.report.charts import key_mark
 from monai_ext.report.runs import Comparison, Run, unharmed
 from monai_ext.report.statistics import ALPHA, PairedTest, mean_interval, smallest_wilcoxon
 from monai_ext.report.tables import REGION_NAMES, better, number, p_value, plural, sources, spread
-from monai_ext.run_folder import REGIONS
 
 NOT_CLINICAL = (
     "Images marked SYNTHETIC were computed by a neural network from other images. They were not acquired, can show "

@@ -4,9 +4,9 @@ import csv
 from collections.abc import Sequence
 from html import escape
 
+from monai_ext.evaluation.run_folder import MATRIX, MATRIX_COLUMNS
 from monai_ext.report.runs import Run
 from monai_ext.report.tables import LOOKS, number, shades
-from monai_ext.run_folder import MATRIX, MATRIX_COLUMNS
 
 
 def task_maps(runs: Sequence[Run]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from monai_ext import __version__
-from monai_ext.perturbations import UNITS
+from monai_ext.data.perturbations import UNITS
+from monai_ext.evaluation.run_folder import REGIONS
 from monai_ext.report import viewer as niivue_viewer
 from monai_ext.report.cases import Case, Shown, find_cases, images_of
 from monai_ext.report.charts import Line, curve_chart, key_mark, subject_chart
@@ -27,7 +28,6 @@ from monai_ext.report.tables import (
     tests_of,
     tests_table,
 )
-from monai_ext.run_folder import REGIONS
 
 HARMS = {"translate": "displaced", "rotate": "turned", "motion": "with motion artefacts", "noise": "noisy"}
 MOST_CASES = 18  # drawn: a page must stay one that a browser opens

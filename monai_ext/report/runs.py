@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_ext.metrics import FIGURES
-from monai_ext.run_folder import SLICE_COLUMNS, SUBJECT_COLUMNS
+from monai_ext.evaluation.metrics import FIGURES
+from monai_ext.evaluation.run_folder import SLICE_COLUMNS, SUBJECT_COLUMNS
 
 METRICS = (*FIGURES, "stripes")
 NEEDED = (
@@ -87,7 +87,7 @@ class Comparison:
 
 
 def read_run(folder: Path) -> Run:
-    """A run folder as `monai_ext.run_folder` describes it; what is wrong with it is named."""
+    """A run folder as `monai_ext.evaluation.run_folder` describes it; what is wrong with it is named."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: give run folders that evaluations wrote")
     if not (folder / "run.json").is_file():

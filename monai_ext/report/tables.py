@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from monai_ext.evaluation.run_folder import REGIONS
 from monai_ext.report.charts import key_mark
 from monai_ext.report.runs import METRICS, Comparison, Run, unharmed
 from monai_ext.report.statistics import (
@@ -18,7 +19,6 @@ from monai_ext.report.statistics import (
     paired_tests,
     smallest_wilcoxon,
 )
-from monai_ext.run_folder import REGIONS
 
 
 class Look(NamedTuple):

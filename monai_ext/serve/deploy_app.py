@@ -18,9 +18,9 @@ from typing import Any
 from monai.deploy.conditions import CountCondition
 from monai.deploy.core import Application, Fragment, Operator, OperatorSpec
 
-from monai_ext.checkpoints import ARCHIVE
 from monai_ext.serve.dicom import check_uid_root, named_series, ready, sources_in, synthesised, write_all
 from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.weights import ARCHIVE
 
 CHOICES = ("target", "series", "register", "reference", "uid_root", "reproducible")
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_ext.data.datalist import absolute
+from monai_ext.files import absolute
 
 if TYPE_CHECKING:
     from monai_ext.data.dicom import Series

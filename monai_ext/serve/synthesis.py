@@ -9,11 +9,11 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_ext.bundle import fitted, refuse_unknown_ids
-from monai_ext.checkpoints import ARCHIVE, about_weights, archived
-from monai_ext.data.datalist import absolute
-from monai_ext.memory import keep_freed_memory
+from monai_ext.files import absolute
+from monai_ext.inference.subjects import SYNTHETIC
 from monai_ext.modalities import canonical
-from monai_ext.subjects import SYNTHETIC
+from monai_ext.runtime import keep_freed_memory
+from monai_ext.weights import ARCHIVE, about_weights, archived
 
 
 class Synthesiser:

@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
 from monai.bundle.properties import InferProperties, TrainProperties
 
 import monai_ext
-from monai_ext.checkpoints import load_weights
+from monai_ext.weights import load_weights
 
 INFERENCE, METADATA, WEIGHTS = "configs/inference.json", "configs/metadata.json", "models/model.pt"
 SAME = 1e-4  # script and eager, float32

@@ -16,10 +16,9 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_ext.bundle import fitted
-from monai_ext.checkpoints import about_weights, load_weights, save_weights, sha256
-from monai_ext.data.datalist import absolute, write_json
-from monai_ext.data.volumes import whole_file
+from monai_ext.files import absolute, sha256, whole_file, write_json
 from monai_ext.ops.loader import PACKAGE
+from monai_ext.weights import about_weights, load_weights, save_weights
 from monai_ext.zoo import rules
 
 WORKFLOWS = ("train", "inference", "evaluate")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from monai_ext.checkpoints import sha256
+from monai_ext.files import sha256
 
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
 LARGEST = 25_000_000  # bytes; the zoo takes what is larger by its address and hash

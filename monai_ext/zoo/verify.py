@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from monai_ext.data.datalist import absolute
+from monai_ext.files import absolute
 from monai_ext.zoo import rules
 
 

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 from turns import turns
 
-from monai_ext.bundle import device_name
-from monai_ext.memory import keep_freed_memory
 from monai_ext.networks import AGINet
+from monai_ext.runtime import device_name, keep_freed_memory
 
 
 def forward(network: nn.Module, x: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], torch.Tensor]:

@@ -17,8 +17,8 @@ from pathlib import Path  # noqa: E402
 from monai.bundle import ConfigParser  # noqa: E402
 
 from monai_ext.__main__ import main as command  # noqa: E402
-from monai_ext.checkpoints import save_weights  # noqa: E402
-from monai_ext.inferers import SlicesInferer  # noqa: E402
+from monai_ext.inference.inferers import SlicesInferer  # noqa: E402
+from monai_ext.weights import save_weights  # noqa: E402
 
 
 def main() -> None:

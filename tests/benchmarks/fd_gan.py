@@ -13,10 +13,9 @@ from agi_net import compare, forward, step, turns
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from monai_ext.bundle import device_name
-from monai_ext.memory import keep_freed_memory
 from monai_ext.networks import FDGAN
 from monai_ext.networks.layers import InstanceNorm
+from monai_ext.runtime import device_name, keep_freed_memory
 
 
 class PlainResBlock(nn.Module):

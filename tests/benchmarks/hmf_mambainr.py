@@ -27,10 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from turns import turns
 
 from monai_ext import ops
-from monai_ext.bundle import device_name
-from monai_ext.memory import keep_freed_memory
 from monai_ext.networks import HMFMambaINR
 from monai_ext.ops.selective_scan import selective_scan_reference
+from monai_ext.runtime import device_name, keep_freed_memory
 
 SCAN = ops.selective_scan
 

@@ -26,11 +26,10 @@ from torch import nn
 from monai_ext.data.datalist import Subject
 from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import Volume, write_volume
-from monai_ext.inferers import SlicesInferer
-from monai_ext.memory import keep_freed_memory
-from monai_ext.precision import autocast, memory_format, wanted_dtype
+from monai_ext.inference.inferers import SlicesInferer
+from monai_ext.inference.transforms import PrepareSubjectd, RestoreSubjectd, SaveSyntheticd, synthetic_file
 from monai_ext.provenance import UNTRAINED, Maker
-from monai_ext.transforms import PrepareSubjectd, RestoreSubjectd, SaveSyntheticd, synthetic_file
+from monai_ext.runtime import autocast, keep_freed_memory, memory_format, wanted_dtype
 
 SHAPE = (240, 240, 155)
 AFFINE = np.array([[-1.0, 0, 0, 120], [0, -1, 0, 120], [0, 0, 1, -77], [0, 0, 0, 1]])  # left, posterior, superior

@@ -13,9 +13,9 @@ import time
 import torch
 
 from monai_ext.data.batching import Kind, ModalityConsistentBatches
-from monai_ext.memory import keep_freed_memory
 from monai_ext.networks import ContrastDiscriminators, PMMSynth
-from monai_ext.selective import SelectiveSupervision
+from monai_ext.runtime import keep_freed_memory
+from monai_ext.training.selective import SelectiveSupervision
 
 GOAL = 0.5
 HAVE = ((1, 1, 1, 1, 0, 0), (1, 1, 0, 1, 0, 1))

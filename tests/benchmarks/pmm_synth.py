@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from monai_ext.memory import keep_freed_memory
 from monai_ext.networks import PMMSynth
+from monai_ext.runtime import keep_freed_memory
 
 GIVEN, PARAMETERS, TIME = 0.45, 0.03, 0.02
 

@@ -9,7 +9,7 @@ import pytest
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, run
 
-from monai_ext.checkpoints import save_weights
+from monai_ext.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))

@@ -14,7 +14,7 @@ from monai.bundle.properties import InferProperties, TrainProperties
 from running import BUNDLES, COMPACT, ROOT, TINY, options, python
 
 from monai_ext.bundle import refuse_unknown_ids
-from monai_ext.checkpoints import load_weights
+from monai_ext.weights import load_weights
 
 WORKFLOWS = ("train", "inference", "evaluate")
 SAME_IDS = (

@@ -10,8 +10,8 @@ import pytest
 from running import COMPACT, ROOT, TINY, python, refused
 
 from monai_ext.any_inference import find_cases
-from monai_ext.checkpoints import save_weights
 from monai_ext.networks import PMMSynth
+from monai_ext.weights import save_weights
 
 PMM = ROOT / "bundles" / "pmm_synth"
 SITES = ("glioma", "immune", "stroke", "brats")

@@ -17,7 +17,7 @@ import torch
 from monai.bundle import ConfigParser, create_workflow
 from running import COMPACT, TINY, options, refused
 
-from monai_ext.checkpoints import about_weights
+from monai_ext.weights import about_weights
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ import torch
 from running import BUNDLES, ROOT
 
 from monai_ext.__main__ import main
-from monai_ext.checkpoints import sha256
+from monai_ext.files import sha256
 from monai_ext.serve.synthesis import Synthesiser
 from monai_ext.zoo import rules
 from monai_ext.zoo.package import package
@@ -121,7 +121,7 @@ def weights(draft: Path, tmp_path: Path) -> Path:
     """Of the draft's own network, at its smallest."""
     from monai.bundle import ConfigParser
 
-    from monai_ext.checkpoints import save_weights
+    from monai_ext.weights import save_weights
 
     parser = ConfigParser(ConfigParser.load_config_file(draft / "configs" / "inference.json"))
     parser["width"] = 8

@@ -14,7 +14,7 @@ from monai_ext.networks import HMFMambaINR
 from monai_ext.networks.hmf_mambainr import MFEB, MFM, MSF, PARTS, PlainFusion, _say_once
 from monai_ext.networks.inr import ImplicitDecoder, PeriodicEncoding
 from monai_ext.networks.rhmb import RHMB, DirectionalScan
-from monai_ext.objectives import AnyScale
+from monai_ext.training.objectives import AnyScale
 
 
 def small(**options: object) -> HMFMambaINR:

@@ -11,7 +11,7 @@ from methods import BETTER, HARMS, WORSE, Method, Phantoms
 
 from monai_ext.data.phantom import make_phantom
 from monai_ext.data.sites import SITES
-from monai_ext.evaluation import Evaluation
+from monai_ext.evaluation.evaluation import Evaluation
 
 SOURCES, TARGET = ("T1", "T2"), ("PD",)
 SPACING = (3.5, 3.5, 5.0)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from monai_ext.evaluation.run_folder import MATRIX, MATRIX_COLUMNS
 from monai_ext.report.matrix import task_maps
 from monai_ext.report.runs import Run
-from monai_ext.run_folder import MATRIX, MATRIX_COLUMNS
 
 
 def make_run(folder: Path, *rows: tuple, columns: tuple[str, ...] = MATRIX_COLUMNS) -> Run:

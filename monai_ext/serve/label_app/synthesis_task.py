@@ -14,9 +14,9 @@ import numpy as np
 from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from monai_ext.inference.subjects import SYNTHETIC, find_cases, find_subjects
 from monai_ext.modalities import canonical
 from monai_ext.serve.synthesis import Synthesiser
-from monai_ext.subjects import SYNTHETIC, find_cases, find_subjects
 
 logger = logging.getLogger(__name__)
 

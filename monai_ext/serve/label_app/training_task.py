@@ -10,8 +10,8 @@ from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
+from monai_ext.inference.subjects import SYNTHETIC
 from monai_ext.serve.label_app.synthesis_task import first
-from monai_ext.subjects import SYNTHETIC
 
 OPTIONS = (
     *("sources", "target", "modalities", "epochs", "batch_size", "learning_rate", "image_size", "slices", "width"),

@@ -1,0 +1,1 @@
+"""What evaluate.json calls: one protocol for all methods."""

@@ -1,0 +1,61 @@
+"""A look at what FD-GAN takes apart: the anatomy that contrasts share, and the style of one of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_ext.data.montage import montage
+from monai_ext.data.slices import SliceDataset
+from monai_ext.files import absolute
+from monai_ext.networks import FDGAN
+
+ROW = 160  # pixels
+
+
+@torch.no_grad()
+def picture(network: FDGAN, data: SliceDataset, *, path: Path | str, slices: int = 3) -> Path:
+    """A row for each of some slices, spread evenly over the data.
+
+    The sources, the pseudo-target, the anatomy's channels as colours, the prediction, the truth; then the same anatomy
+    in each source's style.
+    """
+    places = np.linspace(0, len(data) - 1, slices + 2)[1:-1].round().astype(int).tolist()
+    items = [data[place] for place in places]
+    device = next(network.parameters()).device
+    x = torch.stack([item["sources"] for item in items]).to(device)
+    prediction, pseudo_target = network.forward_with_pseudo_target(x)
+    content = network.content(x)
+    sources = x.unflatten(1, (len(data.sources), -1))
+    sources = sources[:, :, sources.shape[2] // 2]  # a source's own slice, not its neighbours
+    swapped = [network.decode(content, network.style(sources[:, [number]])) for number in range(sources.shape[1])]
+    target = ", ".join(data.target)
+    columns: list[tuple[str, Any]] = [
+        *((name, sources[:, number]) for number, name in enumerate(data.sources)),
+        ("pseudo-target", pseudo_target[:, 0]),
+        ("anatomy", colours(content)),
+        (f"SYNTHETIC {target}", prediction[:, 0]),
+        (f"{target}, acquired", torch.stack([item["target"][0] for item in items])),
+        *((f"in {name}'s style", made[:, 0]) for name, made in zip(data.sources, swapped, strict=True)),
+    ]
+    rows = [[_upright(images[number]) for _, images in columns] for number in range(len(items))]
+    return montage(rows, titles=[name for name, _ in columns], path=absolute(Path(path)), height=ROW, white=1.0)
+
+
+def colours(features: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, 3) in [0, 1]: the three directions in which pixels differ most, as red, green, blue."""
+    pixels = features.float().movedim(1, -1).flatten(0, 2)
+    pixels = pixels - pixels.mean(0)
+    _, _, directions = torch.pca_lowrank(pixels, q=3, center=False, niter=8)
+    peaks = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    along = pixels @ (directions * peaks.sign())  # a direction's sign is arbitrary: its largest part is positive
+    low, high = (along.quantile(share, dim=0) for share in (0.02, 0.98))
+    shown = ((along - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    return shown.reshape(features.shape[0], *features.shape[2:], 3)
+
+
+def _upright(image: Tensor) -> NDArray[np.float32]:
+    return np.rot90(image.float().cpu().numpy())

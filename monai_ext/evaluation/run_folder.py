@@ -1,0 +1,120 @@
+"""A run folder: what one evaluation leaves behind, for the report and for any spreadsheet; whole or not at all.
+
+run.json      what was evaluated on what, and by which protocol
+subjects.csv  a row a subject, perturbation, level, target and region
+slices.csv    a row an evaluated slice
+volumes/<subject>/<CONTRAST>.nii.gz, <TARGET>_truth.nii.gz, <TARGET>_synthetic.nii.gz and its .json
+"""
+
+import csv
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_ext.data.prepared import SLOPE
+from monai_ext.data.volumes import Volume, write_volume
+from monai_ext.evaluation.metrics import FIGURES
+
+KEY = ("subject", "dataset", "perturbation", "contrast", "level", "target")
+SUBJECT_COLUMNS = (*KEY, "region", *FIGURES, "stripes")
+SLICE_COLUMNS = (*KEY, "slice", *FIGURES)
+MATRIX = "matrix.csv"  # of a method that takes any contrasts: a row a dataset, sources and target
+MATRIX_COLUMNS = ("dataset", "sources", "target", "subjects", "psnr", "ssim")
+REGIONS = ("slice", "volume", "brain")
+RESULTS = ("volumes", "slices.csv", "subjects.csv", "run.json")  # the last one says that the run is whole
+
+Row = dict[str, Any]
+
+
+@contextmanager
+def whole_run(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A place to write to: what is there becomes the folder's results if all goes well, and is removed if not.
+
+    Nothing else in the folder is touched. Results that are there already are kept unless `overwrite`.
+    """
+    found = [name for name in RESULTS if (folder / name).exists()]
+    if found and not overwrite:
+        raise ValueError(f"{folder} holds results already ({', '.join(found)}): choose another, or set overwrite")
+    partial, existed = folder / ".evaluating", folder.exists()
+    shutil.rmtree(partial, ignore_errors=True)  # left by a kill
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for name in reversed(RESULTS):  # run.json first: without it no reader takes the rest for a run
+            old = folder / name
+            if old.is_dir():
+                shutil.rmtree(old)
+            old.unlink(missing_ok=True)
+        for name in RESULTS:
+            (partial / name).rename(folder / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """CSV; a figure without meaning, or one that a region does not have, is an empty cell."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.7g}"
+    return "" if value is None else str(value)
+
+
+def pack(image: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """[0, 1] as the 16 bits that prepared images have"""
+    return np.rint(np.clip(image, 0, 1) / SLOPE).astype(np.uint16)
+
+
+def write_image(path: Path, stored: NDArray[np.uint16], affine: NDArray[np.float64], *, description: str = "") -> None:
+    """16 bits that viewers show as [0, 1], with what the header is to say of them."""
+    volume = Volume(stored * np.float32(SLOPE), affine)
+    write_volume(path, volume, dtype=np.uint16, slope=SLOPE, description=description)
+
+
+def summary(rows: Sequence[Row], perturbations: Sequence[Mapping[str, Any]]) -> str:
+    """Mean and standard deviation over the subjects by region, and what each perturbation does to the brain's PSNR."""
+    lines = []
+    targets = list(dict.fromkeys(row["target"] for row in rows))
+    for target in targets:
+        ours = [row for row in rows if row["target"] == target]
+        plain = [row for row in ours if row["perturbation"] == "none"]
+        subjects = len({row["subject"] for row in plain})
+        lines.append(f"{target}, {subjects} subject{'s' * (subjects != 1)}, mean ± standard deviation")
+        lines.append("  region" + "".join(f"{name:>18}" for name in (*FIGURES, "stripes")))
+        for region in REGIONS:
+            there = [row for row in plain if row["region"] == region]
+            cells = (_mean_sd([row.get(name, np.nan) for row in there], name) for name in (*FIGURES, "stripes"))
+            lines.append(f"  {region:6}" + "".join(f"{cell:>18}" for cell in cells))
+        brains = [row for row in ours if row["region"] == "brain"]
+        for entry in perturbations:
+            if entry["kind"] == "none":
+                continue
+            curve = []
+            for level in entry["levels"]:
+                key = (entry["kind"], entry["contrast"], level)
+                found = [row["psnr"] for row in brains if (row["perturbation"], row["contrast"], row["level"]) == key]
+                if found:
+                    curve.append(f"{level:g}: {np.mean(found):.2f}")
+            lines.append(f"  brain psnr, {entry['contrast']} {entry['kind']} [{entry['unit']}]  {'  '.join(curve)}")
+    return "\n".join(lines)
+
+
+def _mean_sd(values: Sequence[float], name: str) -> str:
+    known = [value for value in values if not np.isnan(value)]
+    if not known:
+        return "-"
+    digits = 2 if name == "psnr" else 4
+    spread = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.{digits}f}{spread}"

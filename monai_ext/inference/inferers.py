@@ -1,0 +1,75 @@
+"""A network over a volume: one in 2D slice by slice, one in 3D patch by patch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.inferers import Inferer, SlidingWindowInferer
+from torch import Tensor
+from tqdm import tqdm
+
+from monai_ext.runtime import autocast, memory_format, wanted_dtype
+
+
+class SlicesInferer(Inferer):
+    """The axial slices of (1, M, I, J, K) through a 2D network, `batch_size` at a time: (1, K', I, J, K) in [0, 1].
+
+    As MONAI's `SliceInferer` does with whole slices, without its weights, counts and copies for windows that overlap,
+    and with all slices of a batch cut at once. Slices in which every source is zero do not go through the network:
+    there is nothing to synthesise from, and the result is zero. `amp` is as in `monai_ext.runtime`; the result is
+    float32 whatever it is. `neighbours` puts n slices of either side beside each source, as `SliceDataset` does.
+    More arguments are the network's; with an `output_size` among them the planes are of that size.
+    """
+
+    def __init__(
+        self, *, batch_size: int = 4, amp: bool | str = True, progress: bool = False, neighbours: int = 0
+    ) -> None:
+        super().__init__()
+        self.around = torch.arange(-neighbours, neighbours + 1)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size, self.amp, self.progress = batch_size, amp, progress
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """(1, M, I, J, K) -> (1, K', I, J, K)"""
+        if inputs.dim() != 5 or len(inputs) != 1:
+            raise ValueError(f"inputs must be one volume (1, M, I, J, K), got {tuple(inputs.shape)}")
+        slices = inputs[0].permute(3, 0, 1, 2).contiguous()  # now each is one block of memory
+        filled = torch.nonzero(slices.amax(dim=(1, 2, 3)))[:, 0]  # images are in [0, 1]
+        layout = memory_format(inputs.device, wanted_dtype(inputs.device, self.amp))
+        result = slices.new_zeros(len(slices), 1, *slices.shape[2:])  # until the network says how many channels it has
+        batches = filled.split(self.batch_size) if len(filled) else ()
+        with autocast(inputs.device, self.amp):
+            for which in tqdm(batches, desc="slices", unit="batch", leave=False, disable=not self.progress):
+                found = network(self._with_neighbours(slices, which).contiguous(memory_format=layout), *args, **kwargs)
+                if found.shape[1:] != result.shape[1:]:
+                    result = slices.new_zeros(len(slices), *found.shape[1:])
+                result[which] = found.float().clamp(0, 1)
+        return result.permute(1, 2, 3, 0)[None]
+
+    def _with_neighbours(self, slices: Tensor, which: Tensor) -> Tensor:
+        """(K, M, I, J), (B,) -> (B, M * (2n + 1), I, J), edge slices repeated"""
+        if len(self.around) == 1:
+            return slices[which]
+        near = (which[:, None] + self.around.to(which.device)).clamp(0, len(slices) - 1)
+        return slices[near].transpose(1, 2).flatten(1, 2)
+
+
+class PatchesInferer(SlidingWindowInferer):
+    """(1, M, I, J, K) through a 3D network, patch by patch: (1, K', I, J, K) float32 in [0, 1].
+
+    MONAI's sliding window. Patches overlap by half and are blended with Gaussian weights, so that no seam is seen.
+    """
+
+    def __init__(
+        self, *, patch_size: Sequence[int], batch_size: int = 1, amp: bool | str = True, progress: bool = False
+    ) -> None:
+        super().__init__(patch_size, batch_size, overlap=0.5, mode="gaussian", progress=progress)
+        self.amp = amp
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """(1, M, I, J, K) -> (1, K', I, J, K)"""
+        with autocast(inputs.device, self.amp):
+            result = super().__call__(inputs, lambda x: network(x, *args, **kwargs).float().clamp(0, 1))
+        assert isinstance(result, Tensor)
+        return result

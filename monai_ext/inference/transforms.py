@@ -1,0 +1,206 @@
+"""MONAI transforms from a patient's scans to a network's input, and from its output to files on the patient's own grid.
+
+{"subject": Subject} -> KeepResultsd -> PrepareSubjectd -> {"image", "subject", "case"} -> network
+-> {..., "pred"} -> RestoreSubjectd -> SaveSyntheticd
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from numpy.typing import NDArray
+
+from monai_ext.data.datalist import Subject, SubjectError
+from monai_ext.data.gridded import Grid, Gridded
+from monai_ext.data.montage import montage
+from monai_ext.data.resampling import isotropic, resample
+from monai_ext.data.volumes import NIFTI_SUFFIXES, Volume
+from monai_ext.files import absolute, sha256, whole_file
+from monai_ext.inference.subjects import SYNTHETIC, AlreadyDone
+from monai_ext.provenance import Maker, software
+
+VIEW_MM = 1.0  # the pixel of the quick look
+GEOMETRY = (
+    *("pixdim", "xyzt_units", "qform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "sform_code", "srow_x", "srow_y", "srow_z"),
+)  # of a NIfTI header
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is kept of a subject beside its image: whose it is, the grid and the way back, a record a source."""
+
+    subject: Subject
+    grid: Grid
+    images: Mapping[str, Mapping[str, Any]]
+
+
+class KeepResultsd(Transform):
+    """Nothing that is there is written over unless `overwrite`: such a subject goes no further.
+
+    Results that the same weights made of the same files are what would be made now: a run that was stopped is taken
+    up where it was. Others are a SubjectError.
+    """
+
+    def __init__(self, maker: Maker, *, output_dir: Path | str, overwrite: bool = False) -> None:
+        self.maker, self.output_dir, self.overwrite = maker, absolute(Path(output_dir)), overwrite
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        subject: Subject = data["subject"]
+        files = [synthetic_file(self.output_dir, subject.name, target) for target in self.maker.target]
+        there = [] if self.overwrite else [path for path in files if path.exists()]
+        for path in there:
+            if not self._made_now(path, subject):
+                reason = "is there already, of other weights, options or scans, and is kept"
+                raise SubjectError(subject.name, path, f"{reason}: give another output_dir, or overwrite true")
+        if there == files:
+            raise AlreadyDone(subject.name, files[0], "is there already, of the same weights and scans")
+        return dict(data)
+
+    def _made_now(self, path: Path, subject: Subject) -> bool:
+        """Whether the sidecar of what is there says what it would say now."""
+        try:
+            record = json.loads(_beside(path, ".json").read_text(encoding="utf-8"))
+            digests = {contrast: source["sha256"] for contrast, source in record["sources"].items()}
+            now = json.loads(json.dumps(self.maker.sidecar(record["target"])))
+            same = all(record[key] == now[key] for key in now if key not in ("created", "warning"))
+            return same and digests == {c: sha256(subject.images[c]) for c in self.maker.sources}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
+
+class PrepareSubjectd(Transform):
+    """{"subject": Subject, "root": Path} -> {"image": (M, I, J, K) float32 in [0, 1], "subject": name, "case": Case}.
+
+    As `python -m monai_ext prepare` did to the training data with the maker's preset: read by contrast name, moved
+    onto the reference if so asked, put on one RAS grid, scaled. What cannot be is a SubjectError. Only the sources
+    are opened; `root` is where a preset's pattern of mask files begins. Where the maker's resolution is not the
+    reference's own, the case's grid is the finer one, and "output_size" is what the network is to write.
+    """
+
+    def __init__(self, maker: Maker) -> None:
+        self.maker = maker
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        subject: Subject = data["subject"]
+        lacking = [contrast for contrast in self.maker.sources if contrast not in subject.images]
+        if lacking:
+            has = ", ".join(subject.images)
+            raise SubjectError(subject.name, None, f"lacks {' and '.join(lacking)}, has {has}")
+        files = {contrast: subject.images[contrast] for contrast in self.maker.sources}
+        subject = replace(subject, images=files, label=None)
+        gridded = Gridded(subject, preset=self.maker.preset, root=data.get("root", Path()))
+        image = torch.empty((len(files), *gridded.grid.shape))
+        records = {}
+        for channel, contrast in enumerate(files):
+            scaled = gridded.image(contrast)
+            image[channel] = torch.from_numpy(scaled.array)
+            records[contrast] = scaled.record
+        case = Case(subject, gridded.grid, records)
+        item = {**data, "image": image, "subject": subject.name, "case": case}
+        if self.maker.resolution.own:
+            return item
+        try:
+            grid, item["output_size"] = self.maker.resolution.of(gridded.grid)
+        except ValueError as error:
+            raise SubjectError(subject.name, subject.images[gridded.grid.contrast], str(error)) from error
+        return {**item, "case": replace(case, grid=grid)}
+
+
+class RestoreSubjectd(Transform):
+    """ "pred" (K, I, J, K) on the prepared grid -> a float32 MetaTensor on the reference image's own grid.
+
+    Crop, size, spacing and orientation are undone; beyond the prepared grid is 0. "prepared_pred" keeps the former.
+    """
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        grid: Grid = data["case"].grid
+        pred = data["pred"].detach().cpu().float()
+        there = [np.ascontiguousarray(grid.back(channel.numpy()).clip(0, 1)) for channel in pred]
+        restored = MetaTensor(torch.from_numpy(np.stack(there)), affine=torch.from_numpy(grid.stored_affine))
+        return {**data, "pred": restored, "prepared_pred": pred}
+
+
+class SaveSyntheticd(Transform):
+    """Write the restored "pred" as <output_dir>/<subject>/<TARGET>_synthetic.nii.gz and what it is as .json beside it.
+
+    The NIfTI has float32 voxels and the reference's own geometry, bit for bit. With `quick_look` a .png shows sources
+    and synthesis in three planes. A subject's files appear together once all are written.
+    """
+
+    def __init__(self, maker: Maker, *, output_dir: Path | str, quick_look: bool = False) -> None:
+        self.maker, self.output_dir, self.quick_look = maker, absolute(Path(output_dir)), quick_look
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        case: Case = data["case"]
+        for target, array in zip(self.maker.target, np.asarray(data["pred"]), strict=True):
+            path = synthetic_file(self.output_dir, case.subject.name, target)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as together:  # the last to enter is the first to get its name: the volume comes last
+                volume, sidecar = (together.enter_context(whole_file(one)) for one in (path, _beside(path, ".json")))
+                if self.quick_look:
+                    picture = together.enter_context(whole_file(_beside(path, ".png")))
+                    channel = self.maker.target.index(target)
+                    self._picture(picture, data["image"], data["prepared_pred"][channel], case.grid, target)
+                sidecar.write_text(json.dumps(self._sidecar(case, target), indent=2) + "\n", encoding="utf-8")
+                nib.save(_like(case, array, descrip=self.maker.descrip(target)), volume)
+        return dict(data)
+
+    def _sidecar(self, case: Case, target: str) -> dict[str, Any]:
+        sources = {
+            contrast: {"file": path.name, "sha256": sha256(path), **case.images[contrast]}
+            for contrast, path in case.subject.images.items()
+        }
+        return {
+            **self.maker.sidecar(target),
+            "subject": case.subject.name,
+            "sources": sources,
+            "reference": case.grid.contrast,
+            "software": software(),
+        }
+
+    def _picture(self, path: Path, image: torch.Tensor, pred: torch.Tensor, grid: Grid, target: str) -> None:
+        """A row an image, axial, sagittal and coronal through the middle of what the sources show."""
+        names = [*self.maker.sources, f"SYNTHETIC {target}, not acquired"]
+        there = resample(Volume(pred.numpy(), grid.affine_of(pred.shape)), grid.shape, grid.affine).array
+        arrays = [*(one.cpu().numpy() for one in image), there]
+        volumes = [isotropic(Volume(one, grid.affine), VIEW_MM).array for one in arrays]
+        filled = np.maximum.reduce(volumes[:-1]) > 0
+        i, j, k = (round(float(np.flatnonzero(filled.any(axis=tuple({0, 1, 2} - {n}))).mean())) for n in range(3))
+        rows = [[one[:, :, k].T[::-1], one[i].T[::-1], one[:, j].T[::-1]] for one in volumes]
+        montage(rows, titles=[[name, "", ""] for name in names], path=path, white=1.0)
+
+
+def synthetic_file(output_dir: Path, subject: str, target: str) -> Path:
+    return output_dir / subject / f"{target}{SYNTHETIC}.nii.gz"
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name.removesuffix(".nii.gz") + suffix)
+
+
+def _like(case: Case, array: NDArray[np.float32], *, descrip: str) -> nib.Nifti1Image:
+    """`array` in the place of the reference image; on the grid of a NIfTI, with the very numbers of its header."""
+    path = case.subject.images[case.grid.contrast]
+    reference: Any = nib.load(path) if path.name.lower().endswith(NIFTI_SUFFIXES) else None
+    if reference is not None and reference.shape[:3] == array.shape:
+        kind = nib.Nifti2Image if isinstance(reference, nib.Nifti2Image) else nib.Nifti1Image
+        image = kind(array, None, dtype=np.float32)  # an affine would be written over what follows
+        for key in GEOMETRY:
+            image.header[key] = reference.header[key]
+    else:  # not a NIfTI, or not of its resolution
+        image = nib.Nifti1Image(array, case.grid.stored_affine, dtype=np.float32)
+        image.set_qform(case.grid.stored_affine, code="scanner")
+        image.set_sform(case.grid.stored_affine, code="scanner")
+        image.header.set_xyzt_units("mm")
+    image.header["descrip"] = descrip.encode()
+    image.header["cal_min"], image.header["cal_max"] = 0, 1  # what viewers show as black and white
+    return image

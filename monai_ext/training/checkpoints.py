@@ -1,0 +1,125 @@
+"""Checkpoints from which a killed training goes on to the same weights."""
+
+import json
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.engines.workflow import Workflow
+
+from monai_ext.files import absolute
+from monai_ext.weights import read, save_weights, write_tensors
+
+logger = logging.getLogger(__name__)
+KEPT = 2  # checkpoints: should the newest be damaged, there is the one before
+
+
+class Checkpoints:
+    """After each epoch: all that training needs to go on, and the weights if validation has not been better.
+
+    Attach it last, so that what it stores is what the next epoch begins with. `parts` are objects with `state_dict`
+    and `load_state_dict`; `validator` is the evaluator whose key metric chooses, without one each epoch's weights stay.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path | str,
+        weights: Path | str,
+        about: Mapping[str, Any],
+        validator: Workflow | None = None,
+        writes: bool = True,
+    ) -> None:
+        self.folder, self.weights = absolute(Path(folder)), absolute(Path(weights))
+        self.about, self.validator, self.writes = dict(about), validator, writes
+
+    def attach(self, trainer: Any) -> None:
+        trainer.checkpoints = self
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def save(self, trainer: Any) -> None:
+        if not self.writes:
+            return
+        best = None if self.validator is None else self.validator.state
+        if best is None or best.best_metric_epoch == trainer.state.epoch:
+            self.write_weights(trainer)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "epoch": trainer.state.epoch,
+            "about": json.dumps(self.about),
+            "best": [self.validator.state.best_metric, self.validator.state.best_metric_epoch]
+            if self.validator
+            else None,
+            "random": random_state(),
+            "parts": {name: part.state_dict() for name, part in trainer.parts().items()},
+        }
+        write_tensors(self.folder / f"epoch_{trainer.state.epoch:05d}.pt", content)
+        for old in list(self)[:-KEPT]:
+            old.unlink()
+
+    def write_weights(self, trainer: Any) -> None:
+        """What is to be used later; a part of the network, where only a part was trained."""
+        save_weights(self.weights, trainer.network, self.about)
+
+    def __iter__(self) -> Iterator[Path]:
+        """The files that are there, the oldest first."""
+        yield from sorted(self.folder.glob("epoch_*.pt"))
+
+    def restore(self, trainer: Any) -> int:
+        """Put the trainer where the newest whole checkpoint left it; the epoch that it had finished."""
+        for path in reversed(list(self)):
+            try:
+                content = read(path)
+            except ValueError as fault:
+                logger.warning("%s; going on from the checkpoint before it", fault)
+                continue
+            self._put_back(trainer, path, content)
+            logger.info("going on from %s", path)
+            return int(content["epoch"])
+        raise ValueError(f"{self.folder} holds no checkpoint to resume from: start without resume")
+
+    def _put_back(self, trainer: Any, path: Path, content: Mapping[str, Any]) -> None:
+        parts = trainer.parts()
+        if set(parts) != set(content["parts"]):
+            found, wanted = ", ".join(content["parts"]), ", ".join(parts)
+            raise ValueError(
+                f"{path} holds {found}; this training has {wanted}: resume with the settings it began with"
+            )
+        for name, part in parts.items():
+            try:
+                part.load_state_dict(content["parts"][name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                made = json.loads(content["about"]).get("network_def")
+                reason = " ".join(str(error).split())[:300]
+                fault = f"its {name} does not fit ({reason}); it was made with network_def {made}"
+                raise ValueError(f"{path}: {fault}") from error
+        if self.validator is not None and content["best"] is not None:
+            self.validator.state.best_metric, self.validator.state.best_metric_epoch = content["best"]
+        set_random_state(content["random"])
+
+
+def random_state() -> dict[str, Any]:
+    """Of Python, numpy and torch, as plain values that load without running code."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

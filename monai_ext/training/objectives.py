@@ -1,0 +1,145 @@
+"""What each method minimises: named terms from a batch, what the network made of it, and a discriminator.
+
+An objective is used by `monai_ext.training.engine.PairedAdversarialTrainer`. Its terms are weighted already: the sum
+over `discriminator_terms` trains the discriminator, the sum over `generator_terms` the network.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from monai.losses import PatchAdversarialLoss
+from torch import Tensor
+from torch.nn import BCEWithLogitsLoss
+from torch.nn.functional import interpolate, l1_loss
+
+Terms = dict[str, Tensor]
+Batch = Mapping[str, Any]
+Discriminator = Callable[..., Any]  # an image with its sources -> an answer a patch, MONAI's with its features
+
+
+class Objective(Protocol):
+    """What the trainer asks of a method."""
+
+    def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
+        """What the network makes of a batch; "pred" (B, K, *size) is the synthesis."""
+        ...
+
+    def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
+        """To be minimised by the discriminator; `predicted` carries no gradient."""
+        ...
+
+    def generator_terms(
+        self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
+    ) -> Terms:
+        """To be minimised by the network; without a discriminator there is no adversarial term."""
+        ...
+
+
+class Pix2Pix:
+    """AGI-Net's: L1 and a patch discriminator that sees the sources beside the real or the synthetic target.
+
+    The weight of 100 and the halved discriminator loss are pix2pix's (Isola et al., 2017), which the paper builds on.
+    """
+
+    def __init__(self, *, pixel_weight: float = 100.0, adversarial_weight: float = 1.0, criterion: str = "bce") -> None:
+        _check_weights(pixel_weight=pixel_weight, adversarial_weight=adversarial_weight)
+        self.pixel_weight, self.adversarial_weight = pixel_weight, adversarial_weight
+        self.adversarial = PatchAdversarialLoss(criterion=criterion)
+        if criterion == "bce":  # of logits: a sigmoid first would lose the gradient of a discriminator that is sure
+            self.adversarial.activation, self.adversarial.loss_fct = None, BCEWithLogitsLoss()
+
+    def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
+        return {"pred": network(batch["sources"])}
+
+    def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
+        real = _judged(discriminator, batch["sources"], batch["target"])
+        fake = _judged(discriminator, batch["sources"], predicted["pred"])
+        return {
+            "real": 0.5 * self.adversarial(real, target_is_real=True, for_discriminator=True),
+            "fake": 0.5 * self.adversarial(fake, target_is_real=False, for_discriminator=True),
+        }
+
+    def generator_terms(
+        self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
+    ) -> Terms:
+        terms = {"pixel": self.pixel_weight * l1_loss(predicted["pred"], batch["target"])}
+        if discriminator is not None:
+            fake = _judged(discriminator, batch["sources"], predicted["pred"])
+            adversarial = self.adversarial(fake, target_is_real=True, for_discriminator=False)
+            terms["adversarial"] = self.adversarial_weight * adversarial
+        return terms
+
+
+FORMS = {"paper": 0.1, "stable": 100.0}  # the weight of each L1 term
+
+
+class Disentangling(Pix2Pix):
+    """FD-GAN's (Eq. 3-5): the prediction, its pseudo-target and, if so wanted, its edges, each by L1 to the target.
+
+    `form` "paper" weighs both of Eq. 5's terms by the 0.1 that is printed, at which the adversarial term outweighs
+    them; "stable" by pix2pix's 100. In both, the network raises D(G) as the text says, not as Eq. 4 is printed.
+    `edge_weight` is that of the prediction's slopes, an edge-aware term that the paper leaves to the future. A network
+    without a pseudo-target, a U-Net say, has the other terms.
+    """
+
+    def __init__(self, *, form: str = "stable", edge_weight: float = 0.0) -> None:
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+        _check_weights(edge_weight=edge_weight)
+        super().__init__(pixel_weight=FORMS[form])
+        self.edge_weight = edge_weight
+
+    def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
+        both = getattr(network, "forward_with_pseudo_target", None)
+        if both is None:
+            return super().predict(network, batch)
+        prediction, pseudo_target = both(batch["sources"])
+        return {"pred": prediction, "pseudo_target": pseudo_target}
+
+    def generator_terms(
+        self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
+    ) -> Terms:
+        terms = super().generator_terms(discriminator, batch, predicted)
+        if "pseudo_target" in predicted:  # Eq. 5's second term
+            terms["pseudo_target"] = self.pixel_weight * l1_loss(predicted["pseudo_target"], batch["target"])
+        if self.edge_weight:
+            made, real = predicted["pred"], batch["target"]
+            slopes = [l1_loss(made.diff(dim=axis), real.diff(dim=axis)) for axis in range(2, made.dim())]
+            terms["edge"] = self.edge_weight * torch.stack(slopes).sum()
+        return terms
+
+
+class AnyScale(Pix2Pix):
+    """HMF-MambaINR's, with coarser sources under the target's own grid, so that its decoder learns what lies between.
+
+    Half of the batches have their sources `finest` times coarser or less, by chance; with 1, the paper's, none.
+    """
+
+    def __init__(self, *, finest: float = 1.0) -> None:
+        if not finest >= 1:
+            raise ValueError(f"finest must be at least 1, got {finest}")
+        super().__init__()
+        self.finest = finest
+
+    def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
+        sources = batch["sources"]
+        chance = torch.rand(2).tolist()
+        if self.finest == 1 or chance[0] < 0.5 or not getattr(network, "training", False):
+            return super().predict(network, batch)
+        size, times = sources.shape[2:], 1 + (self.finest - 1) * chance[1]
+        coarse = [max(1, round(side / times)) for side in size]
+        return {"pred": network(interpolate(sources, coarse, mode="bilinear", antialias=True), size)}
+
+
+def _check_weights(**weights: float) -> None:
+    for name, weight in weights.items():
+        if weight < 0:
+            raise ValueError(f"{name} must be at least 0, got {weight}")
+
+
+def _judged(discriminator: Discriminator, sources: Tensor, image: Tensor) -> Tensor:
+    """(B, M, *size), (B, K, *size) -> a number a patch, in float32: in bfloat16 a loss would lose its small steps"""
+    answer = discriminator(torch.cat([sources, image], dim=1))
+    last = answer[-1] if isinstance(answer, list | tuple) else answer  # MONAI's gives its features too
+    return last.float()

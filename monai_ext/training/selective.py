@@ -1,0 +1,80 @@
+"""What PMM-Synth minimises (Zhang et al., arXiv 2602.19723, Eq. 4-9): each term where there is a ground truth alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_ext.training.objectives import Batch, Discriminator, Terms
+
+
+class SelectiveSupervision:
+    """A batch shares one synthesis condition: Eq. 4's sources, and what is there of the rest are its targets.
+
+    The discriminators are least squares (Eq. 8-9), one a contrast, and see targets alone, without their sources. L1 is
+    a mean over pixels, as is the least squares term over patches; the sums of Eq. 6-9 are over contrasts. `datasets`
+    are the network's, in the order of their numbers.
+    """
+
+    parts_unused = True  # streams and discriminators of contrasts that a batch does not have
+
+    def __init__(
+        self,
+        *,
+        datasets: Sequence[str],
+        synthesis_weight: float = 100.0,
+        reconstruction_weight: float = 30.0,
+        adversarial_weight: float = 1.0,
+    ) -> None:
+        self.datasets = tuple(datasets)
+        self.weights = {
+            "synthesis": synthesis_weight,
+            "reconstruction": reconstruction_weight,
+            "adversarial": adversarial_weight,
+        }
+        for name, weight in self.weights.items():
+            if weight < 0:
+                raise ValueError(f"{name}_weight must be at least 0, got {weight}")
+
+    def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
+        """Every contrast; of a validation item, which has its "wanted" contrast, that one alone."""
+        sources = batch["sources"]
+        numbers = torch.tensor([self.datasets.index(name) for name in batch["dataset"]], device=sources.device)
+        if "wanted" not in batch:
+            return {"pred": network(sources, batch["condition"], numbers)}
+        which = torch.zeros(sources.shape[1], device=sources.device)
+        which[batch["wanted"]] = 1
+        made = network(sources, batch["condition"], numbers, which)
+        return {"pred": made[torch.arange(len(made), device=made.device), batch["wanted"]][:, None]}
+
+    def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
+        targets = _targets(batch)
+        real, fake = batch["target"], predicted["pred"]
+        # in one pass, for several processes share one gradient a pass; its norms take each image alone
+        answers = [answer.float().chunk(2) for answer in discriminator(torch.cat([real, fake]), targets)]
+        return {  # Eq. 9
+            "real": torch.stack([(answer - 1).square().mean() for answer, _ in answers]).sum(),
+            "fake": torch.stack([answer.square().mean() for _, answer in answers]).sum(),
+        }
+
+    def generator_terms(
+        self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
+    ) -> Terms:
+        targets = _targets(batch)
+        condition = batch["condition"][0]
+        sources = [number for number in range(len(condition)) if condition[number]]
+        wrong = (predicted["pred"] - batch["target"]).abs().mean(dim=(0, 2, 3))
+        terms = {"synthesis": wrong[targets].sum(), "reconstruction": wrong[sources].sum()}  # Eq. 6-7
+        if discriminator is not None:
+            answers = discriminator(predicted["pred"], targets)
+            terms["adversarial"] = torch.stack([(answer.float() - 1).square().mean() for answer in answers]).sum()
+        return {name: self.weights[name] * value for name, value in terms.items()}  # Eq. 5
+
+
+def _targets(batch: Mapping[str, Any]) -> list[int]:
+    """Contrasts that are there and are no source: 1 in (1 - sc) * m."""
+    available, condition = batch["available"], batch["condition"]
+    if bool((available != available[:1]).any()) or bool((condition != condition[:1]).any()):
+        raise ValueError("a batch must have one availability and one condition: use ModalityConsistentBatches")
+    return torch.nonzero(available[0] & ~condition[0]).flatten().tolist()

@@ -1,0 +1,125 @@
+"""Weights with what they were made by: written, read, put into a network, and described.
+
+`model.pt` is a flat state dict, as MONAI's verbs take it; `model.json` beside it says what made it. `model.ts`, which
+`ckpt_export` writes, is read too: it holds the bundle's configs, which say it.
+"""
+
+import json
+import logging
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_ext.files import absolute, sha256, whole_file, write_json
+
+logger = logging.getLogger(__name__)
+ARCHIVE = ".ts"
+
+
+def save_weights(path: Path | str, network: nn.Module, about: Mapping[str, Any]) -> None:
+    """`path` and the JSON beside it, each whole or not at all; `about` is what the JSON says of them."""
+    path = absolute(Path(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    write_tensors(path, weights)
+    write_json(path.with_suffix(".json"), {**about, "sha256": sha256(path)})
+
+
+def load_weights(network: nn.Module, path: Path | str) -> dict[str, Any]:
+    """Put all of the weights at `path` into the network, or none; what their JSON says, {} where there is none."""
+    path = absolute(Path(path))
+    about = about_weights(path)
+    own = network.state_dict()
+    constants = {name for name, _ in network.named_buffers()} - set(own)  # an archive has them too
+    weights = {name: value for name, value in read(path).items() if name not in constants}
+    faults = [f"lacks {name}" for name in own if name not in weights]
+    faults += [f"has {name}, which the network has not" for name in weights if name not in own]
+    faults += [
+        f"{name} is {tuple(value.shape)}, the network's is {tuple(own[name].shape)}"
+        for name, value in weights.items()
+        if name in own and getattr(value, "shape", None) != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        made = about.get("network_def", "unknown: no JSON beside it says so")
+        raise ValueError(f"{path} does not fit the network: {'; '.join(faults[:3])}{more}; it was made with {made}")
+    network.load_state_dict(weights)
+    return about
+
+
+def about_weights(path: Path | str) -> dict[str, Any]:
+    """What the JSON beside the weights says, unless it speaks of others; of an archive, what is in it."""
+    path = absolute(Path(path))
+    if path.suffix == ARCHIVE:
+        return _about_archive(path)
+    try:
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read (%s): it is not used", path.with_suffix(".json"), error)
+        return {}
+    if not isinstance(about, dict) or about.get("sha256") != sha256(path):
+        logger.warning("%s speaks of other weights than %s: it is not used", path.with_suffix(".json"), path.name)
+        return {}
+    return about
+
+
+def archived(path: Path, name: str) -> dict[str, Any]:
+    """One of the JSON files that an archive holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (member,) = [one for one in archive.namelist() if one.endswith(f"/extra/{name}")]
+            content = json.loads(archive.read(member))
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise ValueError(f"{path} is no archive of a bundle with its {name}: write it with ckpt_export") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {name} that is no dictionary")
+    return content
+
+
+def _about_archive(path: Path) -> dict[str, Any]:
+    config, metadata = archived(path, "inference.json"), archived(path, "metadata.json")
+    about = {"bundle": metadata.get("name"), "version": metadata.get("version"), "preset": config.get("preset")}
+    for name in ("sources", "target"):
+        value = config.get(name)
+        about[name] = [value] if isinstance(value, str) else value
+    about["datasets"] = config.get("network_def", {}).get("datasets")
+    return {key: value for key, value in about.items() if value is not None} | {"sha256": sha256(path)}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file of tensors and plain values; one that is damaged or would run code is refused by name."""
+    if path.suffix == ARCHIVE:
+        try:
+            return dict(torch.jit.load(path, map_location="cpu").state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{path} is no TorchScript archive, or is damaged") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code:
+            raise ValueError(f"{path} is refused: it would run {code[1]}, and weights hold no code") from error
+        raise ValueError(f"{path} is no file of weights, or is damaged") from error
+    except (RuntimeError, EOFError, KeyError) as error:
+        found = (str(error).splitlines() or ["it ends too early"])[0]
+        raise ValueError(f"{path} is cut short or damaged ({found})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights")
+    return content
+
+
+def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    """Through a temporary file that has reached the disk: a reader finds the old one or the new one."""
+    with whole_file(path) as partial, partial.open("wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,140 @@
+"""monai-ext train and evaluate: the same configs, ids and refusals as MONAI's runner, on a short line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from running import BUNDLES, TINY, python
+
+from monai_ext.__main__ import main
+from monai_ext.catalogue import bundle_names, config_files, find_bundle
+from monai_ext.verbs import parsed, value_of
+
+AGI_NET = next(bundle for bundle in BUNDLES if bundle.name == "agi_net")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line with which the command ends."""
+    assert main([*words]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"{words[0]}: ")
+    return said
+
+
+def test_a_bundle_is_found_by_its_name_and_by_its_path():
+    assert set(bundle_names()) == {bundle.name for bundle in BUNDLES}
+    assert find_bundle("agi_net") == find_bundle(AGI_NET) == AGI_NET
+
+
+@pytest.mark.parametrize(("name", "hint"), [("agi-net", "did you mean agi_net"), ("zzz", "known are agi_net")])
+def test_a_bundle_that_there_is_not_is_refused_with_the_nearest(name: str, hint: str):
+    with pytest.raises(ValueError, match=hint):
+        find_bundle(name)
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no configs/metadata\.json"):
+        find_bundle(tmp_path)
+
+
+def test_an_overlay_goes_by_name_or_by_path(tmp_path: Path):
+    mine = tmp_path / "mine.json"
+    mine.write_text("{}")
+    files = config_files(AGI_NET, "train", ["compact", str(mine)])
+    assert [path.name for path in files] == ["train.json", "compact.json", "mine.json"]
+    with pytest.raises(ValueError, match=r"no overlay 'huge': name one of compact"):
+        config_files(AGI_NET, "train", ["huge"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "default", "value"),
+    [
+        ("sources", "T1,T2", ["T1"], ["T1", "T2"]),
+        ("sources", "T1,T2", None, ["T1", "T2"]),
+        ("sources", "['T1', 'T2']", ["T1"], ["T1", "T2"]),
+        ("slices", "nonempty", ["middle", 90], "nonempty"),
+        ("slices", "['middle', 6]", "nonempty", ["middle", 6]),
+        ("epochs", "3", 43, 3),
+        ("learning_rate", "1", 1e-4, 1),
+        ("amp", "bf16", True, "bf16"),
+        ("amp", "false", True, False),
+        ("preset", "null", None, None),
+        ("images", "{'T1': 'a.nii.gz'}", None, {"T1": "a.nii.gz"}),
+        ("output_dir", "3", "$@bundle_root + '/runs'", 3),
+        ("name", "3", "AGI-Net", "3"),
+        ("weights", "$@bundle_root + '/x.pt'", "$@bundle_root + '/y.pt'", "$@bundle_root + '/x.pt'"),
+    ],
+)
+def test_a_value_means_what_its_id_wants(name: str, text: str, default: object, value: object):
+    assert value_of(name, text, default=default) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "default", "wanted"),
+    [
+        ("epochs", "many", 43, "a whole number"),
+        ("epochs", "2.5", 43, "a whole number"),
+        ("epochs", "true", 43, "a whole number"),
+        ("learning_rate", "fast", 1e-4, "a number"),
+        ("resume", "maybe", False, "true or false"),
+        ("resume", "1", False, "true or false"),
+        ("perturbations", "3", [], "a list"),
+        ("network_def", "3", {"_target_": "a"}, "a dictionary"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused(name: str, text: str, default: object, wanted: str):
+    with pytest.raises(ValueError, match=f"--{name} must be {wanted}"):
+        value_of(name, text, default=default)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--epochs"], "--epochs has no value"),
+        (["epochs", "3"], "expected --ID VALUE, got 'epochs'"),
+        (["--epochs", "3", "--epochs=4"], "--epochs is given twice"),
+    ],
+)
+def test_words_that_are_no_ids_are_refused(words: list[str], reason: str):
+    with pytest.raises(ValueError, match=reason):
+        parsed(words, {"epochs": 43})
+
+
+def test_a_misspelt_id_and_one_of_another_verb_are_refused_before_anything_is_built(capsys: pytest.CaptureFixture[str]):
+    assert "did you mean 'epochs'" in refused(capsys, "train", "agi_net", "--epoch", "3")
+    assert "no config of this bundle has the id 'register'" in refused(
+        capsys, "train", "agi_net", "--register", "rigid"
+    )
+    assert "'network_def#widht'; did you mean 'width'" in refused(
+        capsys, "train", "agi_net", "--network_def#widht", "3"
+    )
+    assert "there is no bundle" in refused(capsys, "evaluate", "agi", "--split", "test")
+
+
+def test_help_lists_the_ids_with_their_defaults(capsys: pytest.CaptureFixture[str], bundle: Path):
+    assert main(["train", bundle.name, "--help"]) == 0
+    said = capsys.readouterr().out
+    config = json.loads((bundle / "configs" / "train.json").read_text())
+    assert f"--epochs               {config['epochs']}" in said
+    assert "network_def" in said
+
+
+def test_help_imports_nothing_heavy():
+    for words in (["--help"], ["train", "agi_net", "--help"]):
+        done = python("-X", "importtime", "-m", "monai_ext", *words)
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert not imported & {"torch", "monai", "numpy", "nibabel"}, words
+
+
+def test_train_and_evaluate_run_with_sizes_and_ids(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    ids = {**TINY, "batch_size": 4, "dataset_dir": prepared, "weights": tmp_path / "model.pt", "sources": "T1,T2"}
+    words = [word for name, value in ids.items() for word in (f"--{name}", str(value))]
+    train = ["--epochs", "1", "--output_dir", str(tmp_path / "train"), "--target", "FLAIR", "--size", "compact"]
+    assert main(["train", "agi_net", *words, *train]) == 0
+    assert json.loads((tmp_path / "model.json").read_text())["target"] == ["FLAIR"]
+    assert "earlier training" in refused(capsys, "train", "agi_net", *words, *train)
+    of_training = ("discriminator_width", "image_size")
+    rest = [word for name, value in ids.items() if name not in of_training for word in (f"--{name}", str(value))]
+    evaluate = ["--output_dir", str(tmp_path / "run"), "--target", "FLAIR", "--size", "compact"]
+    assert main(["evaluate", "agi_net", *rest, *evaluate]) == 0
+    assert (tmp_path / "run" / "subjects.csv").is_file()

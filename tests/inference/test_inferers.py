@@ -1,0 +1,119 @@
+"""A volume's slices through a 2D network or its patches through one in 3D: float32 in [0, 1]."""
+
+import pytest
+import torch
+from monai.inferers import SliceInferer
+from torch import Tensor, nn
+
+from monai_ext.inference.inferers import PatchesInferer, SlicesInferer
+
+
+def volume(*, channels: int = 2, size: tuple[int, int, int] = (13, 10, 7), seed: int = 0) -> Tensor:
+    return torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def network(*, out: int = 1) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, out, 3, padding=1), nn.Sigmoid())
+
+
+class Counting(nn.Module):
+    """Gives its first channel, and remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(tuple(x.shape))
+        return x[:, :1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("out", [1, 2])
+def test_it_gives_what_monais_slice_inferer_gives(batch_size, out):
+    x, net = volume(), network(out=out)
+    theirs = SliceInferer(spatial_dim=2, roi_size=(-1, -1), sw_batch_size=2)(x, net)
+    ours = SlicesInferer(batch_size=batch_size, amp=False)(x, net)
+    assert ours.shape == (1, out, 13, 10, 7)
+    torch.testing.assert_close(ours, theirs)
+
+
+@torch.no_grad()
+def test_slices_in_which_every_source_is_zero_stay_zero_and_cost_nothing():
+    x, net = volume(), Counting()
+    x[:, :, :, :, [0, 3, 6]] = 0
+    x[:, 0, :, :, 1] = 0  # the other source shows something there
+    result = SlicesInferer(batch_size=3, amp=False)(x, net)
+    torch.testing.assert_close(result, x[:, :1])
+    assert net.seen == [(3, 2, 13, 10), (1, 2, 13, 10)]
+
+
+@torch.no_grad()
+def test_an_empty_volume_gives_an_empty_one():
+    net = Counting()
+    assert not SlicesInferer()(torch.zeros(1, 2, 4, 5, 6), net).any()
+    assert net.seen == []
+
+
+@torch.no_grad()
+def test_the_result_is_float32_in_0_to_1_in_bfloat16_too():
+    x, net = volume(), network()
+    middle = net(x[..., 0]).median()
+    whole, half = (SlicesInferer(amp=amp)(x, lambda y: 20 * (net(y) - middle) + 0.5) for amp in (False, "bf16"))
+    for result in (whole, half):
+        assert result.dtype == torch.float32
+        assert result.min() == 0
+        assert result.max() == 1
+    assert 0 < (whole - half).abs().mean() < 0.03  # bfloat16 has three digits, of which a slope of 20 takes one
+
+
+def test_a_batch_of_none_and_a_batch_of_volumes_are_refused():
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        SlicesInferer(batch_size=0)
+    with pytest.raises(ValueError, match=r"one volume \(1, M, I, J, K\), got \(2, 2, 3, 3, 3\)"):
+        SlicesInferer()(torch.zeros(2, 2, 3, 3, 3), network())
+
+
+@torch.no_grad()
+def test_what_else_it_is_given_is_the_networks():
+    x = volume()
+    result = SlicesInferer(amp=False)(x, lambda y, a, *, b: y[:, :1] * a + b, 0.5, b=0.25)
+    torch.testing.assert_close(result, x[:, :1] * 0.5 + 0.25)
+
+
+def test_patches_of_a_local_network_blend_into_what_it_makes_of_the_whole_volume():
+    x = torch.rand(1, 2, 20, 17, 12, generator=torch.Generator().manual_seed(0))
+    result = PatchesInferer(patch_size=(8, 8, 8), batch_size=3, amp=False)(x, lambda y: y[:, :1] * y[:, 1:])
+    torch.testing.assert_close(result, x[:, :1] * x[:, 1:])
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), (False, torch.float32)])
+def test_patches_are_float32_whatever_the_network_computes_in(amp, dtype):
+    seen = []
+
+    def network(y: Tensor) -> Tensor:
+        seen.append((y @ y.mT).dtype)
+        return (3 * y).to(dtype)
+
+    result = PatchesInferer(patch_size=(4, 4, 4), amp=amp)(torch.ones(1, 1, 4, 4, 6), network)
+    assert set(seen) == {dtype}
+    assert result.dtype is torch.float32
+    assert result.max() == 1
+
+
+def test_neighbours_stand_beside_each_source_and_the_edge_slices_are_repeated():
+    x = torch.arange(5.0).expand(1, 2, 1, 1, 5).clone()
+    x[:, 1] += 10
+    x = (x + 1) / 20
+    seen = {}
+
+    def network(y: Tensor) -> Tensor:
+        seen.update({round(20 * row[1].item() - 1): row.flatten() for row in y})
+        return y[:, :1]
+
+    SlicesInferer(batch_size=2, amp=False, neighbours=1)(x, network)
+    for number, near in enumerate(([0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4])):
+        expected = torch.tensor([*near, *(10 + one for one in near)])
+        torch.testing.assert_close(seen[number], (expected + 1.0) / 20)

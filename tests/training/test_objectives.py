@@ -1,0 +1,118 @@
+"""Each method's terms against their formulas, and what a discriminator's answer may be."""
+
+import pytest
+import torch
+from torch.nn.functional import softplus
+
+from monai_ext.networks import FDGAN
+from monai_ext.training.objectives import AnyScale, Disentangling, Pix2Pix
+
+BATCH = {"sources": torch.rand(2, 2, 8, 8), "target": torch.rand(2, 1, 8, 8)}
+MADE = {"pred": torch.rand(2, 1, 8, 8)}
+
+
+def judge(x: torch.Tensor) -> list[torch.Tensor]:
+    """As MONAI's: features first, the answer last; it depends on sources and image apart."""
+    return [x, 3 * x[:, :2].mean((1, 2, 3)) - 2 * x[:, 2:].mean((1, 2, 3))]
+
+
+def logits(image: torch.Tensor) -> torch.Tensor:
+    return judge(torch.cat([BATCH["sources"], image], 1))[-1]
+
+
+def test_the_network_minimises_weighted_l1_and_the_discriminators_doubt():
+    terms = Pix2Pix(pixel_weight=10, adversarial_weight=2).generator_terms(judge, BATCH, MADE)
+    assert terms["pixel"].item() == pytest.approx(10 * (MADE["pred"] - BATCH["target"]).abs().mean().item())
+    assert terms["adversarial"].item() == pytest.approx(2 * softplus(-logits(MADE["pred"])).mean().item(), rel=1e-5)
+
+
+def test_the_discriminator_minimises_half_of_each_mistake():
+    terms = Pix2Pix().discriminator_terms(judge, BATCH, MADE)
+    assert terms["real"].item() == pytest.approx(0.5 * softplus(-logits(BATCH["target"])).mean().item(), rel=1e-5)
+    assert terms["fake"].item() == pytest.approx(0.5 * softplus(logits(MADE["pred"])).mean().item(), rel=1e-5)
+
+
+def test_least_squares_are_monais_other_way():
+    terms = Pix2Pix(criterion="least_squares").discriminator_terms(judge, BATCH, MADE)
+    assert set(terms) == {"real", "fake"}
+    assert all(value >= 0 for value in terms.values())
+
+
+def test_a_discriminator_that_is_sure_still_gives_a_gradient():
+    image = MADE["pred"].clone().requires_grad_()
+    Pix2Pix().generator_terms(lambda x: -50 - x[:, 2:].sum((1, 2, 3)), BATCH, {"pred": image})["adversarial"].backward()
+    torch.testing.assert_close(image.grad, torch.full_like(image, 0.5))  # of the mean over two images
+
+
+def test_without_a_discriminator_there_is_l1_alone():
+    assert set(Pix2Pix().generator_terms(None, BATCH, MADE)) == {"pixel"}
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ValueError, match="pixel_weight must be at least 0, got -1"):
+        Pix2Pix(pixel_weight=-1)
+
+
+@pytest.mark.parametrize(("form", "weight"), [("paper", 0.1), ("stable", 100)])
+def test_fd_gan_holds_prediction_and_pseudo_target_to_the_target_alike(form: str, weight: float):
+    made = {**MADE, "pseudo_target": torch.rand(2, 1, 8, 8)}
+    terms = Disentangling(form=form).generator_terms(judge, BATCH, made)
+    for name, key in (("pixel", "pred"), ("pseudo_target", "pseudo_target")):
+        assert terms[name].item() == pytest.approx(weight * (made[key] - BATCH["target"]).abs().mean().item())
+    assert terms["adversarial"].item() == pytest.approx(softplus(-logits(MADE["pred"])).mean().item(), rel=1e-5)
+
+
+def test_fd_gan_gives_both_of_its_images_and_another_network_its_one():
+    network = FDGAN(width=4)
+    made = Disentangling().predict(network, BATCH)
+    torch.testing.assert_close(made["pseudo_target"], network.laf(BATCH["sources"]))
+    assert set(Disentangling().predict(lambda x: x[:, :1], BATCH)) == {"pred"}
+
+
+def test_edges_are_the_slopes_whatever_the_brightness():
+    objective = Disentangling(edge_weight=3)
+    brighter = {"pred": BATCH["target"] + 0.5}
+    assert objective.generator_terms(None, BATCH, brighter)["edge"].item() == pytest.approx(0, abs=1e-6)
+    step = BATCH["target"].clone()
+    step[..., 4:] += 1  # one of seven slopes along a row is off by one
+    assert objective.generator_terms(None, BATCH, {"pred": step})["edge"].item() == pytest.approx(3 / 7, rel=1e-5)
+    assert "edge" not in Disentangling().generator_terms(None, BATCH, MADE)
+
+
+def test_an_unknown_form_is_refused_with_those_known():
+    with pytest.raises(ValueError, match="form must be one of paper, stable, got 'printed'"):
+        Disentangling(form="printed")
+
+
+class Sizes(torch.nn.Module):
+    """Notes what it was asked for."""
+
+    def forward(self, x: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+        self.asked = tuple(x.shape[2:]), None if output_size is None else tuple(output_size)
+        return x[:, :1] if output_size is None else torch.nn.functional.interpolate(x[:, :1], output_size)
+
+
+def test_half_of_the_batches_have_coarser_sources_under_the_whole_target():
+    torch.manual_seed(0)
+    network, batch = Sizes(), {"sources": torch.rand(1, 2, 64, 48)}
+    asked = []
+    for _ in range(60):
+        assert AnyScale(finest=2).predict(network, batch)["pred"].shape == (1, 1, 64, 48)
+        asked.append(network.asked)
+    coarse = [size for size, output in asked if output == (64, 48)]
+    assert 15 < len(coarse) < 45
+    assert all(32 <= high <= 64 and 24 <= wide <= 48 for high, wide in coarse)
+    assert min(high for high, _ in coarse) < 36 < 60 < max(high for high, _ in coarse)
+    assert {output for _, output in asked} == {None, (64, 48)}
+
+
+def test_sources_are_as_they_are_in_validation_and_in_the_papers_training():
+    for network, finest in ((Sizes().eval(), 2), (Sizes().train(), 1)):
+        for _ in range(8):
+            AnyScale(finest=finest).predict(network, {"sources": torch.rand(1, 2, 16, 16)})
+            assert network.asked == ((16, 16), None)
+
+
+def test_a_finest_below_one_is_refused():
+    with pytest.raises(ValueError, match=r"finest must be at least 1, got 0\.5"):
+        AnyScale(finest=0.5)

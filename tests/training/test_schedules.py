@@ -1,0 +1,31 @@
+"""Learning rates by the epoch."""
+
+import pytest
+import torch
+
+from monai_ext.training.schedules import constant_then_linear
+
+
+def rates(*, epochs: int, constant: int) -> list[float]:
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+    schedule = constant_then_linear(optimizer, epochs=epochs, constant=constant)
+    found = []
+    for _ in range(epochs):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0
+    return found
+
+
+def test_the_rate_is_constant_then_falls_in_even_steps_to_zero():
+    assert rates(epochs=8, constant=4) == pytest.approx([2e-4] * 5 + [1.5e-4, 1e-4, 0.5e-4])
+
+
+def test_one_epoch_is_learnt_at_the_full_rate():
+    assert rates(epochs=1, constant=0) == [2e-4]
+
+
+def test_a_constant_part_beyond_the_training_is_refused():
+    with pytest.raises(ValueError, match="constant must be from 0 to below the 3 epochs, got 3"):
+        rates(epochs=3, constant=3)
