@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
-from monai_ext.metrics import compare_volumes
+from monai_ext.evaluation.metrics import compare_volumes
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 from likeness import Case, Image, figures, scaled
 
-from monai_ext.checkpoints import sha256
 from monai_ext.data.choosing import Choices
-from monai_ext.data.datalist import Subject, SubjectError, absolute, report_failures
+from monai_ext.data.datalist import Subject, SubjectError, report_failures
 from monai_ext.data.layouts import index
 from monai_ext.data.masks import otsu_brain
 from monai_ext.data.montage import montage
@@ -30,6 +29,7 @@ from monai_ext.data.prepare import prepare_one
 from monai_ext.data.prepared import prepared_subject
 from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import read_volume
+from monai_ext.files import absolute, sha256
 from monai_ext.modalities import MODALITIES, canonical
 from monai_ext.serve.synthesis import Synthesiser
 
