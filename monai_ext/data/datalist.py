@@ -8,6 +8,8 @@ The file is JSON: MONAI's split names, a flat dictionary a subject, as MONAI's d
 
 Paths are relative to `root`, which is relative to the JSON's own folder or absolute. `session`, `label` and
 `dataset` (where it is not the datalist's name) are optional; a contrast that a subject lacks is absent.
+Phantoms may have `targets`, a contrast's path each, for what is to be made where that is not what was scanned,
+and `masks`, the truth: {"brain": path, "lesion": path}.
 """
 
 import json
@@ -15,7 +17,7 @@ import os
 import stat
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from monai_ext.files import absolute, write_json
 from monai_ext.modalities import MODALITIES
 
 SPLITS = ("training", "validation", "test")
-ENTRY_KEYS = ("subject", "session", "dataset", *MODALITIES, "label")
+MASKS = ("brain", "lesion")  # that are known rather than estimated
+GROUPS = {"targets": MODALITIES, "masks": MASKS}  # keys of an entry that hold several files
+ENTRY_KEYS = ("subject", "session", "dataset", *MODALITIES, "label", *GROUPS)
 
 
 class SubjectError(ValueError):
@@ -39,13 +43,19 @@ class SubjectError(ValueError):
 
 @dataclass(frozen=True)
 class Subject:
-    """One visit of one person: `images` maps canonical contrast names to absolute paths."""
+    """One visit of one person: `images` maps canonical contrast names to absolute paths.
+
+    `targets`, where there are any, are what a network is to make of a contrast, instead of the image as scanned;
+    `masks` are the truth of what MASKS name.
+    """
 
     subject: str
     dataset: str
     images: Mapping[str, Path]
     session: str = ""
     label: Path | None = None
+    targets: Mapping[str, Path] = field(default_factory=dict)
+    masks: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -162,7 +172,9 @@ def _subject(entry: Any, *, where: str, dataset: str, root: Path) -> Subject:
     for key, value in entry.items():
         if key not in ENTRY_KEYS:
             raise SubjectError(str(name), None, f"unknown key {key!r}; known are {', '.join(ENTRY_KEYS)}")
-        if not isinstance(value, str):
+        if key in GROUPS:
+            _check_group(value, key=key, subject=str(name))
+        elif not isinstance(value, str):
             raise SubjectError(str(name), None, f"{key} must be text, got {value!r}")
     if "subject" not in entry:
         raise SubjectError(where, None, "has no key 'subject'")
@@ -177,7 +189,17 @@ def _subject(entry: Any, *, where: str, dataset: str, root: Path) -> Subject:
         images=images,
         session=entry.get("session", ""),
         label=_file(entry["label"], name, root) if "label" in entry else None,
+        **{key: {k: _file(path, name, root) for k, path in entry.get(key, {}).items()} for key in GROUPS},
     )
+
+
+def _check_group(value: Any, *, key: str, subject: str) -> None:
+    known = GROUPS[key]
+    if not isinstance(value, dict) or not all(isinstance(path, str) for path in value.values()):
+        raise SubjectError(subject, None, f"{key} must be an object of one path a name, got {value!r}")
+    for name in value:
+        if name not in known:
+            raise SubjectError(subject, None, f"{key} has the unknown name {name!r}; known are {', '.join(known)}")
 
 
 def check_name(value: str, *, key: str, subject: str) -> None:
@@ -206,17 +228,22 @@ def file_size(path: Path, *, subject: str) -> int:
     return status.st_size
 
 
-def _entry(subject: Subject, dataset: str, root: Path) -> dict[str, str]:
-    entry = {"subject": subject.subject}
+def _entry(subject: Subject, dataset: str, root: Path) -> dict[str, Any]:
+    def relative(path: Path) -> str:
+        if not path.is_relative_to(root):
+            raise SubjectError(subject.name, path, f"is outside the datalist's root {root}")
+        return path.relative_to(root).as_posix()
+
+    entry: dict[str, Any] = {"subject": subject.subject}
     if subject.session:
         entry["session"] = subject.session
     if subject.dataset != dataset:
         entry["dataset"] = subject.dataset
-    files = {contrast: subject.images[contrast] for contrast in MODALITIES if contrast in subject.images}
+    entry.update({name: relative(subject.images[name]) for name in MODALITIES if name in subject.images})
     if subject.label is not None:
-        files["label"] = subject.label
-    for key, path in files.items():
-        if not path.is_relative_to(root):
-            raise SubjectError(subject.name, path, f"is outside the datalist's root {root}")
-        entry[key] = path.relative_to(root).as_posix()
+        entry["label"] = relative(subject.label)
+    for key, names in GROUPS.items():
+        files: Mapping[str, Path] = getattr(subject, key)
+        if files:
+            entry[key] = {name: relative(files[name]) for name in names if name in files}
     return entry
