@@ -1,8 +1,7 @@
 """Slices of a pool of phantoms that is renewed while a network trains on it, and the canvases that they are shown on.
 
-A pool is prepared subjects in folders that stay while what is in them changes, each folder as a whole. Beside each
-contrast as it was acquired lies `<CONTRAST>_target.nii`, the same anatomy by the one protocol that is to be learnt,
-`brain.nii`, and `lesion.nii` where there is one.
+A pool is prepared subjects in folders that stay while what is in them changes, each folder as a whole. Each subject has
+its contrasts as they were acquired, targets, the same anatomy by the one protocol that is to be learnt, and masks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,9 @@ BACKGROUND, HEAD = 0.05, 0.3  # what a pixel there counts in a loss, where one o
 
 
 class _Found(NamedTuple):
-    images: dict[str, NDArray[np.float32]]  # file name -> (I, J)
+    sources: NDArray[np.float32]  # (M, I, J)
+    target: NDArray[np.float32]  # (K, I, J)
+    masks: dict[str, NDArray[np.bool_]]  # (I, J)
     number: int
 
 
@@ -47,7 +48,7 @@ class PoolSlices(Dataset[dict[str, Any]]):
         lesion_weight: what a pixel in a lesion counts, where one of other brain counts 1.
 
     Raises:
-        SubjectError: a subject lacks a file, or is of another size than the first.
+        SubjectError: a subject lacks a contrast or the mask of its brain, or is of another size than the first.
     """
 
     def __init__(
@@ -67,19 +68,18 @@ class PoolSlices(Dataset[dict[str, Any]]):
         self.sources, self.target = tuple(map(canonical, sources)), tuple(map(canonical, target))
         self.contrasts = tuple(dict.fromkeys(self.sources + self.target))
         self.per_subject, self.varied, self.lesion_weight = per_subject, varied, lesion_weight
-        self.folders = [(one.name, next(iter(one.images.values())).parent) for one in data]
-        if not self.folders:
+        self.subjects = tuple(data)
+        if not self.subjects:
             raise ValueError("a pool must have at least one subject, got none")
-        self.dataset = data[0].dataset
-        self.shape = self._shape(*self.folders[0])
-        for name, folder in self.folders:
-            shape = self._shape(name, folder)
+        self.dataset, self.shape = data[0].dataset, self._shape(data[0])
+        for subject in self.subjects:
+            shape = self._shape(subject)
             if shape != self.shape:
-                first = f"{self.folders[0][0]} is {self.shape}"
-                raise SubjectError(name, folder, f"is {shape}, but {first}: a pool has one size")
+                reason = f"is {shape}, but {data[0].name} is {self.shape}: a pool has one size"
+                raise SubjectError(subject.name, None, reason)
 
     def __len__(self) -> int:
-        return len(self.folders) * self.per_subject
+        return len(self.subjects) * self.per_subject
 
     @property
     def kinds(self) -> list[Kind]:
@@ -88,12 +88,10 @@ class PoolSlices(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | Draw) -> dict[str, Any]:
         draw = key if isinstance(key, Draw) else Draw(key, 0)
-        name, folder = self.folders[draw.sample // self.per_subject]
+        subject = self.subjects[draw.sample // self.per_subject]
         rng = np.random.default_rng(draw.seed)
-        found = self._read(name, folder, place=draw.sample % self.per_subject, rng=rng)
-        sources = np.stack([found.images[f"{contrast}.nii"] for contrast in self.sources])
-        target = np.stack([found.images[_target_file(folder, contrast).name] for contrast in self.target])
-        weight = self._weight(found.images, target)
+        found = self._read(subject, place=draw.sample % self.per_subject, rng=rng)
+        sources, target, weight = found.sources, found.target, self._weight(found)
         if self.varied:
             if rng.random() < 0.5:
                 sources, target, weight = (one[:, ::-1] for one in (sources, target, weight))
@@ -102,7 +100,7 @@ class PoolSlices(Dataset[dict[str, Any]]):
             "sources": torch.from_numpy(np.ascontiguousarray(sources)),
             "target": torch.from_numpy(np.ascontiguousarray(target)),
             "weight": torch.from_numpy(np.ascontiguousarray(weight)),
-            "subject": name,
+            "subject": subject.name,
             "slice": found.number,
             "dataset": self.dataset,
             "available": torch.ones(len(self.contrasts), dtype=torch.bool),
@@ -114,57 +112,65 @@ class PoolSlices(Dataset[dict[str, Any]]):
             item["sources"] = item["sources"] * item["condition"][:, None, None]
         return item
 
-    def _weight(self, images: Mapping[str, NDArray[np.float32]], target: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _weight(self, found: _Found) -> NDArray[np.float32]:
         """(1, H, W)"""
-        weight = np.where(target.max(0) > 0, np.float32(HEAD), np.float32(BACKGROUND))
-        weight[images["brain.nii"] > 0] = 1
-        if "lesion.nii" in images:
-            weight[images["lesion.nii"] > 0] = self.lesion_weight
+        weight = np.where(found.target.max(0) > 0, np.float32(HEAD), np.float32(BACKGROUND))
+        weight[found.masks["brain"]] = 1
+        if "lesion" in found.masks:
+            weight[found.masks["lesion"]] = self.lesion_weight
         return weight[None]
 
-    def _read(self, name: str, folder: Path, *, place: int, rng: np.random.Generator) -> _Found:
+    def _read(self, subject: Subject, *, place: int, rng: np.random.Generator) -> _Found:
         """One slice of every file, all of one phantom: a folder that was renewed meanwhile is read again."""
+        folder = subject.masks["brain"].parent
         fault: OSError | ValueError | None = None
         for _ in range(TRIES):
             try:
                 before = folder.stat().st_ino
-                found = self._read_once(folder, place=place, rng=rng)
+                found = self._read_once(subject, place=place, rng=rng)
                 if folder.stat().st_ino == before:
                     return found
             except (OSError, ValueError) as error:
                 fault = error
-        raise SubjectError(name, folder, f"cannot be read: {fault or 'it is renewed faster than it can be read'}")
+        reason = f"cannot be read: {fault or 'it is renewed faster than it can be read'}"
+        raise SubjectError(subject.name, folder, reason)
 
-    def _read_once(self, folder: Path, *, place: int, rng: np.random.Generator) -> _Found:
+    def _read_once(self, subject: Subject, *, place: int, rng: np.random.Generator) -> _Found:
+        number = self._choose(subject, place=place, rng=rng)
+
+        def image(path: Path) -> NDArray[np.float32]:
+            return read_slices(path, number, number + 1)[0]
+
+        return _Found(
+            np.stack([image(subject.images[contrast]) for contrast in self.sources]),
+            np.stack([image(_target_of(subject, contrast)) for contrast in self.target]),
+            {name: image(path) > 0 for name, path in subject.masks.items()},
+            number,
+        )
+
+    def _choose(self, subject: Subject, *, place: int, rng: np.random.Generator) -> int:
+        """A slice's number, of those that have a fifth of the fullest one's brain or more."""
         depth = self.shape[2]
-        number = self._choose(folder, depth, place=place, rng=rng)
-        files = {folder / f"{contrast}.nii" for contrast in self.sources}
-        files |= {_target_file(folder, contrast) for contrast in self.target}
-        files |= {path for path in (folder / "brain.nii", folder / "lesion.nii") if path.exists()}
-        return _Found({path.name: read_slices(path, number, number + 1)[0] for path in sorted(files)}, number)
-
-    def _choose(self, folder: Path, depth: int, *, place: int, rng: np.random.Generator) -> int:
-        """A slice's number, of those that have a hundredth of the brain or more."""
-        brain = read_slices(folder / "brain.nii", 0, depth).any(2).sum(1)
+        brain = (read_slices(subject.masks["brain"], 0, depth) > 0).sum((1, 2))
         filled = np.flatnonzero(brain > 0.2 * brain.max())
         if not len(filled):
-            raise ValueError("its brain.nii is empty")
+            raise ValueError("the mask of its brain is empty")
         if not self.varied:
             return int(filled[round((place + 0.5) * len(filled) / self.per_subject - 0.5)])
-        lesion = folder / "lesion.nii"
-        if lesion.exists() and rng.random() < LESION_SHARE:
-            through = np.flatnonzero(read_slices(lesion, 0, depth).any((1, 2)))
+        if "lesion" in subject.masks and rng.random() < LESION_SHARE:
+            through = np.flatnonzero(read_slices(subject.masks["lesion"], 0, depth).any((1, 2)))
             filled = through if len(through) else filled
         return int(rng.choice(filled))
 
-    def _shape(self, name: str, folder: Path) -> tuple[int, int, int]:
-        files = [folder / f"{contrast}.nii" for contrast in self.sources]
-        files += [_target_file(folder, contrast) for contrast in self.target]
-        for path in [*files, folder / "brain.nii"]:
-            if not path.is_file():
-                raise SubjectError(name, path, "is not there: a pool's subjects have every contrast and brain.nii")
-        with faults_of(name, files[0]):
-            return prepared_shape(files[0], image=True)
+    def _shape(self, subject: Subject) -> tuple[int, int, int]:
+        for contrast in self.contrasts:
+            if contrast not in subject.images:
+                raise SubjectError(subject.name, None, f"lacks {contrast}: a pool's subjects have every contrast")
+        if "brain" not in subject.masks:
+            raise SubjectError(subject.name, None, "lacks the mask of its brain: make the pool with `phantom --stream`")
+        path = subject.images[self.contrasts[0]]
+        with faults_of(subject.name, path):
+            return prepared_shape(path, image=True)
 
 
 def pool(
@@ -223,8 +229,8 @@ def _bent(sources: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     return np.clip(sources**gamma * gain, 0, 1)
 
 
-def _target_file(folder: Path, contrast: str) -> Path:
-    return folder / f"{contrast}_target.nii"
+def _target_of(subject: Subject, contrast: str) -> Path:
+    return subject.targets.get(contrast, subject.images[contrast])
 
 
 def _rounded(size: int, multiple: int) -> int:

@@ -1,4 +1,4 @@
-"""monai-ext pack BUNDLE --weights FILE --pool DIR: trained weights as they are shipped, in half precision, and their card.
+"""monai-ext pack BUNDLE --weights FILE --pool DIR: trained weights as they are shipped, in half precision, described.
 
 Half precision halves the file; it is taken where the network's output on the pool's validation slices stays within
 60 dB of what the full weights give, and full precision where it does not.
