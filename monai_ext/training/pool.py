@@ -4,6 +4,8 @@ A pool is prepared subjects in folders that stay while what is in them changes, 
 its contrasts as they were acquired, targets, the same anatomy by the one protocol that is to be learnt, and masks.
 """
 
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from monai_ext.data.slice_files import prepared_shape, read_slices
 from monai_ext.data.slices import faults_of
 from monai_ext.modalities import canonical
 
-TRIES = 20  # to find a folder that is not being renewed, each after a short wait by the file system itself
+TRIES, WAIT = 40, 0.05  # s: to find a folder that is not being renewed
 LESION_SHARE = 0.5  # of the slices of a subject with a lesion go through it
 GAMMA, GAIN = 0.15, 0.10  # standard deviations of the sources' exponents and factors, as logarithms
 BACKGROUND, HEAD = 0.05, 0.3  # what a pixel there counts in a loss, where one of the brain counts 1
@@ -126,12 +128,13 @@ class PoolSlices(Dataset[dict[str, Any]]):
         fault: OSError | ValueError | None = None
         for _ in range(TRIES):
             try:
-                before = folder.stat().st_ino
+                before = _state(folder)
                 found = self._read_once(subject, place=place, rng=rng)
-                if folder.stat().st_ino == before:
+                if _state(folder) == before:
                     return found
             except (OSError, ValueError) as error:
                 fault = error
+            time.sleep(WAIT)
         reason = f"cannot be read: {fault or 'it is renewed faster than it can be read'}"
         raise SubjectError(subject.name, folder, reason)
 
@@ -227,6 +230,11 @@ def _bent(sources: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     """Each source by a gamma and a gain of its own."""
     gamma, gain = (np.exp(rng.normal(0, sd, (len(sources), 1, 1))).astype(np.float32) for sd in (GAMMA, GAIN))
     return np.clip(sources**gamma * gain, 0, 1)
+
+
+def _state(folder: Path) -> list[tuple[str, int]]:
+    """Changes whenever a file of the folder is replaced: its files, and which ones they are."""
+    return sorted((entry.name, entry.inode()) for entry in os.scandir(folder))
 
 
 def _target_of(subject: Subject, contrast: str) -> Path:

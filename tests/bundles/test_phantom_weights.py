@@ -15,7 +15,7 @@ from monai_ext.workflow import run_verb
 from monai_ext.zoo.pack import pack
 
 OVERLAYS = ("phantoms", "phantom_train")
-TINY = {"width": 8, "batch_size": 8, "epochs": 1, "per_subject": 4, "amp": False}
+TINY = {"width": 8, "batch_size": 8, "epochs": 1, "amp": False}
 
 
 @pytest.fixture(scope="session")
