@@ -8,6 +8,7 @@ import argparse
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from monai_ext.bundle import fitted
 from monai_ext.catalogue import find_bundle
+from monai_ext.data.presets import Preset
+from monai_ext.data.volumes import read_volume
 from monai_ext.files import absolute, sha256, write_json
-from monai_ext.training.pool import pool
+from monai_ext.training.pool import PoolSlices, pool
 from monai_ext.weights import about_weights, load_weights, read, write_tensors
 
 AGREEMENT = 60.0  # dB
@@ -93,6 +96,7 @@ def pack(
     write_tensors(out, taken)
     said = {
         **about,
+        "preset": about.get("preset") or asdict(_preset(slices)),
         "precision": precision,
         "agreement_db": round(agreement, 1),
         "licence": LICENCE,
@@ -101,6 +105,13 @@ def pack(
     }
     write_json(out.with_suffix(".json"), said)
     return said
+
+
+def _preset(slices: PoolSlices) -> Preset:
+    """Pixels as large as the pool's; slices wherever a patient has them."""
+    image = slices.subjects[0].images[slices.sources[0]]
+    i, j, _ = (round(float(step), 3) for step in read_volume(image).spacing)
+    return Preset(spacing=(i, j, None))
 
 
 @torch.no_grad()
