@@ -49,7 +49,9 @@ def load_weights(network: nn.Module, path: Path | str) -> dict[str, Any]:
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         made = about.get("network_def", "unknown: no JSON beside it says so")
-        raise ValueError(f"{path} does not fit the network: {'; '.join(faults[:3])}{more}; it was made with {made}")
+        version = f", by version {about['version']} of the bundle" if about.get("version") else ""
+        fault = f"{path} does not fit the network: {'; '.join(faults[:3])}{more}"
+        raise ValueError(f"{fault}; it was made with {made}{version}")
     network.load_state_dict(weights)
     return about
 

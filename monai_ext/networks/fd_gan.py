@@ -6,6 +6,8 @@ five 4x4 convolutions 64-128-256-512-1 with batch norm and LeakyReLU 0.2. It giv
 loss, where it is exact in reduced precision too.
 """
 
+import math
+
 import torch
 from monai.networks.blocks import ChannelSELayer
 from torch import Tensor, nn
@@ -62,7 +64,9 @@ class SRE(nn.Sequential):
 class SPE(nn.Module):
     """SPecific Encoder (Sec. II-A-1): an image's style as 8 numbers, and what they are to the AdaIN layers.
 
-    Five convolutions without norm, which would take the style away.
+    Five convolutions without norm, which would take the style away. All of it starts as MUNIT's does, with He's gain
+    and no biases: a layer that shrinks what it is given leaves a style that hardly hangs on the image, and then nothing
+    draws training to it. A deviation is a softplus, so it stays positive and a style cannot turn features over.
     """
 
     def __init__(self, in_channels: int, *, width: int, layers: int) -> None:
@@ -71,19 +75,20 @@ class SPE(nn.Module):
         convs: list[nn.Module] = []
         before = in_channels
         for after, kernel_size, stride, padding in ((width, 7, 1, 3), (2 * width, 4, 2, 1), *3 * [(channels, 4, 2, 1)]):
-            conv = nn.Conv2d(before, after, kernel_size, stride, padding)
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # without norm, else little is left of an image
-            convs += [conv, nn.ReLU()]
+            convs += [nn.Conv2d(before, after, kernel_size, stride, padding), nn.ReLU()]
             before = after
         self.convs = nn.Sequential(*convs)
         self.reduce = nn.Conv2d(channels, CODE, 1)
         last = nn.Linear(channels, 2 * layers * channels)
-        self.linear = nn.Sequential(
-            nn.Linear(CODE, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(), last
-        )
+        self.head = nn.Sequential(nn.Linear(CODE, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(), last)
         self.shape = [layers, 2, channels]
-        plain = torch.stack([torch.zeros(layers, channels), torch.ones(layers, channels)], 1)
-        last.bias.data.copy_(plain.flatten())  # training starts close to a plain instance norm
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                assert module.bias is not None
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        # softplus of it is 1: training starts around a plain instance norm
+        last.bias.data.unflatten(0, self.shape)[:, 1] = math.log(math.e - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, H, W) -> (B, 8)"""
@@ -91,7 +96,8 @@ class SPE(nn.Module):
 
     def statistics(self, code: Tensor) -> Tensor:
         """(B, 8) -> each AdaIN layer's means and standard deviations (B, layers, 2, C)"""
-        return self.linear(code).unflatten(1, self.shape)
+        means, deviations = self.head(code).unflatten(1, self.shape).unbind(2)
+        return torch.stack([means, F.softplus(deviations)], 2)
 
 
 class LAF(nn.Module):

@@ -1,5 +1,6 @@
 """The bundles that there are, and how tests run them: by MONAI's command line, away from the repository's folder."""
 
+import json
 import os
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def smallest_weights(bundle: Path, folder: Path, **task: list[str]) -> Path:
     targets = parser["target"] or every
     about = {
         "bundle": bundle.name,
-        "version": "0.1.0",
+        "version": json.loads((bundle / "configs" / "metadata.json").read_text())["version"],
         "network_def": {key: parser.get_parsed_content(f"network_def::{key}") for key in parser["network_def"]},
         "sources": list(every),
         "target": [targets] if isinstance(targets, str) else list(targets),

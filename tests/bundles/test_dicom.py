@@ -1,5 +1,6 @@
 """The dicom command: a study in, a new series out, read back by other programs; each bad study refused by name."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -76,10 +77,11 @@ def _by_itk(folder: Path, tmp_path: Path):
 
 def test_every_image_says_that_it_is_synthetic_and_of_what(bundle, written, study):
     uids = {str(pydicom.dcmread(path).SOPInstanceUID) for path in study.rglob("*.dcm")}
+    version = json.loads((bundle / "configs" / "metadata.json").read_text())["version"]
     for image in images(written):
         assert list(image.ImageType[:2]) == ["DERIVED", "SECONDARY"]
         target = written.name.removeprefix("SYNTHETIC_")
-        assert image.SeriesDescription.startswith(f"SYNTHETIC {target} ({bundle.name} 0.1.0) from ")
+        assert image.SeriesDescription.startswith(f"SYNTHETIC {target} ({bundle.name} {version}) from ")
         assert "not to be used clinically" in image.DerivationDescription
         assert image.BurnedInAnnotation == "NO"
         assert {item.ReferencedSOPInstanceUID for item in image.SourceImageSequence} <= uids

@@ -1,6 +1,8 @@
 """FD-GAN: blocks keep to themselves, sources' encoders too, and a decoder draws an anatomy in whatever style."""
 
+import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from monai_ext.files import sha256, write_json
 from monai_ext.networks import FDGAN
 from monai_ext.networks.fd_gan import LAF, SRE, adain
+from monai_ext.weights import load_weights
 
 OTHERS = [
     {},
@@ -201,11 +205,52 @@ def test_an_anatomy_can_be_drawn_in_the_style_of_another_contrast():
     torch.testing.assert_close(both, torch.cat(drawn), atol=1e-5, rtol=1e-5)
 
 
-def test_training_starts_close_to_a_plain_instance_norm():
-    network, x = make_network(width=16), make_images()
-    means, deviations = network.spe.statistics(network.style(x[:, :1])).unbind(2)
-    assert means.abs().max() < 0.5
-    assert (deviations - 1).abs().max() < 0.5
+def make_anatomies(count: int, *, size: int = 32, contrasts: int = 2) -> Tensor:
+    """Blobs in a disc, each image with contrasts of its own strength: what a style should tell apart."""
+    generator = torch.Generator().manual_seed(3)
+    blobs = F.interpolate(torch.rand(count, contrasts, 5, 5, generator=generator), (size, size), mode="bilinear")
+    y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
+    return blobs * torch.rand(count, contrasts, 1, 1, generator=generator) * (y**2 + x**2 < 0.7)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("width", [8, 64])
+def test_from_the_first_step_the_style_varies_with_the_image_around_a_plain_instance_norm(width: int, seed: int):
+    torch.manual_seed(seed)
+    network = FDGAN(width=width)
+    with torch.no_grad():
+        means, deviations = network.spe.statistics(network.style(make_anatomies(6)[:, :1])).unbind(2)
+        nothing = network.spe.statistics(torch.zeros(1, 8))
+    assert means.std(0).mean() > 0.02  # 0.001 with the gains of PyTorch's own beginnings
+    assert deviations.std(0).mean() > 0.01
+    torch.testing.assert_close(nothing, torch.tensor([0.0, 1.0])[:, None].expand_as(nothing))
+
+
+@pytest.mark.parametrize("code", [-100.0, 0.0, 100.0])
+def test_whatever_the_style_its_deviations_are_positive(code: float):
+    _, deviations = make_network().spe.statistics(torch.full((1, 8), code)).unbind(2)
+    assert (deviations >= 0).all()
+
+
+def test_a_trained_network_needs_the_style_of_the_image_itself():
+    """The target's brightness is the sources', which instance norms take from the anatomy: a style alone knows it."""
+    torch.manual_seed(0)
+    images = make_anatomies(48)
+    targets = 0.7 * images[:, :1] + 0.3 * images[:, 1:]
+    network = FDGAN(width=8)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in range(120):
+        chosen = torch.randint(40, (8,))
+        prediction, pseudo_target = network.forward_with_pseudo_target(images[chosen])
+        loss = F.l1_loss(prediction, targets[chosen]) + F.l1_loss(pseudo_target, targets[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        content, style = network.content_and_style(images[40:])
+        own, others = (network.decode(content, code) for code in (style, style.roll(1, 0)))
+    errors = [float((image - targets[40:]).square().mean()) for image in (own, others)]
+    assert 10 * math.log10(errors[1] / errors[0]) > 1.0, errors  # dB
 
 
 def test_the_pseudo_target_teaches_laf_alone():
@@ -254,3 +299,13 @@ def test_images_of_another_number_of_channels_are_refused():
         make_network(channels_per_source=3)(make_images(2))
     with pytest.raises(ValueError, match="x must have 2 channels"):
         make_network().content(make_images(3))
+
+
+def test_weights_from_before_the_style_encoder_began_as_munits_are_refused_with_their_version(tmp_path: Path):
+    """Of the same shapes, they would have loaded and drawn other images."""
+    network = make_network()
+    old = {name.replace("spe.head.", "spe.linear."): value for name, value in network.state_dict().items()}
+    torch.save(old, tmp_path / "model.pt")
+    write_json(tmp_path / "model.json", {"version": "0.1.0", "sha256": sha256(tmp_path / "model.pt")})
+    with pytest.raises(ValueError, match=r"lacks spe\.head\.0\.weight.*by version 0\.1\.0 of the bundle"):
+        load_weights(network, tmp_path / "model.pt")
