@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-long test-serve deploy-test label check fmt ops bench clean
+.PHONY: help setup demo weights test test-long test-serve deploy-test label check fmt ops bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -101,6 +101,12 @@ fmt: setup  ## format Python and C++ in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	git ls-files -z '*.cpp' '*.cu' '*.h' | xargs -0 $(BIN)/clang-format -i
+
+WEIGHTS := out/weights
+
+weights: setup  ## train a bundle on phantoms and pack what it learnt: make weights BUNDLE=agi_net ANATOMY=dir [LESIONS=dir MINUTES=9]
+	$(BIN)/python -m monai_ext weights $(or $(BUNDLE),$(error say with BUNDLE= which)) --work $(WEIGHTS) \
+	    --anatomy $(or $(ANATOMY),$(error say with ANATOMY= where label maps are)) $(if $(LESIONS),--lesions $(LESIONS)) $(if $(MINUTES),--minutes $(MINUTES))
 
 ops: setup  ## compile the operators now and say which kernel each one uses
 	$(BIN)/python -m monai_ext ops

@@ -8,6 +8,8 @@ The file is JSON: MONAI's split names, a flat dictionary a subject, as MONAI's d
 
 Paths are relative to `root`, which is relative to the JSON's own folder or absolute. `session`, `label` and
 `dataset` (where it is not the datalist's name) are optional; a contrast that a subject lacks is absent.
+Phantoms may have `targets`, a contrast's path each, for what is to be made where that is not what was scanned,
+and `masks`, the truth: {"brain": path, "lesion": path}.
 """
 
 import os
@@ -16,7 +18,7 @@ import stat
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,9 @@ SPLITS = ("training", "validation", "test")
 LONGEST_NAME = 180  # bytes in UTF-8 of the 255 that a file's name may have: the rest is for what is added to it
 OURS = ("datalist.json", "run.json", "report", "index.html")  # what commands write beside the subjects' folders
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, in any folder of Windows
-ENTRY_KEYS = ("subject", "session", "dataset", *MODALITIES, "label")
+MASKS = ("brain", "lesion")  # that are known rather than estimated
+GROUPS = {"targets": MODALITIES, "masks": MASKS}  # keys of an entry that hold several files
+ENTRY_KEYS = ("subject", "session", "dataset", *MODALITIES, "label", *GROUPS)
 
 
 class SubjectError(ValueError):
@@ -43,13 +47,19 @@ class SubjectError(ValueError):
 
 @dataclass(frozen=True)
 class Subject:
-    """One visit of one person: `images` maps canonical contrast names to absolute paths."""
+    """One visit of one person: `images` maps canonical contrast names to absolute paths.
+
+    `targets`, where there are any, are what a network is to make of a contrast, instead of the image as scanned;
+    `masks` are the truth of what MASKS name.
+    """
 
     subject: str
     dataset: str
     images: Mapping[str, Path]
     session: str = ""
     label: Path | None = None
+    targets: Mapping[str, Path] = field(default_factory=dict)
+    masks: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -180,7 +190,9 @@ def _subject(entry: Any, *, where: str, dataset: str, root: Path) -> Subject:
     for key, value in entry.items():
         if key not in ENTRY_KEYS:
             raise SubjectError(_shown(name), None, f"unknown key '{_shown(key)}'; known are {', '.join(ENTRY_KEYS)}")
-        if not _is_text(value):
+        if key in GROUPS:
+            _check_group(value, key=key, subject=_shown(name))
+        elif not _is_text(value):
             raise SubjectError(_shown(name), None, f"{key} must be text, got {_shown(repr(value))}")
     if "subject" not in entry:
         raise SubjectError(where, None, "has no key 'subject'")
@@ -196,7 +208,18 @@ def _subject(entry: Any, *, where: str, dataset: str, root: Path) -> Subject:
         images=images,
         session=entry.get("session", ""),
         label=_file(entry["label"], name, root) if "label" in entry else None,
+        **{key: {k: _file(path, name, root) for k, path in entry.get(key, {}).items()} for key in GROUPS},
     )
+
+
+def _check_group(value: Any, *, key: str, subject: str) -> None:
+    known = GROUPS[key]
+    if not isinstance(value, dict) or not all(_is_text(path) for path in value.values()):
+        raise SubjectError(subject, None, f"{key} must be an object of one path a name, got {_shown(repr(value))}")
+    for name in value:
+        if name not in known:
+            reason = f"{key} has the unknown name '{_shown(name)}'; known are {', '.join(known)}"
+            raise SubjectError(subject, None, reason)
 
 
 def check_name(value: str, *, key: str, subject: str) -> None:
@@ -250,17 +273,22 @@ def file_size(path: Path, *, subject: str) -> int:
     return status.st_size
 
 
-def _entry(subject: Subject, dataset: str, root: Path) -> dict[str, str]:
-    entry = {"subject": subject.subject}
+def _entry(subject: Subject, dataset: str, root: Path) -> dict[str, Any]:
+    def relative(path: Path) -> str:
+        if not path.is_relative_to(root):
+            raise SubjectError(subject.name, path, f"is outside the datalist's root {root}")
+        return path.relative_to(root).as_posix()
+
+    entry: dict[str, Any] = {"subject": subject.subject}
     if subject.session:
         entry["session"] = subject.session
     if subject.dataset != dataset:
         entry["dataset"] = subject.dataset
-    files = {contrast: subject.images[contrast] for contrast in MODALITIES if contrast in subject.images}
+    entry.update({name: relative(subject.images[name]) for name in MODALITIES if name in subject.images})
     if subject.label is not None:
-        files["label"] = subject.label
-    for key, path in files.items():
-        if not path.is_relative_to(root):
-            raise SubjectError(subject.name, path, f"is outside the datalist's root {root}")
-        entry[key] = path.relative_to(root).as_posix()
+        entry["label"] = relative(subject.label)
+    for key, names in GROUPS.items():
+        files: Mapping[str, Path] = getattr(subject, key)
+        if files:
+            entry[key] = {name: relative(files[name]) for name in names if name in files}
     return entry

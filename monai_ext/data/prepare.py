@@ -80,7 +80,7 @@ def prepare(datalist: Datalist, out: Path, *, preset: Preset, jobs: int = 1, qc:
     one = partial(prepare_one, out=out, root=datalist.root, preset=preset, qc=qc)
     subjects = datalist.subjects
     ends: dict[str, Done] = {}
-    with _alone(out), tqdm(total=len(subjects), desc="prepare", unit="subject") as bar:
+    with alone(out), tqdm(total=len(subjects), desc="prepare", unit="subject") as bar:
         for end in _ends(one, subjects, jobs=jobs):
             ends[end.subject.name] = end
             bar.update()
@@ -145,7 +145,7 @@ def _check_writable(out: Path) -> None:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> Iterator[None]:
     """One run at a time into `out`, for two would remove each other's half-filled folders; a kill frees the lock."""
     try:
         import fcntl
@@ -157,7 +157,7 @@ def _alone(out: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
-        raise ValueError(f"another prepare is writing into {out}: wait until it is done") from error
+        raise ValueError(f"another run is writing into {out}: wait until it is done") from error
     except OSError:  # some network file systems know no locks
         pass
     try:

@@ -29,6 +29,8 @@ SLOPE = 1 / 65535  # what one step of the stored 16 bits is worth
 
 def prepare_subject(subject: Subject, folder: Path, *, preset: Preset, root: Path) -> dict[str, Any]:
     """Write `folder`, whole or not at all, and return its sidecar; a fault of the sources is a SubjectError."""
+    if subject.targets or subject.masks:
+        raise SubjectError(subject.name, None, "has targets or masks of its own: it was prepared when it was made")
     identity = _identity(subject, preset=preset, root=root)
     _check_replaceable(subject, folder, preset=preset, root=root)
     gridded = Gridded(subject, preset=preset, root=root)

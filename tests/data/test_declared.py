@@ -95,11 +95,11 @@ def test_a_scaled_image_is_what_nibabel_reads(tmp_path, values, suffix):
 
 
 def test_the_most_voxels_are_as_told(tmp_path, values, monkeypatch):
-    path = nifti(tmp_path / "a.nii.gz", values, lambda header: None)
+    path = nifti(tmp_path / "a.nii.gz", values, lambda _: None)
     monkeypatch.setenv("MONAI_EXT_MAX_VOXELS", "210")
     assert read_volume(path).shape == (5, 6, 7)
     monkeypatch.setenv("MONAI_EXT_MAX_VOXELS", "209")
-    with pytest.raises(ValueError, match="5 x 6 x 7 is 210 voxels, at most 209 are read.*set MONAI_EXT_MAX_VOXELS"):
+    with pytest.raises(ValueError, match=r"5 x 6 x 7 is 210 voxels, at most 209 are read.*set MONAI_EXT_MAX_VOXELS"):
         read_volume(path)
     for wrong in ("0", "-1", "many", "1" * 30):
         monkeypatch.setenv("MONAI_EXT_MAX_VOXELS", wrong)

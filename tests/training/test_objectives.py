@@ -1,11 +1,12 @@
 """Each method's terms against their formulas, and what a discriminator's answer may be."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import softplus
 
 from monai_ext.networks import FDGAN
-from monai_ext.training.objectives import AnyScale, Disentangling, Pix2Pix
+from monai_ext.training.objectives import AnyScale, Disentangling, Pix2Pix, weighted_l1
 
 BATCH = {"sources": torch.rand(2, 2, 8, 8), "target": torch.rand(2, 1, 8, 8)}
 MADE = {"pred": torch.rand(2, 1, 8, 8)}
@@ -116,3 +117,12 @@ def test_sources_are_as_they_are_in_validation_and_in_the_papers_training():
 def test_a_finest_below_one_is_refused():
     with pytest.raises(ValueError, match=r"finest must be at least 1, got 0\.5"):
         AnyScale(finest=0.5)
+
+
+def test_pixels_count_as_the_batchs_weight_says():
+    made, target = torch.rand(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    weight = torch.rand(2, 1, 8, 8)
+    found = weighted_l1(made, {"target": target, "weight": weight})
+    by_hand = np.average((made - target).abs().numpy(), weights=weight.numpy())
+    assert found.item() == pytest.approx(by_hand)
+    assert weighted_l1(made, {"target": target}).item() == pytest.approx((made - target).abs().mean().item())
