@@ -5,8 +5,9 @@ and a low-rank change of each convolution (LoRA, Hu et al., arXiv 2106.09685) th
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,10 +80,29 @@ def add_dataset(network: PMMSynth, name: str, *, rank: int = 4) -> Adapter:
     return Adapter(name, rank, embedding, changes)
 
 
-def save_adapter(network: PMMSynth, adapter: Adapter, path: Path | str) -> None:
-    """`path`, a flat state dict of the new tensors alone, and the JSON beside it, which names the dataset."""
-    about = {"dataset": adapter.name, "rank": adapter.rank, "network_sha256": fingerprint(network)}
-    save_weights(path, adapter, about)
+def newest_adapter(network: PMMSynth) -> Adapter:
+    """What `add_dataset` added last."""
+    assert network.embedding is not None
+    number = len(network.datasets) - network.trained_on - 1
+    changes = {path: module.changes[number] for path, module in network.named_modules() if hasattr(module, "changes")}
+    rank = max(change.down.shape[0] for change in changes.values())
+    embedding: Any = network.embedding.added[number]
+    return Adapter(network.datasets[-1], rank, embedding, changes)
+
+
+def save_adapter(
+    network: PMMSynth, adapter: Adapter, path: Path | str, *, about: Mapping[str, Any] | None = None
+) -> None:
+    """`path`, a flat state dict of the new tensors alone, and the JSON beside it, which names the dataset.
+
+    Args:
+        network: what the adapter was learnt on.
+        adapter: what is written.
+        path: the file; a JSON of its name is written beside it.
+        about: what else the JSON says.
+    """
+    said = {"dataset": adapter.name, "rank": adapter.rank, "network_sha256": fingerprint(network)}
+    save_weights(path, adapter, {**(about or {}), **said})
 
 
 def load_adapter(network: PMMSynth, path: Path | str) -> Adapter:

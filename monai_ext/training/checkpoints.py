@@ -13,8 +13,7 @@ from ignite.engine import Events
 from monai.engines.workflow import Workflow
 
 from monai_ext.files import absolute
-from monai_ext.networks import PMMSynth
-from monai_ext.networks.adapters import Adapter, fingerprint
+from monai_ext.networks.adapters import newest_adapter, save_adapter
 from monai_ext.weights import read, save_weights, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -131,14 +130,4 @@ class AdapterCheckpoints(Checkpoints):
     """As `Checkpoints`, but what is stored beside the trained weights is the newest dataset's adapter alone."""
 
     def write_weights(self, trainer: Any) -> None:
-        network: PMMSynth = trainer.network
-        name, number = network.datasets[-1], len(network.datasets) - network.trained_on - 1
-        assert network.embedding is not None
-        changes = {
-            path: module.changes[number] for path, module in network.named_modules() if hasattr(module, "changes")
-        }
-        rank = max(change.down.shape[0] for change in changes.values())
-        embedding: Any = network.embedding.added[number]
-        adapter = Adapter(name, rank, embedding, changes)
-        about = {**self.about, "dataset": name, "rank": rank, "network_sha256": fingerprint(network)}
-        save_weights(self.weights, adapter, about)
+        save_adapter(trainer.network, newest_adapter(trainer.network), self.weights, about=self.about)
