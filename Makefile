@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test test-serve deploy-test label check fmt ops bench clean
+.PHONY: help setup demo weights test test-long test-serve deploy-test label check fmt ops bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -49,8 +49,13 @@ demo: setup  ## phantoms -> train AGI-Net and its baseline -> evaluate -> synthe
 	@echo "The report: $(DEMO)/report/index.html"
 	@echo "Synthesised: $$(ls $(DEMO)/synthetic/*/*.nii.gz | tr '\n' ' ')"
 
-test: setup  ## the test suite; test-serve has what needs a host's own environment
-	$(BIN)/python -m pytest -n 2 --ignore=tests/serve $(PYTEST_ARGS)
+TESTS = $(BIN)/python -m pytest -n 2 --ignore=tests/serve
+
+test: setup  ## the test suite, all but its slow part; ends with the slowest ten
+	$(TESTS) -m "not long" --durations=10 $(PYTEST_ARGS)
+
+test-long: setup  ## the slow part; test-serve has what needs a host's own environment
+	$(TESTS) -m long --durations=10 $(PYTEST_ARGS)
 
 # MONAI Label needs other versions of some packages than we do: an environment of its own.
 LABEL_VENV := .venv-label
@@ -65,7 +70,8 @@ $(LABEL_VENV)/.installed: pyproject.toml $(LABEL_SET)
 
 label: $(LABEL_VENV)/.installed  ## serve a bundle to MONAI Label's clients: make label BUNDLE=agi_net STUDIES=folder
 	PATH=$(CURDIR)/$(LABEL_VENV)/bin:$$PATH monailabel start_server --app monai_ext/serve/label_app \
-	    --studies $(or $(STUDIES),$(error say with STUDIES= where the studies are)) --conf bundles bundles/$(BUNDLE)
+	    --studies $(or $(STUDIES),$(error say with STUDIES= where the studies are)) --conf bundles bundles/$(BUNDLE) \
+	    --host $(or $(HOST),127.0.0.1)
 
 # MONAI Deploy runs on Holoscan, which is large: an environment of its own. Without highdicom monai itself does not import.
 DEPLOY_VENV := .venv-deploy
@@ -95,6 +101,12 @@ fmt: setup  ## format Python and C++ in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	git ls-files -z '*.cpp' '*.cu' '*.h' | xargs -0 $(BIN)/clang-format -i
+
+WEIGHTS := out/weights
+
+weights: setup  ## train a bundle on phantoms and pack what it learnt: make weights BUNDLE=agi_net ANATOMY=dir [LESIONS=dir MINUTES=9]
+	$(BIN)/python -m monai_ext weights $(or $(BUNDLE),$(error say with BUNDLE= which)) --work $(WEIGHTS) \
+	    --anatomy $(or $(ANATOMY),$(error say with ANATOMY= where label maps are)) $(if $(LESIONS),--lesions $(LESIONS)) $(if $(MINUTES),--minutes $(MINUTES))
 
 ops: setup  ## compile the operators now and say which kernel each one uses
 	$(BIN)/python -m monai_ext ops

@@ -62,13 +62,13 @@ class PatchDataset(SliceDataset):
         # Slices beyond the volume hold nothing: the patch goes there only if the volume has too few.
         first = int(np.clip(first, min(0, row.depth - depth), max(0, row.depth - depth)))
         blocks = {
-            contrast: self._block(row.name, Path(path), corner, first, row.depth)
-            for contrast, path in zip(self.contrasts, row.paths, strict=True)
+            path: self._block(row.name, Path(path), corner, first, row.depth)
+            for path in (*row.sources, *row.targets)
             if path is not None
         }
         item = {
-            "sources": torch.from_numpy(np.stack([blocks[contrast] for contrast in self.sources])),
-            "target": torch.from_numpy(np.stack([blocks[contrast] for contrast in self.target])),
+            "sources": torch.from_numpy(np.stack([blocks[path] for path in row.sources if path is not None])),
+            "target": torch.from_numpy(np.stack([blocks[path] for path in row.targets if path is not None])),
             "subject": row.name,
             "slice": first,
             "dataset": row.kind.dataset,

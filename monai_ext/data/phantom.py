@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from monai_ext.data.datalist import Datalist, Subject, write_datalist
 from monai_ext.data.montage import montage
+from monai_ext.data.phantoms import stream
 from monai_ext.data.rendering import Phantom, make_phantom
 from monai_ext.data.sites import SITES
 from monai_ext.data.splits import split_subjects
@@ -52,7 +53,13 @@ class Job:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="the dataset's folder; must not hold anything yet")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, metavar="DIR", help="the dataset's folder; must not hold anything yet")
+    where.add_argument("--stream", type=Path, metavar="POOL", help="prepared subjects for training, renewed on and on")
+    add(
+        "--anatomy", type=stream.existing_folder, metavar="DIR", help="label maps in FreeSurfer's or SynthSeg's numbers"
+    )
+    add("--lesions", type=stream.existing_folder, metavar="DIR", help="masks of real infarcts on an MNI-like grid")
     add("--site", choices=sorted(SITES), default="healthy", help="whose contrasts, disease, scanner, protocol")
     add("--subjects", type=int, default=10, metavar="N")
     add("--spacing", type=_spacing, default="2", metavar="MM", help="voxel size: one number, or I,J,K")
@@ -66,11 +73,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--randomize", action="store_true", help="tissues, sequences and artefacts beyond any one scanner's")
     add("--jobs", type=int, default=1, metavar="J", help="processes")
     add("--montage", type=Path, metavar="PNG", help="a picture of the first three subjects")
+    stream.configure(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Make the subjects, then the datalist, which a dataset that was not finished lacks."""
+    if args.stream is not None:
+        return stream.run(args, contrasts=args.contrasts or (), spacing=args.spacing)
     args.out = absolute(args.out)
     site = SITES[args.site]
     layout = args.layout or site.layout

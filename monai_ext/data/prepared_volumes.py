@@ -49,17 +49,15 @@ class PreparedVolumes(SliceDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # no draw takes a whole subject
         row = self._rows[index]
-        paths = dict(zip(self.contrasts, row.paths, strict=True))
-        first = Path(next(path for path in row.paths if path is not None))
+        first = Path(next(path for path in (*row.sources, *row.targets) if path is not None))
         mask = first.parent / "mask.nii"
         if not mask.exists():
             raise SubjectError(row.name, mask.parent, "has no mask.nii, and figures of the brain need one; prepare it")
 
-        def stacked(contrasts: Sequence[str]) -> Tensor:
+        def stacked(paths: Sequence[str | None]) -> Tensor:
             # slices lie apart in memory, since slices are what networks take
-            images = np.zeros((len(contrasts), row.depth, *row.kind.size), dtype=np.float32)
-            for image, contrast in zip(images, contrasts, strict=True):
-                path = paths[contrast]
+            images = np.zeros((len(paths), row.depth, *row.kind.size), dtype=np.float32)
+            for image, path in zip(images, paths, strict=True):
                 if path is not None:
                     image[...] = _whole(row.name, Path(path), row.depth)
             return torch.from_numpy(images).permute(0, 2, 3, 1)
@@ -67,8 +65,8 @@ class PreparedVolumes(SliceDataset):
         with faults_of(row.name, first):
             affine = np.asarray(nib.Nifti1Image.from_filename(first).affine, dtype=np.float64)
         return {
-            "image": stacked(self.sources),
-            "target": stacked(self.target),
+            "image": stacked(row.sources),
+            "target": stacked(row.targets),
             "mask": torch.from_numpy(_whole(row.name, mask, row.depth) > 0).permute(1, 2, 0)[None],
             "affine": affine,
             "slices": self._slice_of[self._row_of == index],

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from monai_ext.data.batching import Draw, Kind
-from monai_ext.data.datalist import Subject, SubjectError
+from monai_ext.data.datalist import MASKS, Subject, SubjectError
 from monai_ext.data.slice_files import clear_unseen, count_foreground, prepared_shape, read_slices
 from monai_ext.modalities import canonical
 
@@ -22,10 +22,12 @@ RULES = '"every", "nonempty", ("middle", n) or ("brain", n)'
 
 
 class _Row(NamedTuple):
-    """What is kept of a subject: `paths` is in the order of the dataset's contrasts."""
+    """What is kept of a subject: `sources`, `targets` and `masks` are in the order of the dataset's own."""
 
     name: str
-    paths: tuple[str | None, ...]
+    sources: tuple[str | None, ...]
+    targets: tuple[str | None, ...]
+    masks: tuple[str, ...]
     depth: int
     kind: Kind
 
@@ -65,12 +67,14 @@ class SliceDataset(Dataset[dict[str, Any]]):
     Images are float32 in [0, 1]; H and W are the volume's i and j axes. `available` follows `contrasts`: the
     sources, then those targets that are no source. Sources and target are apart (a fixed task) or one list
     (any from any): a `Draw`'s condition is then "condition", and what it leaves to synthesise is zero in
-    "sources" and whole in "target".
+    "sources" and whole in "target". One that is not `named` has "" for its "dataset".
 
     `slices` is "every", "nonempty", ("middle", n) of the non-empty, or ("brain", n), those with most brain.
     `neighbours` puts n slices of either side beside each source: M * (2n + 1) channels, edge slices repeated.
     `transform` is a MONAI dictionary transform over "sources" and "target"; a `Draw` as key seeds it,
     torch's own generator does for a plain number: a loader's workers and epochs then draw apart.
+    A subject's `targets` are what is read into "target", its images where it has none. `masks` names those of its
+    masks that come along as "masks" (N, H, W), 1 inside; `transform` must move them too where it moves images.
     `allow_missing` gives zeros for a contrast that a subject lacks. A subject that cannot serve is raised as
     SubjectError, or joins `failures` while the others are taken.
     """
@@ -84,6 +88,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         slices: str | Sequence[Any] = "nonempty",
         allow_missing: bool = False,
         neighbours: int = 0,
+        masks: Sequence[str] = (),
         transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         failures: list[SubjectError] | None = None,
     ) -> None:
@@ -95,6 +100,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
             )
         if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 0:
             raise ValueError(f"neighbours must be a whole number of at least 0, got {neighbours!r}")
+        unknown = [name for name in masks if name not in MASKS]
+        if isinstance(masks, str) or unknown:
+            raise ValueError(f"masks must be a list of {' and '.join(MASKS)}, got {masks!r}")
+        self.masks = tuple(masks)
         self.contrasts = tuple(dict.fromkeys(self.sources + self.target))
         self.rule, self.count = parse_rule(slices)
         self.allow_missing, self.neighbours, self.transform = allow_missing, neighbours, transform
@@ -134,9 +143,11 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "target": torch.from_numpy(target),
             "subject": row.name,
             "slice": number,
-            "dataset": row.kind.dataset,
+            "dataset": row.kind.dataset if draw is None or draw.named else "",
             "available": torch.tensor(row.kind.available),
         }
+        if self.masks:
+            item["masks"] = torch.from_numpy(self._read_masks(row, number))
         item = self._transformed(item, draw, row.kind.available)
         if draw and draw.condition is not None:
             if self.sources != self.target or len(draw.condition) != len(self.contrasts):
@@ -173,23 +184,30 @@ class SliceDataset(Dataset[dict[str, Any]]):
         around = np.arange(number - self.neighbours, number + self.neighbours + 1).clip(0, row.depth - 1)
         sources = np.zeros((len(self.sources), len(around), *row.kind.size), dtype=np.float32)
         target = np.zeros((len(self.target), *row.kind.size), dtype=np.float32)
-        for contrast, path in zip(self.contrasts, row.paths, strict=True):
-            if path is None:
-                continue
-            wanted = around if contrast in self.sources else np.array([number])
-            first, stop = int(wanted[0]), int(wanted[-1]) + 1
-            with faults_of(row.name, Path(path), where=f"slice {number}: "):
-                images = read_slices(path, first, stop)
-            if contrast in self.sources:
-                sources[self.sources.index(contrast)] = images[wanted - first]
-            if contrast in self.target:
-                target[self.target.index(contrast)] = images[number - first]
+        seen: dict[str, np.ndarray] = {}
+        for image, path in zip(sources, row.sources, strict=True):
+            if path is not None:
+                first = int(around[0])
+                read = self._slices(row, path, first, int(around[-1]) + 1)
+                image[...], seen[path] = read[around - first], read[number - first]
+        for image, path in zip(target, row.targets, strict=True):
+            if path is not None:
+                image[...] = seen[path] if path in seen else self._slices(row, path, number, number + 1)[0]
         return sources.reshape(-1, *row.kind.size), target
+
+    def _read_masks(self, row: _Row, number: int) -> np.ndarray:
+        return np.stack([self._slices(row, path, number, number + 1)[0] > 0 for path in row.masks]).astype(np.float32)
+
+    def _slices(self, row: _Row, path: str, first: int, stop: int) -> np.ndarray:
+        with faults_of(row.name, Path(path), where=f"slice {first}: "):
+            return read_slices(path, first, stop)
 
     def _examine(self, subject: Subject) -> tuple[_Row, np.ndarray]:
         """A subject's row and its chosen slices, or a SubjectError that says why it cannot serve."""
-        images = [subject.images.get(contrast) for contrast in self.contrasts]
-        available = tuple(path is not None for path in images)
+        sources = [subject.images.get(contrast) for contrast in self.sources]
+        targets = [subject.targets.get(contrast, subject.images.get(contrast)) for contrast in self.target]
+        found = {**dict(zip(self.target, targets, strict=True)), **dict(zip(self.sources, sources, strict=True))}
+        available = tuple(found[contrast] is not None for contrast in self.contrasts)
         there = [contrast for contrast, present in zip(self.contrasts, available, strict=True) if present]
         missing = [contrast for contrast in self.contrasts if contrast not in there]
         if missing and not self.allow_missing:
@@ -201,14 +219,19 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 "it takes a source and another contrast as target"
             )
             raise SubjectError(subject.name, None, reason)
+        for name in self.masks:
+            if name not in subject.masks:
+                reason = f"has no mask {name!r}; phantoms have them, as `masks` of the datalist"
+                raise SubjectError(subject.name, None, reason)
 
-        files = [path for path in images if path is not None]
+        files = list(dict.fromkeys(path for path in [*sources, *targets] if path is not None))
         mask = files[0].parent / "mask.nii"
         masks = [mask] if mask.exists() else []
+        truths = [subject.masks[name] for name in self.masks]
         shapes = {}
-        for path in [*files, *masks]:
+        for path in [*files, *masks, *truths]:
             with faults_of(subject.name, path):
-                shapes[path] = prepared_shape(path, image=path != mask)
+                shapes[path] = prepared_shape(path, image=path in files)
         shape = shapes[files[0]]
         for path, other in shapes.items():
             if other != shape:
@@ -219,8 +242,15 @@ class SliceDataset(Dataset[dict[str, Any]]):
         if not len(numbers):
             raise SubjectError(subject.name, [*masks, *files][0], "every slice is empty")
         kind = Kind(dataset=subject.dataset, available=available, size=shape[:2])
-        paths = tuple(None if path is None else str(path) for path in images)
-        return _Row(name=subject.name, paths=paths, depth=shape[2], kind=kind), numbers
+        row = _Row(
+            name=subject.name,
+            sources=tuple(None if path is None else str(path) for path in sources),
+            targets=tuple(None if path is None else str(path) for path in targets),
+            masks=tuple(str(path) for path in truths),
+            depth=shape[2],
+            kind=kind,
+        )
+        return row, numbers
 
     def _content(self, name: str, files: Sequence[Path], masks: Sequence[Path], depth: int) -> np.ndarray:
         """Foreground voxels in each slice: the mask's, or else the emptiest contrast's."""

@@ -64,7 +64,7 @@ class Pix2Pix:
     def generator_terms(
         self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
     ) -> Terms:
-        terms = {"pixel": self.pixel_weight * l1_loss(predicted["pred"], batch["target"])}
+        terms = {"pixel": self.pixel_weight * weighted_l1(predicted["pred"], batch)}
         if discriminator is not None:
             fake = _judged(discriminator, batch["sources"], predicted["pred"])
             adversarial = self.adversarial(fake, target_is_real=True, for_discriminator=False)
@@ -103,7 +103,7 @@ class Disentangling(Pix2Pix):
     ) -> Terms:
         terms = super().generator_terms(discriminator, batch, predicted)
         if "pseudo_target" in predicted:  # Eq. 5's second term
-            terms["pseudo_target"] = self.pixel_weight * l1_loss(predicted["pseudo_target"], batch["target"])
+            terms["pseudo_target"] = self.pixel_weight * weighted_l1(predicted["pseudo_target"], batch)
         if self.edge_weight:
             made, real = predicted["pred"], batch["target"]
             slopes = [l1_loss(made.diff(dim=axis), real.diff(dim=axis)) for axis in range(2, made.dim())]
@@ -159,7 +159,8 @@ def _as_fine(batch: Batch, predicted: Mapping[str, Tensor]) -> Batch:
     if "sources" not in predicted:
         return batch
     size = predicted["pred"].shape[2], predicted["pred"].shape[3]
-    return {**batch, "sources": predicted["sources"], "target": _resized(batch["target"], size)}
+    resized = {name: _resized(batch[name], size) for name in ("target", "weight") if name in batch}
+    return {**batch, **resized, "sources": predicted["sources"]}
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -167,6 +168,15 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     if (images.shape[2], images.shape[3]) == size:
         return images
     return interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def weighted_l1(made: Tensor, batch: Batch) -> Tensor:
+    """(B, K, *size) against the batch's target: a mean over pixels, each counted by its "weight" where there is one."""
+    wrong = (made - batch["target"]).abs()
+    if "weight" not in batch:
+        return wrong.mean()
+    weight = batch["weight"].expand_as(wrong)
+    return (wrong * weight).sum() / weight.sum()
 
 
 def _check_weights(**weights: float) -> None:

@@ -13,8 +13,9 @@ class SelectiveSupervision:
     """A batch shares one synthesis condition: Eq. 4's sources, and what is there of the rest are its targets.
 
     The discriminators are least squares (Eq. 8-9), one a contrast, and see targets alone, without their sources. L1 is
-    a mean over pixels, as is the least squares term over patches; the sums of Eq. 6-9 are over contrasts. `datasets`
-    are the network's, in the order of their numbers.
+    a mean over pixels, counted by the batch's "weight" where it has one, as is the least squares term over patches; the
+    sums of Eq. 6-9 are over contrasts. `datasets` are the network's, in the order of their numbers. Without
+    reconstruction, sources are not made.
     """
 
     parts_unused = True  # streams and discriminators of contrasts that a batch does not have
@@ -40,9 +41,15 @@ class SelectiveSupervision:
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
         """Every contrast; of a validation item, which has its "wanted" contrast, that one alone."""
         sources = batch["sources"]
-        numbers = torch.tensor([self.datasets.index(name) for name in batch["dataset"]], device=sources.device)
-        if "wanted" not in batch:
+        numbers = None
+        if any(batch["dataset"]):
+            numbers = torch.tensor([self.datasets.index(name) for name in batch["dataset"]], device=sources.device)
+        if "wanted" not in batch and self.weights["reconstruction"]:
             return {"pred": network(sources, batch["condition"], numbers)}
+        if "wanted" not in batch:
+            return {
+                "pred": network(sources, batch["condition"], numbers, batch["available"][0] & ~batch["condition"][0])
+            }
         which = torch.zeros(sources.shape[1], device=sources.device)
         which[batch["wanted"]] = 1
         made = network(sources, batch["condition"], numbers, which)
@@ -64,7 +71,9 @@ class SelectiveSupervision:
         targets = _targets(batch)
         condition = batch["condition"][0]
         sources = [number for number in range(len(condition)) if condition[number]]
-        wrong = (predicted["pred"] - batch["target"]).abs().mean(dim=(0, 2, 3))
+        wrong = (predicted["pred"] - batch["target"]).abs()
+        weight = batch["weight"] if "weight" in batch else torch.ones_like(wrong[:, :1])
+        wrong = (wrong * weight).sum(dim=(0, 2, 3)) / weight.sum()
         terms = {"synthesis": wrong[targets].sum(), "reconstruction": wrong[sources].sum()}  # Eq. 6-7
         if discriminator is not None:
             answers = discriminator(predicted["pred"], targets)

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_ext.data.datalist import (
-    Datalist,
-    Subject,
-    SubjectError,
-    read_datalist,
-    report_failures,
-    write_datalist,
-)
+from monai_ext.data.datalist import Datalist, Subject, SubjectError, read_datalist, report_failures, write_datalist
 
 
 @pytest.fixture
@@ -38,6 +31,8 @@ def good(folder: Path) -> Datalist:
         images={"T1": folder / "b/T1.nii"},
         session="2",
         label=folder / "a/T2.nii",
+        targets={"FLAIR": folder / "a/T1.nii"},
+        masks={"brain": folder / "a/T2.nii"},
     )
     third = Subject(subject="é è", dataset="d", images={"T1": folder / "é è/T1 ünï.nii"})
     return Datalist(name="d", root=folder, splits={"training": (first, second), "validation": (), "test": (third,)})
@@ -57,6 +52,7 @@ def test_entries_are_flat_relative_and_readable(dataset: Path) -> None:
     assert content["root"] == "."
     assert content["training"][0] == {"subject": "a", "T1": "a/T1.nii", "T2": "a/T2.nii"}
     assert content["training"][1]["dataset"] == "other"
+    assert content["training"][1]["targets"] == {"FLAIR": "a/T1.nii"}
     assert "é è/T1 ünï.nii" in text
 
 
@@ -79,6 +75,23 @@ def test_files_may_be_links_into_a_store(dataset: Path, tmp_path_factory: pytest
     (dataset / "b/T2.nii").symlink_to(store)
     path = put(dataset, training=[{"subject": "b", "T2": "b/T2.nii"}])
     assert read_datalist(path).subjects[0].images["T2"] == dataset / "b/T2.nii"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"targets": "a/T1.nii"}, "targets must be an object of one path a name"),
+        ({"targets": {"T1": 3}}, "targets must be an object of one path a name"),
+        ({"targets": {"T9": "a/T1.nii"}}, "targets has the unknown name 'T9'; known are T1"),
+        ({"masks": {"skull": "a/T1.nii"}}, "masks has the unknown name 'skull'; known are brain, lesion"),
+        ({"masks": {"brain": "../a.nii"}}, "climbs out of the datalist's root"),
+        ({"targets": {"T1": "a/T3.nii"}}, "cannot be read"),
+    ],
+)
+def test_targets_and_masks_are_checked_as_images_are(dataset: Path, extra: dict, message: str) -> None:
+    path = put(dataset, training=[{"subject": "a", "T1": "a/T1.nii", **extra}])
+    with pytest.raises(SubjectError, match=message):
+        read_datalist(path)
 
 
 def test_a_byte_order_mark_is_no_fault(dataset: Path) -> None:

@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -61,6 +62,51 @@ def make_subject(
     if mask is not None:
         write_nifti(root / name / "mask.nii", mask, slope=None)
     return Subject(subject=name, dataset=dataset, images=images)
+
+
+def with_truth(root: Path, subject: Subject, targets: str, masks: str = "") -> Subject:
+    """The same subject with targets and masks that are not its images."""
+    rng = np.random.default_rng(9)
+    folder = root / subject.name
+    made = {
+        name: write_nifti(folder / f"{name}_target.nii", rng.integers(1, 2**16, size=SHAPE, dtype=np.uint16))
+        for name in targets.split()
+    }
+    drawn = {
+        name: write_nifti(folder / f"{name}.nii", rng.integers(0, 2, size=SHAPE, dtype=np.uint8) * 3, slope=None)
+        for name in masks.split()
+    }
+    return replace(subject, targets=made, masks=drawn)
+
+
+def test_the_target_is_read_from_the_targets_and_the_sources_from_the_images(tmp_path: Path) -> None:
+    subject = with_truth(tmp_path, make_subject(tmp_path, "a", "T1 T2"), "T2 FLAIR")
+    item = SliceDataset([subject], sources=["T1"], target=["T2", "FLAIR"])[3]
+    truth = [nib.load(subject.targets[name]).get_fdata(dtype=np.float32)[:, :, 3] for name in ("T2", "FLAIR")]
+    np.testing.assert_allclose(item["target"], np.stack(truth), atol=1e-7)
+    np.testing.assert_allclose(item["sources"][0], volume(subject, "T1")[:, :, 3], atol=1e-7)
+    any_to_any = SliceDataset([subject], sources=["T1", "T2"], target=["T1", "T2"])[3]
+    np.testing.assert_allclose(any_to_any["sources"][1], volume(subject, "T2")[:, :, 3], atol=1e-7)
+    np.testing.assert_allclose(any_to_any["target"][1], truth[0], atol=1e-7)
+    np.testing.assert_allclose(any_to_any["target"][0], volume(subject, "T1")[:, :, 3], atol=1e-7)
+
+
+def test_a_contrast_with_a_target_and_no_image_is_no_source(tmp_path: Path) -> None:
+    subject = with_truth(tmp_path, make_subject(tmp_path, "a", "T1 T2"), "FLAIR")
+    with pytest.raises(SubjectError, match="lacks FLAIR"):
+        SliceDataset([subject], sources=["T1", "FLAIR"], target=["T2"])
+
+
+def test_masks_come_along_as_ones_and_zeros_where_they_are_named(tmp_path: Path) -> None:
+    subject = with_truth(tmp_path, make_subject(tmp_path, "a", "T1 T2"), "T2", "brain lesion")
+    item = SliceDataset([subject], sources=["T1"], target=["T2"], masks=["lesion", "brain"])[2]
+    for mask, name in zip(item["masks"], ("lesion", "brain"), strict=True):
+        np.testing.assert_array_equal(mask, nib.load(subject.masks[name]).get_fdata()[:, :, 2] > 0)
+    assert "masks" not in SliceDataset([subject], sources=["T1"], target=["T2"])[2]
+    with pytest.raises(SubjectError, match="a: has no mask 'brain'"):
+        SliceDataset([replace(subject, masks={})], sources=["T1"], target=["T2"], masks=["brain"])
+    with pytest.raises(ValueError, match="masks must be a list of brain and lesion, got 'brain'"):
+        SliceDataset([subject], sources=["T1"], target=["T2"], masks="brain")
 
 
 def volume(subject: Subject, contrast: str) -> np.ndarray:
@@ -193,8 +239,7 @@ def test_brain_needs_a_mask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule",
-    ["all", "middle", ("middle", 0), ("middle", "80"), ("brain", 2.5), ("brain", True), ("every", 3), ()],
+    "rule", ["all", "middle", ("middle", 0), ("middle", "80"), ("brain", 2.5), ("brain", True), ("every", 3), ()]
 )
 def test_an_unknown_rule_is_refused(rule: object) -> None:
     with pytest.raises(ValueError, match="slices must be"):
@@ -283,10 +328,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "compressed": (compress, r"T2\.nii: is no uncompressed NIfTI"),
     "gone": (lambda path: path.unlink(), r"T2\.nii: cannot be read: No such file"),
     "4D": (lambda path: write_nifti(path, np.ones((*SHAPE, 2), np.uint16)), r"has shape \(6, 5, 8, 2\)"),
-    "another grid": (
-        lambda path: write_nifti(path, np.ones((6, 5, 9), np.uint16)),
-        r"T1\.nii is \(6, 5, 8\)",
-    ),
+    "another grid": (lambda path: write_nifti(path, np.ones((6, 5, 9), np.uint16)), r"T1\.nii is \(6, 5, 8\)"),
     "not RAS": (lambda path: write_nifti(path, np.ones(SHAPE, np.uint16), affine=LAS), "orientation LAS"),
     "as scanned": (lambda path: write_nifti(path, np.ones(SHAPE, np.uint16), slope=None), r"to \[0, 1\]"),
     "float": (lambda path: write_nifti(path, np.ones(SHAPE, np.float32), slope=None), r"to \[0, 1\]"),
@@ -339,10 +381,7 @@ def test_more_neighbours_than_slices_repeat_the_edges(tmp_path: Path) -> None:
 def augment() -> Compose:
     keys = ["sources", "target"]
     return Compose(
-        [
-            RandFlipd(keys=keys, prob=0.5, spatial_axis=0),
-            RandShiftIntensityd(keys=keys, offsets=(0.1, 0.5), prob=1.0),
-        ]
+        [RandFlipd(keys=keys, prob=0.5, spatial_axis=0), RandShiftIntensityd(keys=keys, offsets=(0.1, 0.5), prob=1.0)]
     )
 
 
@@ -413,6 +452,13 @@ def test_a_condition_blanks_what_is_to_be_synthesised(tmp_path: Path) -> None:
     assert item["condition"].tolist() == [True, False, True]
     assert [bool(item["sources"][channel].any()) for channel in range(9)] == [True] * 3 + [False] * 3 + [True] * 3
     assert item["target"].flatten(1).any(1).all(), "the target is whole, to reconstruct what is given too"
+
+
+def test_an_unnamed_draw_keeps_its_dataset_to_itself(tmp_path: Path) -> None:
+    subject = make_subject(tmp_path, "a", "T1 T2")
+    dataset = SliceDataset([subject], sources=["T1"], target=["T2"])
+    assert dataset[Draw(0, 0)]["dataset"] == dataset[0]["dataset"] == subject.dataset != ""
+    assert dataset[Draw(0, 0, None, named=False)]["dataset"] == ""
 
 
 def test_a_condition_on_a_fixed_task_is_refused(tmp_path: Path) -> None:

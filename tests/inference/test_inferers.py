@@ -117,3 +117,23 @@ def test_neighbours_stand_beside_each_source_and_the_edge_slices_are_repeated():
     for number, near in enumerate(([0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4])):
         expected = torch.tensor([*near, *(10 + one for one in near)])
         torch.testing.assert_close(seen[number], (expected + 1.0) / 20)
+
+
+@torch.no_grad()
+def test_with_a_margin_a_larger_canvas_changes_nothing_at_all():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.Conv2d(4, 1, 3, padding=1))
+    head = torch.zeros(1, 2, 48, 48, 3)
+    head[:, :, 12:36, 12:36] = 0.2 + 0.6 * torch.rand(1, 2, 24, 24, 3)
+    wider = torch.zeros(1, 2, 80, 72, 3)
+    wider[:, :, 20:68, 22:70] = head
+    inferer = SlicesInferer(amp=False, margin=8)
+    made, again = inferer(head, net), inferer(wider, net)
+    torch.testing.assert_close(again[:, :, 20:68, 22:70], made)
+    whole = SlicesInferer(amp=False)
+    assert (whole(wider, net)[:, :, 20:68, 22:70] - whole(head, net)).abs().max() > 0.01
+
+
+def test_a_negative_margin_is_refused():
+    with pytest.raises(ValueError, match="margin must be at least 0, or null"):
+        SlicesInferer(margin=-1)

@@ -1,11 +1,12 @@
 """Each method's terms against their formulas, and what a discriminator's answer may be."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import softplus
 
 from monai_ext.networks import FDGAN
-from monai_ext.training.objectives import AnyScale, Disentangling, Pix2Pix
+from monai_ext.training.objectives import AnyScale, Disentangling, Pix2Pix, weighted_l1
 
 BATCH = {"sources": torch.rand(2, 2, 8, 8), "target": torch.rand(2, 1, 8, 8)}
 MADE = {"pred": torch.rand(2, 1, 8, 8)}
@@ -146,3 +147,24 @@ def test_the_loss_weights_can_be_those_that_are_printed():
 def test_a_finest_below_one_is_refused(finest: float):
     with pytest.raises(ValueError, match=f"finest must be at least 1 and finite, got {finest}"):
         AnyScale(finest=finest)
+
+
+def test_pixels_count_as_the_batchs_weight_says():
+    made, target = torch.rand(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    weight = torch.rand(2, 1, 8, 8)
+    found = weighted_l1(made, {"target": target, "weight": weight})
+    by_hand = np.average((made - target).abs().numpy(), weights=weight.numpy())
+    assert found.item() == pytest.approx(by_hand)
+    assert weighted_l1(made, {"target": target}).item() == pytest.approx((made - target).abs().mean().item())
+
+
+def test_a_finer_targets_weight_is_of_its_size_too():
+    torch.manual_seed(0)
+    batch = {name: torch.rand(1, 1, 16, 16) for name in ("sources", "target", "weight")}
+    objective = AnyScale(finest=2)
+    predicted = objective.predict(Sizes(), batch)
+    size = tuple(predicted["pred"].shape[2:])
+    assert size != (16, 16)
+    fine = {n: torch.nn.functional.interpolate(v, size, mode="bilinear", antialias=True) for n, v in batch.items()}
+    expected = 100 * weighted_l1(predicted["pred"], fine)
+    torch.testing.assert_close(objective.generator_terms(None, batch, predicted)["pixel"], expected)

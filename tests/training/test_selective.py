@@ -57,3 +57,34 @@ def test_a_batch_that_mixes_availability_is_refused():
 def test_a_negative_weight_is_refused():
     with pytest.raises(ValueError, match="reconstruction_weight must be at least 0, got -1"):
         SelectiveSupervision(datasets=("a",), reconstruction_weight=-1)
+
+
+def test_pixels_count_as_their_weight_says():
+    batch = make_batch(condition=(1, 0, 0), available=(1, 1, 0))
+    pred = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    batch["weight"] = torch.zeros(2, 1, 32, 32)
+    batch["weight"][:, :, 5, 6] = 3
+    terms = SelectiveSupervision(datasets=("a", "b")).generator_terms(None, batch, {"pred": pred})
+    torch.testing.assert_close(terms["synthesis"], 100 * (pred - batch["target"])[:, 1, 5, 6].abs().mean())
+
+
+def test_without_reconstruction_sources_are_not_made():
+    batch = make_batch(condition=(1, 0, 0), available=(1, 1, 0))
+    network = PMMSynth(modalities=("T1", "T2", "DWI"), datasets=("a", "b"), width=4)
+    made = SelectiveSupervision(datasets=network.datasets, reconstruction_weight=0).predict(network, batch)["pred"]
+    assert made.flatten(2).any(2).any(0).tolist() == [False, True, False]
+
+
+def test_of_a_batch_that_names_no_dataset_the_network_is_told_none():
+    batch = make_batch(condition=(1, 0, 0), available=(1, 1, 1))
+    told = []
+
+    def network(sources: torch.Tensor, condition: torch.Tensor, dataset: torch.Tensor | None) -> torch.Tensor:
+        told.append(dataset)
+        return sources
+
+    objective = SelectiveSupervision(datasets=("a", "b"))
+    objective.predict(network, batch)
+    objective.predict(network, {**batch, "dataset": ["", ""]})
+    assert told[0].tolist() == [0, 1]
+    assert told[1] is None

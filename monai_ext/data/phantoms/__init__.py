@@ -1,0 +1,1 @@
+"""Phantoms: people's anatomy, diseased and scanned by physics, for training on no patient's image."""

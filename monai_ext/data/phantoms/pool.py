@@ -1,0 +1,168 @@
+"""A pool of phantoms on disk, in the form that `prepare` writes: made once, or renewed while training reads it."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from monai_ext import __version__
+from monai_ext.data.datalist import Datalist, Subject, write_datalist
+from monai_ext.data.phantoms.acquisition import Grid
+from monai_ext.data.phantoms.anatomy import STEP, read_anatomy
+from monai_ext.data.phantoms.rendering import Rendered, draw_subject, render, scaled
+from monai_ext.data.volumes import Volume, write_volume
+from monai_ext.files import absolute, write_json
+
+SLOPE = 1 / 65535
+DATASET = "phantoms"
+SIDECAR = "phantom.json"
+FIRST_FIXED = 1_000_000_000  # the number of the first subject for validation: training does not get there
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a pool's subjects are made of. Subject `number` of a seed is the same always.
+
+    `canvases` are voxels in the slice: a slot keeps one of them, whatever subject is in it, because a reader that
+    goes on while slots are renewed knows their sizes. `skull` and `wide` are as of `draw_subject`.
+    """
+
+    anatomies: tuple[Path, ...]
+    contrasts: tuple[str, ...]
+    spacing: tuple[float, float, float] = (2.0, 2.0, 2.0)
+    canvases: tuple[tuple[int, int], ...] = ((96, 112),)
+    depth: int = 80
+    masks: tuple[Path, ...] = ()
+    seed: int = 0
+    skull: bool | None = None
+    wide: bool | None = None
+
+    def make(self, number: int, *, slot: int = 0, device: torch.device | str = "cpu") -> "Made":
+        """Subject `number`, on the canvas of a slot."""
+        rng = np.random.default_rng([self.seed, number])
+        step = 2 * STEP if min(self.spacing) >= 1.75 else STEP
+        anatomy = read_anatomy(self.anatomies[int(rng.integers(len(self.anatomies)))], step)
+        grid = Grid((*self.canvases[slot % len(self.canvases)], self.depth), self.spacing)
+        drawn = draw_subject(
+            rng, anatomy, grid=grid, contrasts=self.contrasts, masks=self.masks, skull=self.skull, wide=self.wide
+        )
+        return Made(render(drawn, device=device), grid, {"number": number, "seed": self.seed, **drawn.facts})
+
+    @property
+    def bytes_each(self) -> int:
+        """What a subject takes on disk: two images of 16 bits a contrast and three masks, on the largest canvas."""
+        voxels = max(i * j for i, j in self.canvases) * self.depth
+        return voxels * (4 * len(self.contrasts) + 3)
+
+
+class Made(NamedTuple):
+    """A rendered subject, its grid, and what was drawn."""
+
+    rendered: Rendered
+    grid: Grid
+    facts: Mapping[str, Any]
+
+
+def write_subject(folder: Path, made: Made) -> None:
+    """A prepared subject's folder, filled."""
+    rendered, grid, facts = made
+    folder.mkdir(parents=True)
+    affine = np.diag([*grid.spacing, 1.0])
+    affine[:3, 3] = [grid.positions(axis)[0] for axis in range(3)]
+
+    def put(name: str, image: torch.Tensor, **options: Any) -> None:
+        array = np.ascontiguousarray(image.cpu().numpy())
+        write_volume(folder / f"{name}.nii", Volume(array.astype(np.float32), affine), **options)
+
+    for name, image in rendered.images.items():
+        put(name, scaled(image, rendered.foreground), dtype=np.uint16, slope=SLOPE)
+        put(f"{name}_target", rendered.targets[name], dtype=np.uint16, slope=SLOPE)
+    for name in ("brain", "lesion"):
+        put(name, getattr(rendered, name), dtype=np.uint8)
+    put("mask", rendered.foreground, dtype=np.uint8)
+    write_json(folder / SIDECAR, {"software": f"monai_ext {__version__}", **facts})
+
+
+def subject_of(folder: Path, contrasts: Sequence[str]) -> Subject:
+    """What a datalist says of a filled folder."""
+    return Subject(
+        subject=folder.name,
+        dataset=DATASET,
+        images={name: folder / f"{name}.nii" for name in contrasts},
+        targets={name: folder / f"{name}_target.nii" for name in contrasts},
+        masks={name: folder / f"{name}.nii" for name in ("brain", "lesion")},
+    )
+
+
+def fill(
+    pool: Path, recipe: Recipe, *, size: int, validation: int = 0, device: torch.device | str = "cpu"
+) -> Iterator[str]:
+    """Make those of `size` training slots and `validation` subjects, which never change, that are not there yet.
+
+    Yields the name of each one made; the datalist lists what is there at every moment.
+    """
+    pool = absolute(pool)
+    pool.mkdir(parents=True, exist_ok=True)
+    slots = [f"v{n:03d}" for n in range(validation)] + [f"s{n:03d}" for n in range(size)]
+    there = {slot for slot in slots if (pool / slot / SIDECAR).exists()}
+    check_room(pool, recipe, subjects=len(slots) - len(there) + 1)
+    for slot in slots:
+        if slot not in there:
+            _put(pool, slot, recipe, int(slot[1:]) + (FIRST_FIXED if slot[0] == "v" else 0), device=device)
+            there.add(slot)
+            yield slot
+        _list(pool, recipe, sorted(there))
+
+
+def stream(pool: Path, recipe: Recipe, *, size: int, device: torch.device | str = "cpu") -> Iterator[str]:
+    """Renew the oldest training slot of a filled pool, on and on; yields its name."""
+    pool = absolute(pool)
+    while True:
+        ages = {slot: _number(pool / slot) for slot in (f"s{n:03d}" for n in range(size))}
+        slot = min(ages, key=lambda name: ages[name])
+        check_room(pool, recipe, subjects=1)
+        _put(pool, slot, recipe, max(ages.values()) + 1, device=device)
+        yield slot
+
+
+def check_room(pool: Path, recipe: Recipe, *, subjects: int) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    free, needed = shutil.disk_usage(pool).free, int(1.05 * subjects * recipe.bytes_each)
+    if free < needed:
+        raise ValueError(
+            f"{pool}: {subjects} subjects need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: "
+            "make the pool smaller, its voxels larger, or choose another disk"
+        )
+
+
+def _put(pool: Path, slot: str, recipe: Recipe, number: int, *, device: torch.device | str) -> None:
+    """Subject `number` into a slot, file by file: a name that a reader opens is there, and whole, at every moment."""
+    folder, partial = pool / slot, pool / f".making-{slot}"
+    shutil.rmtree(partial, ignore_errors=True)
+    write_subject(partial, recipe.make(number, slot=int(slot[1:]), device=device))
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    for file in sorted(partial.iterdir(), key=lambda path: (path.name == SIDECAR, path.name)):
+        file.replace(folder / file.name)
+    partial.rmdir()
+
+
+def _number(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / SIDECAR).read_text(encoding="utf-8"))["number"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / SIDECAR}: no phantom of a pool: {error}; remove the folder") from error
+
+
+def _list(pool: Path, recipe: Recipe, slots: Sequence[str]) -> None:
+    splits = {
+        split: [subject_of(pool / slot, recipe.contrasts) for slot in slots if slot[0] == letter]
+        for split, letter in (("training", "s"), ("validation", "v"))
+    }
+    write_datalist(pool / "datalist.json", Datalist(DATASET, pool, splits))

@@ -1,0 +1,378 @@
+"""One phantom: a person's anatomy, bent, diseased, and scanned; and the canonical image of each contrast beside it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from monai_ext.data.phantoms.acquisition import (
+    Acquisition,
+    Grid,
+    Stripping,
+    apparent_diffusion,
+    draw_acquisition,
+    draw_stripping,
+    scan,
+    stripped,
+)
+from monai_ext.data.phantoms.anatomy import BRAIN, CLASSES, FAR, Anatomy
+from monai_ext.data.phantoms.lesions import KINDS, Lesions, draw_lesions
+from monai_ext.data.phantoms.protocols import (
+    ADC_TOP,
+    CANONICAL,
+    CANONICAL_FLOW,
+    FIELD,
+    WHITE,
+    WIDE_FLUID,
+    draw_protocol,
+)
+from monai_ext.data.phantoms.sequences import Sequence as Played
+from monai_ext.data.phantoms.sequences import fresh, signal
+from monai_ext.data.phantoms.shapes import Placement, draw_placement, enlarged, lattice_noise
+from monai_ext.data.phantoms.tissues import Tissue, diseased, tissues, vary, wetter
+
+TOP = 99.5  # percentile of the foreground that becomes 1 in what was scanned, as `prepare` does
+DIFFUSION_BLUR = 2.2  # mm: echo-planar readouts resolve no better
+FLUID = ("ventricle", "csf")
+VARIED = ("gm", "wm", "deep", "muscle")  # tissues whose water varies from place to place
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Everything drawn of one phantom; `render` adds no randomness."""
+
+    anatomy: Anatomy
+    grid: Grid
+    placement: Placement
+    lesions: Lesions
+    table: Mapping[str, Tissue]
+    tesla: float
+    protocol: Mapping[str, Played]
+    acquisitions: Mapping[str, Acquisition]
+    stripping: Stripping | None
+    texture: tuple[Tensor, Tensor, Tensor]  # smooth, fine water; where sulci are wider
+    atrophy: float
+    contrasts: tuple[str, ...]
+    facts: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """On the grid: images as scanned, unscaled; targets in [0, 1]; masks and a label map, boolean and whole numbers."""
+
+    images: Mapping[str, Tensor]
+    targets: Mapping[str, Tensor]
+    brain: Tensor
+    foreground: Tensor
+    lesion: Tensor
+    label: Tensor
+
+
+def draw_subject(
+    rng: np.random.Generator,
+    anatomy: Anatomy,
+    *,
+    grid: Grid,
+    contrasts: Sequence[str],
+    masks: tuple = (),
+    kind: str | None = None,
+    skull: bool | None = None,
+    wide: bool | None = None,
+) -> Subject:
+    """Draw one subject.
+
+    Args:
+        rng: all of its randomness.
+        grid: what it is written on.
+        contrasts: those to make.
+        masks: files of real infarcts.
+        kind: its disease, drawn where None.
+        skull: whether the head is there, drawn where None.
+        wide: whether protocols go beyond what hospitals play, drawn where None.
+    """
+    kind = kind or str(rng.choice(KINDS, p=(0.12, 0.4, 0.3, 0.18)))
+    head = bool(rng.uniform() < 0.5) if skull is None else skull
+    wide = bool(rng.uniform() < 0.5) if wide is None else wide
+    ageing = float(rng.beta(0.8, 1.4))
+    lesions = draw_lesions(rng, anatomy, kind=kind, ageing=ageing if kind != "plaques" else 0.3 * ageing, masks=masks)
+    low_field = bool(rng.uniform() < 0.08)
+    tesla = float(np.exp(rng.uniform(np.log(0.06), np.log(1.0)))) if low_field else float(rng.choice((1.5, 3.0)))
+    table = vary(tissues(tesla), rng, spread=0.1 if wide else 0.06)
+    protocol = draw_protocol(rng, table, tesla=tesla, wide=wide)
+    free = np.maximum(grid.extent - anatomy.size_mm * 0.95, 0)
+    shift = rng.uniform(-1, 1, 3) * np.minimum(0.4 * free, (20, 22, 14))
+    placement = draw_placement(
+        rng, extent=np.array(grid.rendered) * grid.step, masses=tuple(lesions.masses), shift=shift
+    )
+    registered = float(rng.choice((0.0, 1.0, 3.0), p=(0.5, 0.35, 0.15)))
+    noisy = float(np.exp(rng.normal(np.log(0.03), 0.6))) * (2.5 if low_field else 1)
+    uneven = float(np.exp(rng.normal(np.log(0.12), 0.7)))
+    same_plane = int(rng.choice(3, p=(0.1, 0.15, 0.75)))
+    acquisitions = {}
+    for name in contrasts:
+        if name == "ADC" and "DWI" in acquisitions:  # computed from that very scan
+            acquisitions[name] = acquisitions["DWI"]
+            continue
+        diffusion = name in ("DWI", "ADC")
+        drawn = draw_acquisition(
+            rng,
+            spacing=grid.spacing,
+            noise=noisy * float(np.exp(rng.normal(0, 0.3))) * (1.5 if diffusion else 1),
+            bias=uneven * float(np.exp(rng.normal(0, 0.4))),
+            misregistered=registered,
+            blur=2.5 if diffusion or low_field else 1.3,
+            plane=same_plane if rng.uniform() < 0.7 else None,
+        )
+        acquisitions[name] = drawn
+        if name == "DWI" and "ADC" in acquisitions:
+            acquisitions["ADC"] = drawn
+    texture = tuple(lattice_noise(rng, shape=grid.rendered, fwhm=fwhm / grid.step) for fwhm in (28.0, 3.5, 14.0))
+    facts = {
+        "anatomy": anatomy.name, "lesion": kind, "ageing": round(ageing, 3), "skull": head, "wide": wide,
+        "field_tesla": round(tesla, 3), "misregistered_mm": registered, "noise": round(noisy, 4),
+        "bias": round(uneven, 3),
+        "slices_mm": {name: round(max(a.width for a in scan.axes), 2) for name, scan in acquisitions.items()},
+        "t1": protocol["T1"].kind,
+    }  # fmt: skip
+    return Subject(
+        anatomy=anatomy,
+        grid=grid,
+        placement=placement,
+        lesions=lesions,
+        table=table,
+        tesla=tesla,
+        protocol=protocol,
+        acquisitions=acquisitions,
+        stripping=None if head else draw_stripping(rng, shape=grid.rendered, spacing=grid.step),
+        texture=(texture[0], texture[1], texture[2]),
+        atrophy=float(rng.normal(0.0, 0.2) + 0.8 * ageing),
+        contrasts=tuple(contrasts),
+        facts=facts,
+    )
+
+
+@dataclass(frozen=True)
+class _Body:
+    """Tissue at the rendering grid: shares (C, N), water variation (N,), and diseased voxels."""
+
+    names: tuple[str, ...]
+    shares: Tensor
+    water: Tensor
+    flow: Tensor  # (N,) how open the fluid is to motion, 0 to 1
+    where: Tensor  # (D,) diseased voxels
+    weight: Tensor  # (D,)
+    disease: tuple[Tensor, Tensor, Tensor, Tensor]
+    shape: tuple[int, ...]
+
+
+@torch.no_grad()
+def render(subject: Subject, *, device: torch.device | str = "cpu") -> Rendered:
+    """The subject's images, on any device to 1e-4 the same."""
+    grid, anatomy = subject.grid, subject.anatomy
+    shape = grid.rendered
+    head = subject.stripping is None
+    maps = anatomy.channels(head=head, device=device)
+    ill = bool(subject.lesions.maps[0].any())
+    stack = [maps]
+    if ill:
+        stack.append(torch.from_numpy(subject.lesions.maps).to(device))
+    if subject.lesions.label is not None:
+        stack.append(torch.from_numpy(subject.lesions.label)[None].to(device) > 0)
+    sampled = subject.placement.sample(
+        torch.cat([s.float() for s in stack]), centre=anatomy.centre, step=anatomy.step, shape=shape, spacing=grid.step
+    )
+    names = CLASSES if head else BRAIN
+    body, depth = _body(subject, sampled, names, ill=ill)
+    pure = tissues(FIELD)
+
+    weighted = [name for name in subject.contrasts if name != "ADC"]
+    played = {name: subject.protocol[name] for name in weighted}
+    if "ADC" in subject.contrasts:
+        played["b0"] = _unweighted(subject.protocol["ADC"])
+        played["DWI"] = subject.protocol["ADC"]
+    scanned = _signals(body, subject.table, played)
+    canonical = {name: CANONICAL[name] for name in weighted}
+    if "ADC" in subject.contrasts:
+        canonical["b0"], canonical["DWI"] = _unweighted(CANONICAL["ADC"]), CANONICAL["ADC"]
+    ideal = _signals(body, pure, canonical, target=True)
+
+    brain_at = depth > 0
+    inside = stripped(depth, subject.stripping) if subject.stripping is not None else None
+    mask = (
+        grid.average(inside.float()) > 0.5
+        if inside is not None
+        else _outline(grid.average(body.shares.sum(0).reshape(shape)))
+    )
+    images, targets = {}, {}
+    for name in subject.contrasts:
+        acquisition = subject.acquisitions[name]
+        options = {"spacing": grid.step, "grid": grid}
+        source = "DWI" if name == "ADC" else name
+        white = abs(float(signal(subject.table["wm"], played[source])))
+        image = scan(scanned[source], acquisition, white=white, **options)
+        if name == "ADC":
+            still = scan(scanned["b0"], _replaced_seed(acquisition), white=white, **options)
+            image = apparent_diffusion(still, image, played["DWI"].b) * (still > 8 * acquisition.noise * white)
+            made = apparent_diffusion(
+                grid.average(ideal["b0"]).abs(), grid.average(ideal["DWI"]).abs(), CANONICAL["ADC"].b
+            )
+            target = made * (grid.average(ideal["b0"]) > 0.05 * float(signal(pure["wm"], canonical["b0"]))) / ADC_TOP
+        else:
+            image = image**acquisition.gamma if name != "ADC" else image
+            target = grid.average(ideal[name]).abs() * (WHITE[name] / abs(float(signal(pure["wm"], canonical[name]))))
+        if inside is not None:
+            image, target = image * mask, target * mask
+        images[name], targets[name] = image, target.clamp(0, 1)
+    lesion = torch.zeros(shape, device=sampled.device)
+    lesion.view(-1)[body.where] = body.weight
+    named = torch.zeros_like(lesion) if subject.lesions.label is None else sampled[-1]
+    return Rendered(
+        images=images,
+        targets=targets,
+        brain=grid.average(brain_at.float()) > 0.5,
+        foreground=mask,
+        lesion=(grid.average(lesion) > 0.3) & mask,
+        label=grid.average(named) > 0.5,
+    )
+
+
+def _body(subject: Subject, sampled: Tensor, names: tuple[str, ...], *, ill: bool) -> tuple[_Body, Tensor]:
+    shape = subject.grid.rendered
+    device = sampled.device
+    count = len(names)
+    shares, depth = sampled[:count], sampled[count] - FAR
+    smooth, fine, folds = (enlarged(field.to(device), shape) for field in subject.texture)
+    # Sulci as wide as this person's: shift the balance where the brain is, keep the sum.
+    brain = shares[: len(BRAIN)]
+    index = {name: number for number, name in enumerate(names)}
+    total = brain.sum(dim=0)
+    inside = depth > -2
+    factor = torch.exp((subject.atrophy + 0.35 * folds).clamp(-0.8, 1.6))
+    shares[index["csf"]] = torch.where(inside, shares[index["csf"]] * factor, shares[index["csf"]])
+    change = total / shares[: len(BRAIN)].sum(dim=0).clamp(min=1e-6)
+    shares[: len(BRAIN)] *= change
+    if count > len(BRAIN):
+        mottled = (1 + 0.5 * folds + 0.3 * fine).clamp(0, 2)
+        moved = shares[index["muscle"]] * (0.25 * (mottled - 1)).clamp(-0.2, 0.5)
+        shares[index["muscle"]] -= moved.clamp(min=0)
+        shares[index["fat"]] += moved.clamp(min=0)
+    water = 0.03 * smooth + 0.015 * fine
+    fluid = shares[index["csf"]]
+    wide = functional.avg_pool3d(
+        fluid[None, None],
+        _odd(7 / subject.grid.step),
+        stride=max(round(3 / subject.grid.step), 1),
+        padding=_odd(7 / subject.grid.step) // 2,
+    )
+    openness = enlarged(wide[0, 0], shape).clamp(0, 1)
+    none = torch.zeros(0, device=device)
+    where, weight, disease = none.long(), none, (none,) * 4
+    if ill:
+        maps = sampled[count + 1 : count + 6].reshape(5, -1)
+        where = torch.nonzero(maps[0] > 0.01)[:, 0]
+        found = maps[:, where]
+        weight = found[0]
+        disease = tuple(found[n] / weight for n in range(1, 5))
+    return (
+        _Body(names, shares.reshape(count, -1), water.reshape(-1), openness.reshape(-1), where, weight, disease, shape),
+        depth,
+    )
+
+
+def _odd(size: float) -> int:
+    return 2 * int(size // 2) + 1
+
+
+def _signals(
+    body: _Body, table: Mapping[str, Tissue], played: Mapping[str, Played], *, target: bool = False
+) -> dict[str, Tensor]:
+    """Each sequence's signal (I, J, K), signed: the sum of its tissues', for a voxel averages over what it holds."""
+    device = body.shares.device
+    rows, slopes, lifts = [], [], []
+    for name, sequence in played.items():
+        levels, change = [], []
+        for tissue in body.names:
+            share = sequence.fat if tissue in ("fat", "marrow") else 1.0
+            here = (
+                _fluid_level(table[tissue], sequence, still=not (target and tissue in FLUID))
+                if tissue in FLUID
+                else signal(table[tissue], sequence)
+            )
+            levels.append(share * float(here))
+            more = float(signal(wetter(table[tissue], 0.01), sequence)) if tissue in VARIED else 0.0
+            change.append(share * (more - float(signal(table[tissue], sequence))) / 0.01 if tissue in VARIED else 0.0)
+        rows.append(levels)
+        slopes.append(change)
+        lifts.append(_lift(table, sequence, target=target and name == "FLAIR"))
+    shares = body.shares
+    total = torch.tensor(rows, device=device) @ shares
+    total += body.water * (torch.tensor(slopes, device=device) @ shares)
+    fluid = shares[body.names.index("csf")]
+    result = {}
+    for number, (name, sequence) in enumerate(played.items()):
+        image = total[number]
+        narrow, wide = lifts[number]
+        if narrow or wide:
+            image = image + fluid * (narrow + (wide - narrow) * body.flow)
+        if len(body.where):
+            ill = diseased(table, *body.disease)
+            image[body.where] += body.weight * (signal(ill, sequence) - image[body.where])
+        result[name] = image.reshape(body.shape)
+    return result
+
+
+def _fluid_level(tissue: Tissue, sequence: Played, *, still: bool) -> float:
+    """Fluid, a share of it fresh."""
+    level = float(signal(tissue, sequence))
+    if still and sequence.flow:
+        level += sequence.flow * (float(signal(tissue, fresh(sequence))) - level)
+    return level
+
+
+def _lift(table: Mapping[str, Tissue], sequence: Played, *, target: bool) -> tuple[float, float]:
+    """What fluid of narrow and of wide spaces around the brain gives more than its own signal."""
+    if target:
+        white = float(signal(table["wm"], sequence))
+        null = float(signal(table["csf"], sequence))
+        return CANONICAL_FLOW * white - null, WIDE_FLUID * white - null
+    if sequence.kind == "ir" and sequence.flow:
+        more = float(signal(table["csf"], fresh(sequence))) - float(signal(table["csf"], sequence))
+        return 0.6 * sequence.flow * more, 0.0
+    return 0.0, 0.0
+
+
+def _unweighted(sequence: Played) -> Played:
+    from dataclasses import replace
+
+    return replace(sequence, b=0.0)
+
+
+def _replaced_seed(acquisition: Acquisition) -> Acquisition:
+    from dataclasses import replace
+
+    return replace(acquisition, seed=acquisition.seed ^ 1)
+
+
+def _outline(total: Tensor) -> Tensor:
+    """The head: what holds tissue, holes of air and bone filled, at 4 voxels."""
+    from scipy import ndimage
+
+    coarse = functional.avg_pool3d(total[None, None], 4, ceil_mode=True)[0, 0].cpu().numpy() > 0.3
+    filled = ndimage.binary_fill_holes(ndimage.binary_closing(coarse, iterations=2) | coarse)
+    fine = torch.from_numpy(filled.astype(np.float32))[None, None]
+    grown = functional.interpolate(fine, scale_factor=4, mode="trilinear")[0, 0] > 0.5
+    return grown[tuple(slice(n) for n in total.shape)].to(total.device) | (total > 0.3)
+
+
+def scaled(image: Tensor, foreground: Tensor) -> Tensor:
+    """As `prepare` does: the foreground's percentile TOP becomes 1, nothing below 0 or above 1."""
+    values = image[foreground & (image > 0)]
+    if not values.numel():
+        return torch.zeros_like(image)
+    values = values[:: max(1, values.numel() // 2_000_000)]
+    rank = max(int(np.ceil(values.numel() * TOP / 100)), 1)
+    top = values.kthvalue(rank).values.clamp(min=1e-9)
+    return (image / top).clamp(0, 1)

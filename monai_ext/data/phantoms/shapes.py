@@ -1,0 +1,160 @@
+"""Random shapes: smooth noise, smooth one-to-one deformations, poses of a head."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+CONTROL = 6.0  # mm between the control points of a deformation
+LEAST_VOLUME = 0.15  # a deformation shrinks nothing to less than this share of its volume
+
+
+def smooth_noise(rng: np.random.Generator, *, shape: tuple[int, ...], fwhm: float) -> NDArray[np.float32]:
+    """Gaussian noise, correlated over `fwhm` grid steps, mean 0 and standard deviation 1."""
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), fwhm / 2.355, mode="wrap", truncate=3)
+    return (noise - noise.mean()) / max(float(noise.std()), 1e-6)
+
+
+def lattice_noise(rng: np.random.Generator, *, shape: tuple[int, ...], fwhm: float) -> Tensor:
+    """The same on a lattice that is as coarse as `fwhm` allows; `enlarged` brings it to `shape`."""
+    step = max(fwhm / 3, 1.0)
+    coarse = tuple(max(int(np.ceil(n / step)) + 1, 4) for n in shape)
+    return torch.from_numpy(smooth_noise(rng, shape=coarse, fwhm=fwhm / step))
+
+
+def enlarged(field: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(I, J, K) or (C, I, J, K) on a coarse lattice over the same box -> `shape`, trilinear."""
+    channels = field if field.ndim == 4 else field[None]
+    fine = functional.interpolate(channels[None], size=shape, mode="trilinear", align_corners=True)[0]
+    return fine if field.ndim == 4 else fine[0]
+
+
+def soft(level: NDArray[np.float32], width: float = 0.7) -> NDArray[np.float32]:
+    """1 where the level (mm) is well above 0, 0 well below, smooth between."""
+    return (1 / (1 + np.exp(np.clip(level / -width, -30, 30)))).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Mass:
+    """What pushes its surroundings away: where, in mm of the anatomy about the brain's middle, how large, how far."""
+
+    centre: NDArray[np.float64]
+    radius: float
+    push: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a subject's points lie in the anatomy: x -> linear (x + u(x) - shift), mm about both grids' middles.
+
+    u is on a lattice that spans the canvas from corner voxel to corner voxel: (3, I, J, K), mm.
+    """
+
+    displacement: Tensor
+    linear: NDArray[np.float64]
+    shift: NDArray[np.float64]
+
+    def sample(
+        self, maps: Tensor, *, centre: NDArray[np.float64], step: float, shape: tuple[int, ...], spacing: float
+    ) -> Tensor:
+        """Maps (C, I, J, K) of the anatomy, whose middle is voxel `centre`, -> (C, *shape) at `spacing` mm, trilinear."""
+        device = maps.device
+        linear = torch.tensor(self.linear, dtype=torch.float32, device=device)
+        u = enlarged(self.displacement.to(device), shape)
+        where = torch.einsum("ab,b...->...a", linear, u)
+        for axis in range(3):
+            along = (torch.arange(shape[axis], dtype=torch.float32, device=device) - (shape[axis] - 1) / 2) * spacing
+            along = along - float(self.shift[axis])
+            view = [1, 1, 1, 1]
+            view[axis], view[3] = shape[axis], 3
+            where += (along[:, None] * linear[:, axis]).reshape(view)
+        size = torch.tensor(maps.shape[1:], dtype=torch.float32, device=device)
+        middle = torch.tensor(centre, dtype=torch.float32, device=device)
+        unit = (where / step + middle) * (2 / (size - 1)) - 1
+        return functional.grid_sample(maps[None], unit.flip(-1)[None], align_corners=True)[0]
+
+
+def draw_placement(
+    rng: np.random.Generator,
+    *,
+    extent: NDArray[np.float64],
+    masses: tuple[Mass, ...] = (),
+    strength: float = 1.0,
+    turn: float = 8.0,
+    scale: tuple[float, float] = (0.92, 1.1),
+    shift: NDArray[np.float64] | None = None,
+) -> Placement:
+    """A pose and a deformation over a canvas of `extent` mm.
+
+    Args:
+        strength: of the deformation; 1 moves a fold by some millimetres.
+        turn: the largest turn about each axis, degrees.
+        scale: of the head, smallest and largest; each axis differs a little.
+        shift: where the brain's middle is to be, mm from the canvas's.
+    """
+    turns = np.deg2rad(np.clip(rng.normal(0, turn / 2, 3), -turn, turn))
+    flip = np.diag([rng.choice([-1.0, 1.0]), 1.0, 1.0])
+    shear = np.eye(3) + 0.015 * strength * np.triu(rng.standard_normal((3, 3)), 1)
+    size = np.exp(rng.uniform(*np.log(scale))) * np.exp(rng.normal(0, 0.025 * strength, 3))
+    linear = flip @ shear @ np.diag(1 / size) @ _rotation(turns)
+    moved = np.zeros(3) if shift is None else shift
+
+    shape = tuple(int(np.ceil(length / CONTROL)) + 1 for length in extent)
+    velocity = np.zeros((*shape, 3), dtype=np.float32)
+    for fwhm, millimetres in ((90.0, 2.8), (28.0, 1.5), (14.0, 0.8)):
+        for axis in range(3):
+            velocity[..., axis] += strength * millimetres * smooth_noise(rng, shape=shape, fwhm=fwhm / CONTROL)
+    axes = [np.linspace(-length / 2, length / 2, n) for length, n in zip(extent, shape, strict=True)]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
+    back = np.linalg.inv(linear)
+    for mass in masses:
+        away = points - (back @ mass.centre + moved).astype(np.float32)
+        distance = np.maximum(np.linalg.norm(away, axis=-1, keepdims=True), 1e-3)
+        bump = np.exp(-0.5 * (distance / mass.radius - 1) ** 2) * (distance > CONTROL / 2)
+        velocity -= (mass.push * away / distance * bump).astype(np.float32)
+    return Placement(torch.from_numpy(_integrated(velocity, extent)), linear, moved)
+
+
+def _rotation(turns: NDArray[np.float64]) -> NDArray[np.float64]:
+    matrix = np.eye(3)
+    for axis, angle in enumerate(turns):
+        a, b = (n for n in range(3) if n != axis)
+        one = np.eye(3)
+        one[a, a] = one[b, b] = np.cos(angle)
+        one[a, b], one[b, a] = -np.sin(angle), np.sin(angle)
+        matrix = one @ matrix
+    return matrix
+
+
+def _integrated(velocity: NDArray[np.float32], extent: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The flow of a stationary velocity (I, J, K, 3) after unit time, by scaling and squaring: (3, I, J, K), mm."""
+    shape = velocity.shape[:3]
+    axes = [torch.linspace(-1, 1, n) for n in shape]
+    base = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    to_unit = torch.tensor(2 / np.asarray(extent), dtype=torch.float32)
+    while True:
+        flow = torch.from_numpy(velocity / 2**6)
+        for _ in range(6):
+            grid = (base + flow * to_unit).flip(-1)[None]
+            moved = functional.grid_sample(
+                flow.permute(3, 0, 1, 2)[None], grid, padding_mode="border", align_corners=True
+            )
+            flow = flow + moved[0].permute(1, 2, 3, 0)
+        result = flow.numpy()
+        if jacobian(result, extent).min() > LEAST_VOLUME:
+            return np.ascontiguousarray(np.moveaxis(result, -1, 0))
+        velocity = 0.85 * velocity  # the lattice is too coarse for this much: less of it is still one to one
+
+
+def jacobian(displacement: NDArray[np.float32], extent: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The determinant of x -> x + u(x) over each lattice cell, by forward differences; u is (I, J, K, 3)."""
+    gradient = []
+    for axis in range(3):
+        step = extent[axis] / (displacement.shape[axis] - 1)
+        inner = tuple(slice(None) if other == axis else slice(-1) for other in range(3))
+        gradient.append(np.diff(displacement, axis=axis)[inner] / step)
+    return np.linalg.det(np.stack(gradient, axis=-1) + np.eye(3, dtype=np.float32))

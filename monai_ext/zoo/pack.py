@@ -1,0 +1,124 @@
+"""monai-ext pack BUNDLE --weights FILE --pool DIR: trained weights as they are shipped, in half precision, described.
+
+Half precision halves the file; it is taken where the network's output on the pool's validation slices stays within
+60 dB of what the full weights give, and full precision where it does not.
+"""
+
+import argparse
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor, nn
+
+from monai_ext.catalogue import find_bundle
+from monai_ext.data.presets import Preset
+from monai_ext.data.volumes import read_volume
+from monai_ext.files import absolute, sha256, write_json
+from monai_ext.training.pool import PoolSlices, pool
+from monai_ext.weights import about_weights, load_weights, read, write_tensors
+from monai_ext.workflow import fitted
+
+AGREEMENT = 60.0  # dB
+LARGEST = 20e6  # bytes
+COMPARED = 16  # slices
+LICENCE = "Apache-2.0"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", help="a bundle's name or folder")
+    add("--weights", type=Path, required=True, metavar="FILE", help="as training wrote them, with the JSON beside them")
+    add("--pool", type=Path, required=True, metavar="DIR", help="the pool of phantoms that they were trained on")
+    add("--out", type=Path, metavar="FILE", help="default: models/model.pt of the bundle")
+    add("--note", action="append", default=[], metavar="KEY=TEXT", help="a fact of the training for the card")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    root = find_bundle(args.bundle)
+    out = args.out or root / "models" / "model.pt"
+    notes = {}
+    for note in args.note:
+        key, equals, text = note.partition("=")
+        if not equals:
+            raise ValueError(f"--note must be KEY=TEXT, got {note!r}")
+        notes[key] = text
+    about = pack(root, weights=args.weights, datalist=args.pool / "datalist.json", out=out, notes=notes)
+    size = out.stat().st_size / 1e6
+    print(f"{out}: {size:.1f} MB, {about['precision']}, {about['agreement_db']} dB, sha256 {about['sha256']}")
+    return 0
+
+
+def pack(
+    root: Path, *, weights: Path, datalist: Path, out: Path, notes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write `out` and its JSON, and return what that says.
+
+    Args:
+        root: the bundle's folder.
+        weights: what training wrote.
+        datalist: of the pool, whose validation slices the two precisions are compared on.
+        out: the file to write.
+        notes: more for the JSON.
+
+    Raises:
+        ValueError: the weights are another bundle's or do not fit its network, or the file would be over 20 MB.
+    """
+    about = about_weights(weights)
+    if not about:
+        raise ValueError(f"{weights} has no JSON of its own beside it, so nobody can say what made it")
+    if about.get("bundle") != root.name:
+        raise ValueError(f"{weights} was made by {about.get('bundle')}, not by {root.name}")
+    config = ConfigParser(fitted(ConfigParser.load_config_file(root / "configs" / "inference.json"), about))
+    config.get_parsed_content("imports")
+    network: nn.Module = config.get_parsed_content("network_def")
+    load_weights(network, weights)
+    slices = pool(datalist, "validation", sources=about["sources"], target=about["target"], varied=False)
+    step = max(1, len(slices) // COMPARED)
+    images = torch.stack([slices[number]["sources"] for number in range(0, len(slices), step)])
+    full = read(absolute(weights))
+    half = {name: value.half() if value.is_floating_point() else value for name, value in full.items()}
+    agreement = _agreement(network, half, images)
+    taken, precision = (half, "float16") if agreement >= AGREEMENT else (full, "float32")
+    out = absolute(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(value.numel() * value.element_size() for value in taken.values())
+    if size > LARGEST:
+        raise ValueError(
+            f"{weights} would take {size / 1e6:.0f} MB, the most is {LARGEST / 1e6:.0f}: train a narrower one"
+        )
+    write_tensors(out, taken)
+    said = {
+        **about,
+        "preset": about.get("preset") or asdict(_preset(slices)),
+        "precision": precision,
+        "agreement_db": round(agreement, 1),
+        "licence": LICENCE,
+        **(notes or {}),
+        "sha256": sha256(out),
+    }
+    write_json(out.with_suffix(".json"), said)
+    return said
+
+
+def _preset(slices: PoolSlices) -> Preset:
+    """Pixels as large as the pool's; slices wherever a patient has them."""
+    image = slices.subjects[0].images[slices.sources[0]]
+    i, j, _ = (round(float(step), 3) for step in read_volume(image).spacing)
+    return Preset(spacing=(i, j, None))
+
+
+@torch.no_grad()
+def _agreement(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor) -> float:
+    """PSNR in dB between what the network makes of (B, M, H, W) and what it makes with other weights, in [0, 1]."""
+    other = copy.deepcopy(network)
+    other.load_state_dict(dict(weights))
+    made, again = (torch.cat([one.eval()(part).clamp(0, 1) for part in images.split(4)]) for one in (network, other))
+    error = float((made - again).square().mean())
+    return min(120.0, -10 * math.log10(max(error, 1e-12))) if math.isfinite(error) else 0.0

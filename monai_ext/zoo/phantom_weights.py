@@ -1,0 +1,104 @@
+"""monai-ext weights BUNDLE --work DIR --anatomy DIR: a pool of phantoms, a training on it, weights as they are shipped.
+
+Each part is what a command of its own does (`phantom --stream`, `train --size phantoms,phantom_train`, `pack`), and
+each goes on where it was: the same command again takes up what was stopped, at any moment and by whatever.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from monai_ext.catalogue import find_bundle
+from monai_ext.files import absolute
+from monai_ext.modalities import MODALITIES
+
+PATIENCE = 60.0  # s for a process to end once it is asked to
+UNFINISHED = 3  # exit status: time was up, run it again
+CANVAS, DEPTH = "96x112", 80  # voxels of 2 mm: a head
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", help="a bundle's name or folder")
+    add("--work", type=Path, required=True, metavar="DIR", help="where pool and checkpoints are, kept between calls")
+    add("--pool", type=Path, metavar="DIR", help="one that several trainings share (default: in --work)")
+    add("--anatomy", type=Path, required=True, metavar="DIR", help="label maps of people, as of phantom")
+    add("--lesions", type=Path, metavar="DIR", help="masks of real infarcts, as of phantom")
+    add("--size", type=int, default=100, metavar="N", help="phantoms at a time (default: 100)")
+    add("--validation", type=int, default=12, metavar="N", help="phantoms that choose the best (default: 12)")
+    add("--minutes", type=float, metavar="M", help="stop after so long; the same command goes on")
+    add("--out", type=Path, metavar="FILE", help="default: models/model.pt of the bundle")
+    add("--note", action="append", default=[], metavar="KEY=TEXT", help="a fact for the weights' JSON, as of pack")
+    add("--id", action="append", default=[], metavar="ID=VALUE", help="what is changed in the training, by id")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when the weights are packed, 3 when `--minutes` were up before."""
+    root, work = find_bundle(args.bundle), absolute(args.work)
+    pool, trained = absolute(args.pool or work / "pool"), work / root.name
+    fill = ["phantom", "--stream", pool, "--contrasts", ",".join(MODALITIES), "--spacing", 2, "--canvas", CANVAS]
+    fill += ["--depth", DEPTH, "--size", args.size, "--validation", args.validation, "--anatomy", args.anatomy]
+    fill += ["--lesions", args.lesions] if args.lesions else []
+    train = ["train", root, "--size", "phantoms,phantom_train", "--dataset_dir", pool, "--output_dir", trained]
+    train += ["--weights", trained / "model.pt"]
+    for pair in args.id:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--id must be ID=VALUE, got {pair!r}")
+        train += [f"--{name}", value]
+    if any((trained / "checkpoints").glob("epoch_*.pt")):
+        train += ["--resume", "true"]
+
+    _run(_command([*fill, "--once"]))
+    with _beside(_command(fill)):
+        if not _run(_command(train), seconds=60 * args.minutes if args.minutes else None):
+            print(f"{args.minutes:g} minutes are up: the same command goes on from the last whole epoch")
+            return UNFINISHED
+    pack = ["pack", root, "--weights", trained / "model.pt", "--pool", pool]
+    pack += ["--out", args.out] if args.out else []
+    for note in args.note:
+        pack += ["--note", note]
+    _run(_command(pack))
+    return 0
+
+
+def _command(words: Sequence[object]) -> list[str]:
+    return [sys.executable, "-m", "monai_ext", *map(str, words)]
+
+
+def _run(command: Sequence[str], *, seconds: float | None = None) -> bool:
+    """Whether it ended by itself; one that fails ends us with its status, for it has said why."""
+    with subprocess.Popen(command) as process:
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            return False
+        except BaseException:
+            _end(process)
+            raise
+    if status:
+        raise SystemExit(status)
+    return True
+
+
+@contextmanager
+def _beside(command: Sequence[str]) -> Iterator[None]:
+    """A process for as long as the block lasts."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()

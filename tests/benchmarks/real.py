@@ -1,0 +1,179 @@
+"""A bundle's weights on real scans: what they make of each case in a folder, beside what was acquired.
+
+    python tests/benchmarks/real.py --root SCANS --bundle bundles/agi_net --out OUT
+    python tests/benchmarks/real.py --root SCANS --bundle bundles/pmm_synth --out OUT --spacing 1 \\
+        --task T1,T2:FLAIR --task T1,FLAIR:T2 --exclude "*.mha" --choose "label=*seg*"
+
+SCANS holds a folder a person, as `python -m monai_ext index` reads them; contrasts on grids of their own are moved onto
+the first one's, rigidly. OUT gets figures.csv, figures.json and montage.png, which shows what was scanned: keep it
+where the scans may be kept. Nothing is fitted or tuned on a case but what a figure's name says (`likeness.py`).
+"""
+
+import argparse
+import csv
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from likeness import Case, Image, figures, scaled
+
+from monai_ext.data.choosing import Choices
+from monai_ext.data.datalist import Subject, SubjectError, report_failures
+from monai_ext.data.layouts import index
+from monai_ext.data.masks import otsu_brain
+from monai_ext.data.montage import montage
+from monai_ext.data.prepare import prepare_one
+from monai_ext.data.prepared import prepared_subject
+from monai_ext.data.presets import Preset
+from monai_ext.data.volumes import read_volume
+from monai_ext.files import absolute, sha256
+from monai_ext.modalities import MODALITIES, canonical
+from monai_ext.serve.synthesis import Synthesiser
+
+TASKS = (  # of weights that make any contrast from any others
+    "T1,T2:FLAIR",
+    "T1,FLAIR:T2",
+    "T2,FLAIR:T1",
+    "T1,T2,FLAIR:T1C",
+    "T1:T2",
+    "T2:T1",
+    "DWI:ADC",
+    "ADC:DWI",
+    "FLAIR,ADC:DWI",
+)
+TITLES = ("psnr", "psnr_white_matched", "psnr_fitted", "psnr_linear_mix", "psnr_quadratic_mix", "ssim_fitted")
+SKULL = 1.5  # a head is at least so many times as large as the brain that is cut out of it
+HEADS = ("as made", "white matched", "fitted", "linear mix", "quadratic", "SSIM")
+
+
+def main() -> int:
+    args = _arguments()
+    out: Path = absolute(args.out)
+    found = index(args.root, choices=Choices(args.choose), exclude=args.exclude)
+    failures = list(found.failures)
+    makes = Synthesiser(args.bundle, weights=args.weights)
+    rows: list[dict[str, Any]] = []
+    pictures: list[list[Image]] = []
+    titles: list[list[str]] = []
+    for subject in found.subjects:
+        try:
+            tasks = _possible(_tasks(makes, args.task), subject, makes)
+            if not tasks or (args.case and subject.name not in args.case):
+                continue
+            case = _case(subject, out / f"cases_{args.spacing:g}mm", root=args.root, spacing=args.spacing)
+            for sources, target in tasks:
+                made = _made(makes, case, out, sources=sources, target=target)
+                row = {"case": case.name, "task": f"{','.join(sources)}:{target}", "spacing": args.spacing}
+                rows.append({**row, **figures(made, case, sources=sources, target=target)})
+                _tell(rows)
+                for k in _slices(case):
+                    shown = [*(case.images[name] for name in sources), made, case.images[target]]
+                    pictures.append([np.rot90(np.where(case.brain, one, 0)[:, :, k]) for one in shown])
+                    titles.append([*sources, f"{target} made", f"{target} real"])
+        except SubjectError as fault:
+            failures.append(fault)
+    if not rows:
+        raise SystemExit(f"{args.root} has no case with a task of these weights, and its target to compare with")
+    _write(rows, out, about={"weights_sha256": sha256(makes.weights), "bundle": makes.bundle_root.name})
+    print(montage(pictures, titles=titles, path=out / "montage.png", white=1.0))
+    return report_failures(failures, total=len(found.subjects) + len(found.failures), what="looked at")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--root", type=Path, required=True, help="the folder with a folder a person")
+    add("--bundle", type=Path, required=True, help="the bundle's folder, or the archive that ckpt_export wrote")
+    add("--weights", type=Path, help="others than the bundle's own")
+    add("--out", type=Path, required=True, help="where figures and pictures go")
+    add("--spacing", type=float, default=2.0, help="of the cases' voxels, in mm (default: 2)")
+    add("--task", action="append", default=[], help="sources:target, as T1,T2:FLAIR, for weights of any contrasts")
+    add("--case", nargs="+", default=[], help="these alone")
+    add("--choose", nargs="+", action="extend", default=[], metavar="CONTRAST=PATTERN", help="as of index")
+    add("--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="as of index")
+    return parser.parse_args()
+
+
+def _tasks(makes: Synthesiser, asked: Sequence[str]) -> list[tuple[tuple[str, ...], str]]:
+    """(sources, target) each: the one that the weights know, or of those that may be asked for."""
+    if not makes.takes_any:
+        return [(makes.contrasts, target) for target in makes.targets]
+    tasks = []
+    for text in asked or TASKS:
+        sources, _, target = text.partition(":")
+        tasks.append((tuple(canonical(name) for name in sources.split(",")), canonical(target)))
+    return tasks
+
+
+def _possible(
+    tasks: Sequence[tuple[tuple[str, ...], str]], subject: Subject, makes: Synthesiser
+) -> list[tuple[tuple[str, ...], str]]:
+    known = {*makes.contrasts, *makes.targets}
+    return [(s, t) for s, t in tasks if {*s, t} <= set(subject.images) and {*s, t} <= known]
+
+
+def _case(subject: Subject, folder: Path, *, root: Path, spacing: float) -> Case:
+    """The subject on one grid of `spacing`, prepared once; the brain is all there is, or cut out of a head."""
+    reference = tuple(name for name in MODALITIES if name in subject.images)
+    grids = [read_volume(path) for path in subject.images.values()]
+    apart = any(one.shape != grids[0].shape or not np.allclose(one.affine, grids[0].affine, atol=0.01) for one in grids)
+    preset = Preset(reference=reference, spacing=(spacing,) * 3, register="rigid" if apart else "none")
+    end = prepare_one(subject, out=folder, root=absolute(root), preset=preset, qc=False)
+    if end.failure is not None:
+        raise end.failure
+    there = prepared_subject(subject, folder / subject.name)
+    volumes = {name: read_volume(path) for name, path in there.images.items()}
+    seen = read_volume(folder / subject.name / "mask.nii").array > 0
+    brains = [otsu_brain(volume) for volume in volumes.values()]
+    if seen.sum() > SKULL * brains[0].sum():
+        seen = np.logical_and.reduce(brains)
+    lesion = None
+    if there.label is not None:
+        lesion = (read_volume(there.label, allow_constant=True).array > 0) & seen
+    images = {name: scaled(volume.array, seen) for name, volume in volumes.items()}
+    return Case(subject.name, images, seen, lesion if lesion is not None and lesion.any() else None, (spacing,) * 3)
+
+
+def _made(makes: Synthesiser, case: Case, out: Path, *, sources: Sequence[str], target: str) -> Image:
+    """As a user's inference makes it of the case's files."""
+    folder = out / f"cases_{case.spacing[0]:g}mm" / case.name
+    images = {name: folder / f"{name}.nii" for name in sources}
+    asked = {"target": [target]} if makes.takes_any else {}
+    with tempfile.TemporaryDirectory() as made:
+        written = makes(images, made, subject=case.name, **asked)
+        return read_volume(written[target]).array
+
+
+def _slices(case: Case) -> list[int]:
+    """Through the brain, and first through most of a lesion."""
+    filled = np.flatnonzero(case.brain.any((0, 1)))
+    chosen = [int(filled[round(len(filled) * part)]) for part in (0.35, 0.5, 0.65)]
+    if case.lesion is not None:
+        chosen[1] = int(case.lesion.sum((0, 1)).argmax())
+    return chosen
+
+
+def _tell(rows: Sequence[dict[str, Any]]) -> None:
+    """The newest row, under a head with the first."""
+    if len(rows) == 1:
+        print(f"{'case':24} {'task':18} " + " ".join(f"{head:>13}" for head in HEADS) + "  lesion/white made, real")
+    row = rows[-1]
+    lesion = [f"{row[f'lesion_over_white_{what}']:.2f}" for what in ("made", "real") if "lesion_over_white_made" in row]
+    numbers = " ".join(f"{row[name]:13.2f}" for name in TITLES)
+    print(f"{row['case']:24} {row['task']:18} {numbers}  {', '.join(lesion)}", flush=True)
+
+
+def _write(rows: Sequence[dict[str, Any]], out: Path, *, about: dict[str, Any]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (out / "figures.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    (out / "figures.json").write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""The weights that come with the bundles: whole, as their JSON says, and better on a phantom than any linear mix."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from running import BUNDLES
+
+from monai_ext.__main__ import main
+from monai_ext.files import sha256
+from monai_ext.modalities import MODALITIES
+from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.weights import about_weights, read
+
+SHIPPED = sorted(path for bundle in BUNDLES for path in (bundle / "models").glob("*.pt"))
+LARGEST = 20e6  # bytes
+
+of_each = pytest.mark.parametrize("weights", SHIPPED, ids=[f"{path.parents[1].name}-{path.stem}" for path in SHIPPED])
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The scans of one person with plaques, whose anatomy and scanner are none of the training's."""
+    out = tmp_path_factory.mktemp("person") / "phantoms"
+    words = {
+        "--site": "immune",
+        "--subjects": 1,
+        "--spacing": 2,
+        "--contrasts": ",".join(MODALITIES),
+        "--layout": "folder",
+    }
+    assert main(["phantom", "--out", str(out), *(str(word) for pair in words.items() for word in pair)]) == 0
+    (entry,) = [entry for split in json.loads((out / "datalist.json").read_text()).values() for entry in split
+                if isinstance(entry, dict)]  # fmt: skip
+    return {name: out / entry[name] for name in MODALITIES}
+
+
+def test_every_bundle_comes_with_weights():
+    assert {path.parents[1] for path in SHIPPED} == set(BUNDLES)
+
+
+@of_each
+def test_its_json_is_of_this_file_and_says_what_trained_it(weights):
+    about = about_weights(weights)
+    assert about["sha256"] == sha256(weights)
+    assert about["bundle"] == weights.parents[1].name
+    assert about["licence"] == "Apache-2.0"
+    assert "no image of a patient" in about["data"]
+    assert about["agreement_db"] >= 60
+    assert weights.stat().st_size < LARGEST
+    assert all(value.isfinite().all() for value in read(weights).values())
+
+
+@of_each
+def test_a_phantom_is_synthesised_better_than_by_the_best_linear_mix(weights, phantom, tmp_path):
+    makes = Synthesiser(weights.parents[1], weights=weights, amp=False)
+    sources, target = (("T1", "T2"), "FLAIR") if makes.takes_any else (makes.contrasts, makes.targets[0])
+    asked = {"target": [target]} if makes.takes_any else {}
+    made = makes({name: phantom[name] for name in sources}, tmp_path, subject="person", **asked)
+    result, truth, *columns = (
+        np.asarray(nib.load(path).dataobj, dtype=np.float64)
+        for path in (made[target], phantom[target], *(phantom[name] for name in sources))
+    )
+    inside = truth > 0.1 * np.percentile(truth, 99)
+    errors = [left_by_a_fit([result], truth, inside), left_by_a_fit(columns, truth, inside)]
+    assert errors[0] < errors[1]
+
+
+def left_by_a_fit(columns: list[np.ndarray], truth: np.ndarray, inside: np.ndarray) -> float:
+    """The mean square that the best linear mix, with a constant, leaves of the truth."""
+    matrix = np.stack([*(column[inside] for column in columns), np.ones(inside.sum())], 1)
+    _, left, *_ = np.linalg.lstsq(matrix, truth[inside], rcond=None)
+    return float(left[0]) / inside.sum()
