@@ -79,8 +79,8 @@ def test_of_a_batch_that_names_no_dataset_the_network_is_told_none():
     batch = make_batch(condition=(1, 0, 0), available=(1, 1, 1))
     told = []
 
-    def network(sources: torch.Tensor, condition: torch.Tensor, dataset: torch.Tensor | None) -> torch.Tensor:
-        told.append(dataset)
+    def network(sources: torch.Tensor, *arguments: torch.Tensor | None) -> torch.Tensor:
+        told.append(arguments[1])
         return sources
 
     objective = SelectiveSupervision(datasets=("a", "b"))
