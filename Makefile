@@ -25,29 +25,33 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # AGI-Net and the ResUnet it is built on, the same but for `stages`, on phantoms; T2 is then moved by known distances.
 DEMO := out/demo
 RUN := $(BIN)/python -m monai.bundle run --bundle_root bundles/agi_net
+OWN := $(RUN) --target PD
 COMPACT = --config_file "['bundles/agi_net/configs/$(1).json','bundles/compact.json']"
 TRACKED := --tracking mlflow --tracking_uri sqlite:///$(CURDIR)/$(DEMO)/mlruns.db --experiment_name demo
 MOVED := --perturbations "[{'kind':'translate','contrast':'T2','levels':[0,1,2,3]}]"
 
-demo: setup  ## phantoms -> train AGI-Net and its baseline -> evaluate -> synthesise -> report, in minutes
+demo: setup  ## phantoms -> train, evaluate, report, synthesise; shipped weights too: [SCANS=folder of real ones]
 	rm -rf $(DEMO)
 	$(BIN)/python -m monai_ext phantom --out $(DEMO)/phantoms --site healthy --subjects 14 --contrasts T1,T2,PD \
 	    --jobs 2 --montage $(DEMO)/phantoms.png
 	$(BIN)/python -m monai_ext index --root $(DEMO)/phantoms --out $(DEMO)/datalist.json --split 10/1/3
 	$(BIN)/python -m monai_ext prepare --datalist $(DEMO)/datalist.json --out $(DEMO)/prepared --size 112 --jobs 2 --qc
-	$(RUN) $(call COMPACT,train) --dataset_dir $(DEMO)/prepared $(TRACKED) --run_name AGI-Net \
+	$(OWN) $(call COMPACT,train) --dataset_dir $(DEMO)/prepared $(TRACKED) --run_name AGI-Net \
 	    --output_dir $(DEMO)/agi_net --weights $(DEMO)/agi_net/model.pt
-	$(RUN) $(call COMPACT,train) --dataset_dir $(DEMO)/prepared $(TRACKED) --run_name ResUnet \
+	$(OWN) $(call COMPACT,train) --dataset_dir $(DEMO)/prepared $(TRACKED) --run_name ResUnet \
 	    --output_dir $(DEMO)/resunet --weights $(DEMO)/resunet/model.pt --network_def#stages "[]"
-	$(RUN) $(call COMPACT,evaluate) --dataset_dir $(DEMO)/prepared $(MOVED) --name AGI-Net \
+	$(OWN) $(call COMPACT,evaluate) --dataset_dir $(DEMO)/prepared $(MOVED) --name AGI-Net \
 	    --output_dir $(DEMO)/runs/agi_net --weights $(DEMO)/agi_net/model.pt
-	$(RUN) $(call COMPACT,evaluate) --dataset_dir $(DEMO)/prepared $(MOVED) --name ResUnet \
+	$(OWN) $(call COMPACT,evaluate) --dataset_dir $(DEMO)/prepared $(MOVED) --name ResUnet \
 	    --output_dir $(DEMO)/runs/resunet --weights $(DEMO)/resunet/model.pt --network_def#stages "[]"
-	$(RUN) $(call COMPACT,inference) --datalist $(DEMO)/datalist.json --split test --quick_look true \
+	$(OWN) $(call COMPACT,inference) --datalist $(DEMO)/datalist.json --split test --quick_look true \
 	    --output_dir $(DEMO)/synthetic --weights $(DEMO)/agi_net/model.pt
+	$(RUN) --config_file bundles/agi_net/configs/inference.json --datalist $(DEMO)/datalist.json --split test \
+	    --quick_look true --output_dir $(DEMO)/shipped
+	$(if $(SCANS),$(BIN)/python tests/benchmarks/real.py --root $(SCANS) --bundle bundles/agi_net --out $(DEMO)/scans)
 	$(BIN)/python -m monai_ext report --runs $(DEMO)/runs/agi_net $(DEMO)/runs/resunet --out $(DEMO)/report
 	@echo "The report: $(DEMO)/report/index.html"
-	@echo "Synthesised: $$(ls $(DEMO)/synthetic/*/*.nii.gz | tr '\n' ' ')"
+	@echo "Synthesised: $$(ls $(DEMO)/synthetic/*/*.nii.gz $(DEMO)/shipped/*/*.nii.gz | tr '\n' ' ')"
 
 TESTS = $(BIN)/python -m pytest -n 2 --ignore=tests/serve
 

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_uid_root(root: str | None) -> None:
     """Refuse what no organisation has, or what leaves no room for telling UIDs apart."""
-    if root and (not UID_ROOT.fullmatch(root) or len(root) > LONGEST_ROOT):
+    if root and (not isinstance(root, str) or not UID_ROOT.fullmatch(root) or len(root) > LONGEST_ROOT):
         raise ValueError(f"the UID root must be numbers with dots, at most {LONGEST_ROOT} long, got {root!r}")
 
 

@@ -62,7 +62,7 @@ def scaled(image: Image, brain: Mask) -> Image:
 def figures(made: Image, case: Case, *, sources: Sequence[str], target: str) -> dict[str, float]:
     """Every figure of one made contrast against the real one of `case`; dB where the name says psnr."""
     truth, brain, white = case.images[target], case.brain, case.white_matter
-    matched = made * np.median(truth[white]) / max(float(np.median(made[white])), 1e-6)
+    matched = white_matched(made, case, target=target)
     after = _fitted([made], truth, brain)
     columns = [case.images[name] for name in sources]
     products = [one * other for one, other in combinations_with_replacement(columns, 2)]
@@ -96,6 +96,12 @@ def figures(made: Image, case: Case, *, sources: Sequence[str], target: str) -> 
             found[f"psnr_fitted_{name}"] = psnr(after, truth, region)
             found[f"bias_{name}"] = float((after - truth)[region].mean())
     return found
+
+
+def white_matched(made: Image, case: Case, *, target: str) -> Image:
+    """By one factor, so that its white matter is as bright as the real one's."""
+    white = case.white_matter
+    return made * np.float32(np.median(case.images[target][white]) / max(float(np.median(made[white])), 1e-6))
 
 
 def psnr(image: Image, truth: Image, mask: Mask) -> float:

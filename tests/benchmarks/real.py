@@ -5,8 +5,8 @@
         --task T1,T2:FLAIR --task T1,FLAIR:T2 --exclude "*.mha" --choose "label=*seg*"
 
 SCANS holds a folder a person, as `python -m monai_ext index` reads them; contrasts on grids of their own are moved onto
-the first one's, rigidly. OUT gets figures.csv, figures.json and montage.png, which shows what was scanned: keep it
-where the scans may be kept. Nothing is fitted or tuned on a case but what a figure's name says (`likeness.py`).
+the first one's, rigidly. OUT gets figures.csv, figures.json, table.md and montage.png, which shows what was scanned:
+keep it where the scans may be kept. Nothing is fitted or tuned on a case but what a figure's name says (`likeness.py`).
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from likeness import Case, Image, figures, scaled
+from likeness import Case, Image, figures, scaled, white_matched
 
 from monai_ext.data.choosing import Choices
 from monai_ext.data.datalist import Subject, SubjectError, report_failures
@@ -70,7 +70,8 @@ def main() -> int:
                 rows.append({**row, **figures(made, case, sources=sources, target=target)})
                 _tell(rows)
                 for k in _slices(case):
-                    shown = [*(case.images[name] for name in sources), made, case.images[target]]
+                    shown = [*(case.images[name] for name in sources), white_matched(made, case, target=target)]
+                    shown.append(case.images[target])
                     pictures.append([np.rot90(np.where(case.brain, one, 0)[:, :, k]) for one in shown])
                     titles.append([*sources, f"{target} made", f"{target} real"])
         except SubjectError as fault:
@@ -172,7 +173,21 @@ def _write(rows: Sequence[dict[str, Any]], out: Path, *, about: dict[str, Any]) 
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
+    (out / "table.md").write_text(_table(rows), encoding="utf-8")
     (out / "figures.json").write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    """For a model card: dB, SSIM and HaarPSI after the fit, and lesion over white matter, made and real."""
+    heads = ("case", "task", *HEADS[:-1], "SSIM", "HaarPSI", "lesion / white matter, made (real)")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [row["case"], row["task"].replace(":", " -> "), *(f"{row[name]:.1f}" for name in TITLES[:-1])]
+        cells += [f"{row['ssim_fitted']:.2f}", f"{row['haarpsi_fitted']:.2f}"]
+        made, real = (row.get(f"lesion_over_white_{what}") for what in ("made", "real"))
+        cells.append("" if made is None else f"{made:.2f} ({real:.2f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
