@@ -195,6 +195,7 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refused where the batches to come would not be those that the stopped run had before it."""
+        state = {"unnamed": 0.0, **state}  # older ones named every batch, and do not say so
         for name, value in self._identity().items():
             if name not in state or state[name] != value:
                 raise ValueError(
