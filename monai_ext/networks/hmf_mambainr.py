@@ -17,7 +17,6 @@ from monai_ext.networks.rhmb import RHMB, ConvBlock, ResidualConvs
 from monai_ext.runtime import wanted_dtype
 
 PARTS = ("rhmb", "mfeb", "msf", "mfm", "inrb")
-CELL = 2  # pixels a side of one cell of the latent that the implicit decoder reads
 
 
 class UpBlock(nn.Sequential):
@@ -109,7 +108,7 @@ class Addition(nn.Module):
 
 
 class Stage(nn.Module):
-    """Of the decoder: MFEB's features and the decoder's each go through a block, and MFM fuses them."""
+    """Of the decoder, the encoder's mirror: MFEB's features and the decoder's go through a block each, MFM fuses them."""
 
     def __init__(self, extract: nn.Module, decode: nn.Module, fuse: nn.Module) -> None:
         super().__init__()
@@ -157,7 +156,7 @@ class HMFMambaINR(nn.Module):
         expand: int = 2,
         directions: int = 4,
         dilations: Sequence[int] = (1, 2, 4, 8),
-        frequencies: int = 10,
+        frequencies: int = 4,
         without: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -200,14 +199,12 @@ class HMFMambaINR(nn.Module):
             [
                 Stage(ConvBlock(channels, channels), nn.Identity(), fusion(channels)),
                 Stage(UpBlock(channels, 2 * width), UpBlock(channels, 2 * width), fusion(2 * width)),
-                Stage(ConvBlock(2 * width, width), ConvBlock(2 * width, width), fusion(width)),
+                Stage(UpBlock(2 * width, width), UpBlock(2 * width, width), fusion(width)),
             ]
         )
-        self.cell = CELL
         self.inrb: nn.Module = ImplicitDecoder(channels=width, out_channels=out_channels, frequencies=frequencies)
         if "inrb" in without:
-            size = parameters(self.inrb)
-            self.inrb = PixelDecoder(channels=width, out_channels=out_channels, cell=CELL, parameters=size)
+            self.inrb = PixelDecoder(channels=width, out_channels=out_channels, parameters=parameters(self.inrb))
 
     def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         """(B, M, H, W) -> (B, K, H, W), or (B, K, *output_size) over the same field of view"""
@@ -221,10 +218,10 @@ class HMFMambaINR(nn.Module):
             size = (output_size[0], output_size[1])
             check_output(size, height, width)
         latent = self.latent(F.pad(x, [0, -width % 4, 0, -height % 4], mode="replicate"))
-        return self.inrb(latent, (height / self.cell, width / self.cell), size)
+        return self.inrb(latent, (height, width), size)
 
     def latent(self, x: Tensor) -> Tensor:
-        """(B, M, H, W), sides of multiples of 4 -> (B, width, H / CELL, W / CELL)"""
+        """(B, M, H, W), sides of multiples of 4 -> (B, width, H, W)"""
         first = self.first(self.encoder(x))
         middle = self.middle(self.early(first))
         y = self.last(self.late(middle))

@@ -17,27 +17,29 @@ LIMIT = 16  # the output's largest size, a side, in sizes of the input
 
 
 class PeriodicEncoding(nn.Module):
-    """sin(2^k pi x), cos(2^k pi x) for k < L, x normalised to [-1, 1] over 2^L cells.
+    """sin(2^k pi x), cos(2^k pi x) - 1 for k < L, x an offset in cells: periods of two cells, one, a half, and so on.
 
-    The finest then has a period of two cells. Finer ones repeat at the few offsets that the pixels of a training image
-    have within a cell: constants while it learns, noise at the offsets between.
+    Less 1, which is the bias's to add, a cell's own centre is all zeros.
     """
 
     scales: Tensor
 
     def __init__(self, *, frequencies: int) -> None:
         super().__init__()
-        scales = torch.tensor([math.pi * 2.0 ** (k + 1 - frequencies) for k in range(frequencies)])
+        scales = torch.tensor([math.pi * 2.0**k for k in range(frequencies)])
         self.register_buffer("scales", scales, persistent=False)
 
     def forward(self, offset: Tensor) -> Tensor:
         """(n,) offsets in cells -> (n, 2 L)"""
         phase = offset.unsqueeze(1) * self.scales
-        return torch.cat([phase.sin(), phase.cos()], 1)
+        return torch.cat([phase.sin(), phase.cos() - 1], 1)
 
 
 class ImplicitDecoder(nn.Module):
     """Each pixel from the four latent cells around it: feature, encoded offset, MLP, mean weighted by opposite area.
+
+    What reads the offset starts at zero. So a network that has seen only pixels at its cells' centres, where no offset
+    teaches it anything, gives between them the bilinear mean of its answers there; one that has seen others gives more.
 
     Args:
         channels: of the latent.
@@ -47,7 +49,7 @@ class ImplicitDecoder(nn.Module):
     """
 
     def __init__(
-        self, *, channels: int, out_channels: int, hidden: tuple[int, ...] = (64, 64, 64, 64), frequencies: int = 10
+        self, *, channels: int, out_channels: int, hidden: tuple[int, ...] = (64, 64, 64, 64), frequencies: int = 4
     ) -> None:
         super().__init__()
         self.queries = QUERIES
@@ -56,8 +58,9 @@ class ImplicitDecoder(nn.Module):
         self.first = nn.Linear(sum(self.sections), hidden[0])
         self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(hidden))
         self.last = nn.Linear(hidden[-1], out_channels)
+        nn.init.zeros_(self.first.weight[:, channels:])
 
-    def forward(self, latent: Tensor, extent: tuple[float, float], output_size: tuple[int, int]) -> Tensor:
+    def forward(self, latent: Tensor, extent: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
         """(B, C, h, w), the height and width in cells of what is to be seen, (H, W) -> (B, K, H, W)"""
         of_feature, of_y, of_x = self.first.weight.split(self.sections, 1)
         padded = F.pad(latent, [1, 1, 1, 1], mode="replicate")  # pixels at the rim have four cells around them too
@@ -67,11 +70,12 @@ class ImplicitDecoder(nn.Module):
         of_rows = F.linear(self.encoding(row_offsets), of_y).unsqueeze(1)
         of_columns = F.linear(self.encoding(column_offsets), of_x)
         strips = []
-        step = 2 * max(1, self.queries // (output_size[1] * latent.shape[0]))
+        around = (rows.shape[0] // output_size[0], columns.shape[0] // output_size[1])
+        step = around[0] * max(1, self.queries // (output_size[1] * latent.shape[0]))
         for start in range(0, rows.shape[0], step):
             stop = start + step
             chosen, encoded = rows[start:stop], of_rows[start:stop] + of_columns
-            area = row_weights[start:stop].view(-1, 2, 1, 1, 1) * column_weights.view(-1, 2, 1)
+            area = row_weights[start:stop].view(-1, around[0], 1, 1, 1) * column_weights.view(-1, around[1], 1)
             if torch.jit.is_scripting() or not torch.is_grad_enabled():
                 strips.append(self._strip(cells, chosen, columns, encoded, area))
             else:  # computed again in the backward pass, a strip at a time, rather than kept
@@ -94,11 +98,18 @@ class ImplicitDecoder(nn.Module):
         h = F.relu(cells.index_select(1, rows).index_select(2, columns) + encoded)
         for layer in self.rest:
             h = F.relu(layer(h))
-        answer = self.last(h).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        answer = self.last(h).unflatten(2, (-1, area.shape[3])).unflatten(1, (-1, area.shape[1]))
         return (answer * area).sum((2, 4))  # areas add up to one
 
-    def _neighbours(self, latent: Tensor, extent: float, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The two padded cells beside each pixel of an axis, one after the other; offsets from them; their weights."""
+    def _neighbours(self, latent: Tensor, extent: int, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The padded cells beside each pixel of an axis, one after the other; offsets from them; their weights.
+
+        There are two, or one where each pixel is its own cell's centre, for the other would count for nothing.
+        """
+        if not torch.jit.is_scripting():  # an archive has one way for any size
+            if pixels == extent:
+                zeros = torch.zeros(pixels, device=latent.device)
+                return torch.arange(1, pixels + 1, device=latent.device), zeros, zeros + 1
         centre = (torch.arange(pixels, device=latent.device) + 0.5) * (extent / pixels) - 0.5
         before = centre.floor()
         offset = (centre - before).unsqueeze(1)
@@ -108,33 +119,30 @@ class ImplicitDecoder(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """An MLP that knows no coordinates and writes all pixels of a cell at once: what stands in for ImplicitDecoder.
+    """An MLP that knows no coordinates and gives each cell its pixel: what stands in for ImplicitDecoder.
 
     Args:
         channels: of the latent.
         out_channels: of the image.
-        cell: pixels a side of one cell.
         parameters: about how many it is to have.
         layers: of the MLP.
     """
 
-    def __init__(self, *, channels: int, out_channels: int, cell: int, parameters: int, layers: int = 5) -> None:
+    def __init__(self, *, channels: int, out_channels: int, parameters: int, layers: int = 5) -> None:
         super().__init__()
-        self.cell = cell
-        # w (C + 1) + (layers - 2) w (w + 1) + K cell^2 (w + 1) parameters, solved for the width w of the hidden layers
-        answers, square = out_channels * cell**2, layers - 2
-        linear = channels + 1 + square + answers
-        root = math.sqrt(linear**2 + 4 * square * max(0, parameters - answers))
+        # w (C + 1) + (layers - 2) w (w + 1) + K (w + 1) parameters, solved for the width w of the hidden layers
+        square = layers - 2
+        linear = channels + 1 + square + out_channels
+        root = math.sqrt(linear**2 + 4 * square * max(0, parameters - out_channels))
         hidden = [max(1, round((root - linear) / (2 * square)))] * (layers - 1)
         modules: list[nn.Module] = []
         for before, after in itertools.pairwise([channels, *hidden]):
             modules += [nn.Conv2d(before, after, 1), nn.ReLU()]
-        self.mlp = nn.Sequential(*modules, nn.Conv2d(hidden[-1], answers, 1))
+        self.mlp = nn.Sequential(*modules, nn.Conv2d(hidden[-1], out_channels, 1))
 
-    def forward(self, latent: Tensor, extent: tuple[float, float], output_size: tuple[int, int]) -> Tensor:
+    def forward(self, latent: Tensor, extent: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
         """(B, C, h, w), the height and width in cells of what is to be seen, (H, W) -> (B, K, H, W)"""
-        image = F.pixel_shuffle(self.mlp(latent), self.cell)
-        image = image[:, :, : int(self.cell * extent[0]), : int(self.cell * extent[1])]
+        image = self.mlp(latent)[:, :, : extent[0], : extent[1]]
         if output_size[0] == image.shape[2] and output_size[1] == image.shape[3]:
             return image
         return F.interpolate(image, output_size, mode="bilinear")

@@ -4,6 +4,7 @@ An objective is used by `monai_ext.training.engine.PairedAdversarialTrainer`. It
 over `discriminator_terms` trains the discriminator, the sum over `generator_terms` the network.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -111,25 +112,62 @@ class Disentangling(Pix2Pix):
 
 
 class AnyScale(Pix2Pix):
-    """HMF-MambaINR's, with coarser sources under the target's own grid, so that its decoder learns what lies between.
+    """HMF-MambaINR's, with targets finer than the sources, so that its decoder learns what lies between their pixels.
 
-    Half of the batches have their sources `finest` times coarser or less, by chance; with 1, the paper's, none.
+    Sources are always `finest` times as coarse as the images, so that a pixel is of one size for the encoder, in
+    training and after it. Targets have a size by chance, of the sources' to the images' own; in validation the latter.
+    With 1, the paper's, sources and targets are the images. The discriminator sees the sources enlarged to the target.
+    The text's "1 and 100 respectively" are `pixel_weight` and `adversarial_weight`; pix2pix's are the other way round.
     """
 
-    def __init__(self, *, finest: float = 1.0) -> None:
-        if not finest >= 1:
-            raise ValueError(f"finest must be at least 1, got {finest}")
-        super().__init__()
+    def __init__(
+        self,
+        *,
+        finest: float = 1.0,
+        pixel_weight: float = 100.0,
+        adversarial_weight: float = 1.0,
+        criterion: str = "bce",
+    ) -> None:
+        if not 1 <= finest < math.inf:
+            raise ValueError(f"finest must be at least 1 and finite, got {finest}")
+        super().__init__(pixel_weight=pixel_weight, adversarial_weight=adversarial_weight, criterion=criterion)
         self.finest = finest
 
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
-        sources = batch["sources"]
-        chance = torch.rand(2).tolist()
-        if self.finest == 1 or chance[0] < 0.5 or not getattr(network, "training", False):
+        if self.finest == 1:
             return super().predict(network, batch)
-        size, times = sources.shape[2:], 1 + (self.finest - 1) * chance[1]
-        coarse = [max(1, round(side / times)) for side in size]
-        return {"pred": network(interpolate(sources, coarse, mode="bilinear", antialias=True), size)}
+        height, width = batch["sources"].shape[2:]
+        coarse = max(1, round(height / self.finest)), max(1, round(width / self.finest))
+        sources = _resized(batch["sources"], coarse)
+        size = height, width
+        if getattr(network, "training", False):
+            times = 1 + (self.finest - 1) * float(torch.rand(()))
+            size = min(height, round(coarse[0] * times)), min(width, round(coarse[1] * times))
+        return {"pred": network(sources, size), "sources": _resized(sources, size)}
+
+    def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
+        return super().discriminator_terms(discriminator, _as_fine(batch, predicted), predicted)
+
+    def generator_terms(
+        self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
+    ) -> Terms:
+        return super().generator_terms(discriminator, _as_fine(batch, predicted), predicted)
+
+
+def _as_fine(batch: Batch, predicted: Mapping[str, Tensor]) -> Batch:
+    """The batch at the prediction's size, with the sources of which it was made."""
+    if "sources" not in predicted:
+        return batch
+    size = predicted["pred"].shape[2], predicted["pred"].shape[3]
+    resized = {name: _resized(batch[name], size) for name in ("target", "weight") if name in batch}
+    return {**batch, "sources": predicted["sources"], **resized}
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size), each pixel the mean of what it covers"""
+    if (images.shape[2], images.shape[3]) == size:
+        return images
+    return interpolate(images, size, mode="bilinear", antialias=True)
 
 
 def weighted_l1(made: Tensor, batch: Batch) -> Tensor:

@@ -93,30 +93,60 @@ class Sizes(torch.nn.Module):
         return x[:, :1] if output_size is None else torch.nn.functional.interpolate(x[:, :1], output_size)
 
 
-def test_half_of_the_batches_have_coarser_sources_under_the_whole_target():
+def test_sources_are_always_as_coarse_and_targets_of_a_size_by_chance():
     torch.manual_seed(0)
-    network, batch = Sizes(), {"sources": torch.rand(1, 2, 64, 48)}
-    asked = []
+    network, batch = Sizes(), {"sources": torch.rand(1, 2, 64, 48), "target": torch.rand(1, 1, 64, 48)}
+    objective, sizes = AnyScale(finest=2), []
     for _ in range(60):
-        assert AnyScale(finest=2).predict(network, batch)["pred"].shape == (1, 1, 64, 48)
-        asked.append(network.asked)
-    coarse = [size for size, output in asked if output == (64, 48)]
-    assert 15 < len(coarse) < 45
-    assert all(32 <= high <= 64 and 24 <= wide <= 48 for high, wide in coarse)
-    assert min(high for high, _ in coarse) < 36 < 60 < max(high for high, _ in coarse)
-    assert {output for _, output in asked} == {None, (64, 48)}
+        predicted = objective.predict(network, batch)
+        coarse, size = network.asked
+        assert coarse == (32, 24)
+        assert predicted["pred"].shape[2:] == predicted["sources"].shape[2:] == size
+        sizes.append(size)
+    assert all(32 <= high <= 64 and abs(wide - high * 48 / 64) < 1 for high, wide in sizes)
+    assert min(high for high, _ in sizes) < 36 < 60 < max(high for high, _ in sizes)
 
 
-def test_sources_are_as_they_are_in_validation_and_in_the_papers_training():
-    for network, finest in ((Sizes().eval(), 2), (Sizes().train(), 1)):
+def test_targets_and_the_discriminators_sources_are_of_the_predictions_size():
+    torch.manual_seed(0)
+    batch = {"sources": torch.rand(1, 2, 64, 48), "target": torch.rand(1, 1, 64, 48)}
+    objective, seen = AnyScale(finest=2), []
+
+    def discriminator(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return images
+
+    predicted = {name: value.detach() for name, value in objective.predict(Sizes(), batch).items()}
+    objective.discriminator_terms(discriminator, batch, predicted)
+    pixel = objective.generator_terms(None, batch, predicted)["pixel"]
+    size = tuple(predicted["pred"].shape[2:])
+    assert size != (64, 48)
+    target = torch.nn.functional.interpolate(batch["target"], size, mode="bilinear", antialias=True)
+    torch.testing.assert_close(seen[0], torch.cat([predicted["sources"], target], 1))
+    torch.testing.assert_close(pixel, 100 * (predicted["pred"] - target).abs().mean())
+
+
+def test_validation_is_at_the_images_own_size_and_the_papers_training_changes_none():
+    batch = {"sources": torch.rand(1, 2, 16, 16)}
+    for network, finest, asked in ((Sizes().eval(), 2, ((8, 8), (16, 16))), (Sizes().train(), 1, ((16, 16), None))):
         for _ in range(8):
-            AnyScale(finest=finest).predict(network, {"sources": torch.rand(1, 2, 16, 16)})
-            assert network.asked == ((16, 16), None)
+            AnyScale(finest=finest).predict(network, batch)
+            assert network.asked == asked
 
 
-def test_a_finest_below_one_is_refused():
-    with pytest.raises(ValueError, match=r"finest must be at least 1, got 0\.5"):
-        AnyScale(finest=0.5)
+def test_the_loss_weights_can_be_those_that_are_printed():
+    batch = {"sources": torch.rand(1, 2, 16, 16), "target": torch.rand(1, 1, 16, 16)}
+    objective = AnyScale(pixel_weight=1, adversarial_weight=100)
+    terms = objective.generator_terms(lambda images: images, batch, {"pred": batch["target"] + 0.5})
+    assert terms["pixel"] == pytest.approx(0.5)
+    ours = AnyScale().generator_terms(lambda images: images, batch, {"pred": batch["target"] + 0.5})
+    assert terms["adversarial"] == pytest.approx(100 * float(ours["adversarial"]))
+
+
+@pytest.mark.parametrize("finest", [0.5, float("nan"), float("inf")])
+def test_a_finest_below_one_is_refused(finest: float):
+    with pytest.raises(ValueError, match=f"finest must be at least 1 and finite, got {finest}"):
+        AnyScale(finest=finest)
 
 
 def test_pixels_count_as_the_batchs_weight_says():
