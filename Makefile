@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo weights test test-serve deploy-test label check fmt ops bench clean
+.PHONY: help setup demo weights test test-long test-serve deploy-test label check fmt ops bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -53,8 +53,13 @@ demo: setup  ## phantoms -> train, evaluate, report, synthesise; shipped weights
 	@echo "The report: $(DEMO)/report/index.html"
 	@echo "Synthesised: $$(ls $(DEMO)/synthetic/*/*.nii.gz $(DEMO)/shipped/*/*.nii.gz | tr '\n' ' ')"
 
-test: setup  ## the test suite; test-serve has what needs a host's own environment
-	$(BIN)/python -m pytest -n 2 --ignore=tests/serve $(PYTEST_ARGS)
+TESTS = $(BIN)/python -m pytest -n 2 --ignore=tests/serve
+
+test: setup  ## the test suite, all but its slow part; ends with the slowest ten
+	$(TESTS) -m "not long" --durations=10 $(PYTEST_ARGS)
+
+test-long: setup  ## the slow part; test-serve has what needs a host's own environment
+	$(TESTS) -m long --durations=10 $(PYTEST_ARGS)
 
 # MONAI Label needs other versions of some packages than we do: an environment of its own.
 LABEL_VENV := .venv-label
@@ -69,7 +74,8 @@ $(LABEL_VENV)/.installed: pyproject.toml $(LABEL_SET)
 
 label: $(LABEL_VENV)/.installed  ## serve a bundle to MONAI Label's clients: make label BUNDLE=agi_net STUDIES=folder
 	PATH=$(CURDIR)/$(LABEL_VENV)/bin:$$PATH monailabel start_server --app monai_ext/serve/label_app \
-	    --studies $(or $(STUDIES),$(error say with STUDIES= where the studies are)) --conf bundles bundles/$(BUNDLE)
+	    --studies $(or $(STUDIES),$(error say with STUDIES= where the studies are)) --conf bundles bundles/$(BUNDLE) \
+	    --host $(or $(HOST),127.0.0.1)
 
 # MONAI Deploy runs on Holoscan, which is large: an environment of its own. Without highdicom monai itself does not import.
 DEPLOY_VENV := .venv-deploy

@@ -15,10 +15,7 @@ COMMANDS = {
     "report": ("monai_ext.report", "compare evaluations on one HTML page"),
     "dicom": ("monai_ext.serve.dicom", "synthesise a contrast of a DICOM study, as a new series of it"),
     "package": ("monai_ext.zoo.package", "pack a bundle with its weights so that it works alone: a folder and a zip"),
-    "weights": (
-        "monai_ext.zoo.phantom_weights",
-        "train a bundle on phantoms, from nothing to packed weights",
-    ),
+    "weights": ("monai_ext.zoo.phantom_weights", "train a bundle on phantoms, from nothing to packed weights"),
     "pack": ("monai_ext.zoo.pack", "trained weights as they are shipped: half precision, and a card"),
     "verify": ("monai_ext.zoo.verify", "ask the model zoo's rules of a bundle's folder, offline"),
 }

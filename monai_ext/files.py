@@ -4,7 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,21 @@ from typing import Any
 def absolute(path: Path) -> Path:
     """Without `..` and without following links: data are often links into a store."""
     return Path(os.path.normpath(path.absolute()))
+
+
+def read_json(path: Path, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The content of a JSON file that may come from anybody; `pairs` makes its objects, dictionaries without it.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, is nested deeper than Python follows, or is not a regular file.
+        OSError: it cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("is not a regular file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs)
+    except RecursionError:
+        raise ValueError("is nested too deeply to be read") from None
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,7 +1,9 @@
-"""The vocabulary: the seven contrasts, their one order, and the names that datasets and people give them."""
+"""The seven contrasts, their one order and their many names; and the one task: which are made of which."""
 
 import difflib
 import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 MODALITIES: tuple[str, ...] = ("T1", "T2", "PD", "T1C", "FLAIR", "DWI", "ADC")
 
@@ -26,3 +28,79 @@ def canonical(name: str) -> str:
     near = difflib.get_close_matches(key, _CANONICAL, n=3, cutoff=0.5)
     hint = ", ".join(f"{alias} (= {_CANONICAL[alias]})" for alias in near) or ", ".join(MODALITIES)
     raise ValueError(f"unknown contrast {name!r}; the nearest known ones: {hint}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network synthesises from what, and what that means for one subject.
+
+    `inputs` and `outputs` are the network's channels. Of these, `sources` may be used and `targets` are wanted, where
+    None is whatever a subject has, and whatever it lacks. With `every_source` a subject must have all of the sources.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    sources: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    every_source: bool = False
+
+    def of(self, available: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The sources and the targets of a subject that has these contrasts.
+
+        Args:
+            available: names as in `MODALITIES`.
+        """
+        has = [contrast for contrast in self.inputs if contrast in available]
+        targets = tuple(one for one in self.outputs if one not in has) if self.targets is None else self.targets
+        return tuple(c for c in has if c not in targets and (self.sources is None or c in self.sources)), targets
+
+    def lacking(self, available: Collection[str]) -> tuple[str, ...]:
+        """Which of the sources that are needed a subject does not have."""
+        if not self.every_source:
+            return ()
+        return tuple(contrast for contrast in self.sources or self.inputs if contrast not in available)
+
+
+def make_task(
+    sources: Sequence[str] | None, target: str | Sequence[str] | None, modalities: Sequence[str] | None = None
+) -> Task:
+    """The task that a config or a person names.
+
+    Args:
+        sources: contrasts, by any of their names. None, with `modalities`, is whichever a subject has.
+        target: one or several. None, with `modalities`, is whichever a subject lacks.
+        modalities: all that the network takes and makes, where it takes whichever are there; without them, each
+            source is needed.
+
+    Raises:
+        ValueError: a contrast that is not known, is named twice, or is a source and a target; none at all.
+    """
+    chosen = _names("source", sources)
+    targets = _names("target", [target] if isinstance(target, str) else target)
+    both = [contrast for contrast in chosen or () if contrast in (targets or ())]
+    if both:
+        raise ValueError(f"{both[0]} is a source and the target: what is to be synthesised cannot be a source")
+    if modalities is None:
+        if not chosen or not targets:
+            raise ValueError(f"there must be a source and a target, got sources={chosen}, target={targets}")
+        return Task(chosen, targets, chosen, targets, every_source=True)
+    every = tuple(canonical(contrast) for contrast in modalities)
+    for what, names in (("source", chosen), ("target", targets)):
+        for contrast in names or ():
+            if contrast not in every:
+                raise ValueError(f"{contrast} is none of the contrasts that these weights know: {', '.join(every)}")
+        if names == ():
+            raise ValueError(f"{what}s is empty: name one, or null for all that there are to choose from")
+    return Task(every, every, chosen, targets)
+
+
+def _names(what: str, given: Sequence[str] | None) -> tuple[str, ...] | None:
+    if isinstance(given, str):
+        raise ValueError(f"{what}s must be a list of contrasts such as ['T1', 'T2'], got {given!r}")
+    if given is None:
+        return None
+    names = tuple(canonical(contrast) for contrast in given)
+    for contrast in names:
+        if names.count(contrast) > 1:
+            raise ValueError(f"each {what} is given once, got {contrast} twice: {', '.join(names)}")
+    return names

@@ -10,14 +10,16 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from monai_ext.claims import checked
 from monai_ext.files import absolute, sha256, whole_file, write_json
+from monai_ext.modalities import canonical
 
 logger = logging.getLogger(__name__)
 ARCHIVE = ".ts"
@@ -57,7 +59,11 @@ def load_weights(network: nn.Module, path: Path | str) -> dict[str, Any]:
 
 
 def about_weights(path: Path | str) -> dict[str, Any]:
-    """What the JSON beside the weights says, unless it speaks of others; of an archive, what is in it."""
+    """What the JSON beside the weights says, unless it speaks of others; of an archive, what is in it.
+
+    Raises:
+        ValueError: it says what may not enter a config.
+    """
     path = absolute(Path(path))
     if path.suffix == ARCHIVE:
         return _about_archive(path)
@@ -65,13 +71,13 @@ def about_weights(path: Path | str) -> dict[str, Any]:
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         logger.warning("%s cannot be read (%s): it is not used", path.with_suffix(".json"), error)
         return {}
     if not isinstance(about, dict) or about.get("sha256") != sha256(path):
         logger.warning("%s speaks of other weights than %s: it is not used", path.with_suffix(".json"), path.name)
         return {}
-    return about
+    return checked(about, of=str(path.with_suffix(".json")))
 
 
 def archived(path: Path, name: str) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def archived(path: Path, name: str) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             (member,) = [one for one in archive.namelist() if one.endswith(f"/extra/{name}")]
             content = json.loads(archive.read(member))
-    except (zipfile.BadZipFile, ValueError) as error:
+    except (zipfile.BadZipFile, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no archive of a bundle with its {name}: write it with ckpt_export") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {name} that is no dictionary")
@@ -88,13 +94,28 @@ def archived(path: Path, name: str) -> dict[str, Any]:
 
 
 def _about_archive(path: Path) -> dict[str, Any]:
+    """Claims from an archive's configs: of `network_def`, what is plain, or an id of the config that is."""
     config, metadata = archived(path, "inference.json"), archived(path, "metadata.json")
     about = {"bundle": metadata.get("name"), "version": metadata.get("version"), "preset": config.get("preset")}
     for name in ("sources", "target"):
         value = config.get(name)
         about[name] = [value] if isinstance(value, str) else value
-    about["datasets"] = config.get("network_def", {}).get("datasets")
-    return {key: value for key, value in about.items() if value is not None} | {"sha256": sha256(path)}
+    definition = config.get("network_def")
+    if not isinstance(definition, dict):
+        raise ValueError(f"{path} holds an inference.json without a network_def")
+    about["datasets"] = definition.get("datasets")
+    named = {key: _followed(value, config) for key, value in definition.items() if key != "datasets"}
+    about["network_def"] = {key: value for key, value in named.items() if not _is_expression(value)}
+    given = {key: value for key, value in about.items() if value is not None}
+    return checked(given, of=f"{path}'s inference.json") | {"sha256": sha256(path)}
+
+
+def _followed(value: Any, config: Mapping[str, Any]) -> Any:
+    return config.get(value[1:], value) if isinstance(value, str) and value.startswith("@") else value
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("$")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -125,3 +146,17 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
         torch.save(dict(content), file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def trained_network(
+    network: nn.Module, weights: Path | str, *, sources: Sequence[str], target: Sequence[str]
+) -> nn.Module:
+    """The network, ready to predict; weights that were trained for another task are refused."""
+    if not Path(weights).is_file():
+        raise ValueError(f"there are no weights at {weights}: train the bundle, or name a file with --weights")
+    made = load_weights(network, weights)
+    for what, wanted in (("sources", sources), ("target", target)):
+        names = [canonical(name) for name in wanted]
+        if what in made and made[what] != names:
+            raise ValueError(f"{weights} was trained with {what} {made[what]}, not {names}: name those with --{what}")
+    return network.eval()

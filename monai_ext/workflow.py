@@ -1,17 +1,33 @@
-"""A bundle's workflow: found by name, its ids checked before anything is built, its faults told in one line."""
+"""A bundle's workflow: its ids checked before anything is built, its faults told in one line.
 
+`Workflow` is what our commands and servers run. `check_config` is the first thing that every config runs: it gives
+MONAI's own runner, which knows nothing of `Workflow`, the same checks.
+"""
+
+import difflib
+import inspect
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.config_item import ComponentLocator
+from monai.utils.module import locate
 
-from monai_ext.bundle import refuse_unknown_ids
 from monai_ext.catalogue import config_files, find_bundle
+from monai_ext.claims import checked
 from monai_ext.runtime import keep_freed_memory
 
+# MONAI puts these into a config itself, where runs are tracked.
+TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0", "_meta_")
 WORDS = {"true": True, "false": False, "null": None}
+# What an overlay of sizes says to every verb, though not all of them have a use for each.
+SIZES = ("width", "discriminator_width", "image_size", "slices", "batch_size", "epochs", "learning_rate")
+COMPONENT = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_", "_imports_")
 
 
 class Workflow(ConfigWorkflow):
@@ -108,3 +124,153 @@ def _nested(ids: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]
 
 def _is_component(config: Any) -> bool:
     return isinstance(config, Mapping) and "_target_" in config
+
+
+def check_config(verb: str) -> None:
+    """What every config runs first, so that `python -m monai.bundle run` refuses what `Workflow` refuses.
+
+    MONAI's runner takes a misspelt id, or one of another verb, in silence; and where JSON has true, false and null,
+    it takes the words. It tells an expression nothing of the workflow that evaluates it: that is looked up.
+
+    Args:
+        verb: the config's own name. Its ids are known, those of overlays beside it, and the sizes.
+
+    Raises:
+        ValueError: an id that is none of these; the message names the nearest.
+    """
+    keep_freed_memory()
+    workflow = current_workflow()
+    if workflow is None or isinstance(workflow, Workflow):
+        return
+    if _is_command_line():
+        sys.excepthook = say
+    each = {path.stem: ConfigParser.load_config_file(path) for path in workflow.config_root_path.glob("*.json")}
+    own = [config for name, config in each.items() if name == verb or "imports" not in config]
+    refuse_unknown_ids(workflow.parser.get(), [*own, dict.fromkeys(SIZES)])
+    said = {path: WORDS[value] for path, value in _texts(workflow.parser.get()) if value in WORDS}
+    if said:
+        workflow.parser.update(said)
+        workflow.parser.parse(reset=True)
+
+
+def _is_command_line() -> bool:
+    """Whether this process is MONAI's runner: a notebook or a server keeps its own way of telling errors."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name.startswith("monai.bundle")
+
+
+def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What we refuse is one line at the end of a run; a traceback is for faults in code."""
+    root = root_cause(error)
+    frames = traceback.extract_tb(root.__traceback__)
+    ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    if isinstance(root, OSError) or (ours and isinstance(root, ValueError | ArithmeticError)):
+        print(f"error: {root}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def current_workflow() -> ConfigWorkflow | None:
+    """The workflow that evaluates the expression we are called from. It is not told, so the stack is asked."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            return workflow
+        frame = frame.f_back
+    return None
+
+
+def refuse_unknown_ids(config: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> None:
+    """Every id of `config` is one of `known`'s, or an argument of the component it belongs to."""
+    for path, allowed in _unknown(config, known, path=""):
+        near = difflib.get_close_matches(path.rpartition("::")[2], allowed, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(allowed))}"
+        raise ValueError(f"no config of this bundle has the id {path.replace('::', '#')!r}; {hint}")
+
+
+def _unknown(config: Any, known: Sequence[Any], *, path: str) -> Iterator[tuple[str, list[str]]]:
+    """Paths that are not known, each with what could have stood there."""
+    if not isinstance(config, Mapping):
+        return
+    there = [other for other in known if isinstance(other, Mapping)]
+    allowed = {key for other in there for key in other}
+    target = config.get("_target_")
+    if target is not None:
+        arguments = _arguments(target)
+        if arguments is None:  # takes any
+            return
+        allowed |= {*arguments, *COMPONENT}
+    elif path == "":
+        allowed |= set(TRACKING)
+    elif not there:
+        return  # a plain dictionary that is a value: whoever it is given to judges it
+    for key, value in config.items():
+        where = f"{path}::{key}" if path else key
+        if key not in allowed:
+            yield where, sorted(allowed)
+        elif key != "_meta_":
+            yield from _unknown(value, [other[key] for other in there if key in other], path=where)
+
+
+def _texts(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a config, with its id."""
+    pairs = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in pairs:
+        where = f"{path}::{key}" if path else str(key)
+        if isinstance(value, str):
+            yield where, value
+        elif key != "_meta_":
+            yield from _texts(value, where)
+
+
+def _arguments(target: Any) -> set[str] | None:
+    """The names that a component's `_target_` takes, None if it takes any or cannot be asked."""
+    if not isinstance(target, str) or target.startswith(("$", "@", "%")):
+        return None
+    found: Any = locate(target)
+    if found is None:
+        modules = ComponentLocator().get_component_module_name(target)
+        found = locate(f"{modules[0] if isinstance(modules, list) else modules}.{target}") if modules else None
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters}
+
+
+def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what these weights were trained with where its own values are others: contrasts and widths.
+
+    Raises:
+        ValueError: the weights were made with another network, or with arguments that this one does not have.
+    """
+    about = checked(about, of="what the weights say")
+    config = dict(config)
+    for name in ("sources", "target"):
+        if name in about and config.get(name) is not None:  # null is any, whatever the weights
+            single = isinstance(config[name], str) and len(about[name]) == 1
+            config[name] = about[name][0] if single else about[name]
+    if "preset" in config and config["preset"] is None and about.get("preset"):
+        config["preset"] = about["preset"]  # for the archive that is made of this config has no JSON beside it
+    definition = dict(config["network_def"])
+    known = _arguments(definition.get("_target_"))
+    for key, value in about.get("network_def", {}).items():
+        own = definition.get(key)
+        if key == "_target_":
+            if value != own:
+                raise ValueError(f"the weights were made with the network {value!r}, this bundle's is {own!r}")
+            continue
+        if known is not None and key not in known:
+            raise ValueError(f"the weights were made with {key!r}, which {definition['_target_']} does not have")
+        reference = own[1:] if isinstance(own, str) and own.startswith("@") else None
+        if reference in config:
+            if not isinstance(config[reference], str) or not config[reference].startswith("$"):
+                config[reference] = value
+        elif not (isinstance(own, str) and own.startswith("$")):  # an expression of the contrasts, which were set
+            definition[key] = value
+    if about.get("datasets"):
+        definition["datasets"] = about["datasets"]
+    return {**config, "network_def": definition}

@@ -12,19 +12,23 @@ Phantoms may have `targets`, a contrast's path each, for what is to be made wher
 and `masks`, the truth: {"brain": path, "lesion": path}.
 """
 
-import json
 import os
+import re
 import stat
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai_ext.files import absolute, write_json
+from monai_ext.files import absolute, read_json, write_json
 from monai_ext.modalities import MODALITIES
 
 SPLITS = ("training", "validation", "test")
+LONGEST_NAME = 180  # bytes in UTF-8 of the 255 that a file's name may have: the rest is for what is added to it
+OURS = ("datalist.json", "run.json", "report", "index.html")  # what commands write beside the subjects' folders
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, in any folder of Windows
 MASKS = ("brain", "lesion")  # that are known rather than estimated
 GROUPS = {"targets": MODALITIES, "masks": MASKS}  # keys of an entry that hold several files
 ENTRY_KEYS = ("subject", "session", "dataset", *MODALITIES, "label", *GROUPS)
@@ -82,10 +86,10 @@ def read_datalist(path: Path | str, *, failures: list[SubjectError] | None = Non
     unknown = sorted(set(content) - {"name", "root", *SPLITS})
     if unknown:
         known = ", ".join(("name", "root", *SPLITS))
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; a datalist has {known}")
+        raise ValueError(f"{path}: unknown key '{_shown(unknown[0])}'; a datalist has {known}")
     name, root = content.get("name", path.stem), content.get("root", ".")
-    if not isinstance(name, str) or not isinstance(root, str):
-        raise ValueError(f"{path}: name and root must be text, got {name!r} and {root!r}")
+    if not _is_text(name) or not _is_text(root):
+        raise ValueError(f"{path}: name and root must be text, got '{_shown(name)}' and '{_shown(root)}'")
     folder = absolute(path.parent / root)
     if not folder.is_dir():
         raise ValueError(f"{path}: root {root!r} is not a folder: {folder}; set it to where the images are")
@@ -157,7 +161,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return content
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_duplicates)
+        content = read_json(path, pairs=without_duplicates)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path}: not a datalist: {error}") from error
     if not isinstance(content, dict):
@@ -165,21 +169,36 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _shown(value: Any) -> str:
+    """As it can be printed on one line of any terminal: its beginning, signs that print nothing escaped."""
+    text = str(value)
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _is_text(value: Any) -> bool:
+    """Text that can be written as UTF-8: JSON may hold half of a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def _subject(entry: Any, *, where: str, dataset: str, root: Path) -> Subject:
     if not isinstance(entry, dict):
-        raise SubjectError(where, None, f"must be an object with a subject and its contrasts, got {entry!r}")
+        raise SubjectError(
+            where, None, f"must be an object with a subject and its contrasts, got {_shown(repr(entry))}"
+        )
     name = entry.get("subject", where)
     for key, value in entry.items():
         if key not in ENTRY_KEYS:
-            raise SubjectError(str(name), None, f"unknown key {key!r}; known are {', '.join(ENTRY_KEYS)}")
+            raise SubjectError(_shown(name), None, f"unknown key '{_shown(key)}'; known are {', '.join(ENTRY_KEYS)}")
         if key in GROUPS:
-            _check_group(value, key=key, subject=str(name))
-        elif not isinstance(value, str):
-            raise SubjectError(str(name), None, f"{key} must be text, got {value!r}")
+            _check_group(value, key=key, subject=_shown(name))
+        elif not _is_text(value):
+            raise SubjectError(_shown(name), None, f"{key} must be text, got {_shown(repr(value))}")
     if "subject" not in entry:
         raise SubjectError(where, None, "has no key 'subject'")
     for key in ("subject", "session"):
         check_name(entry.get(key, "") if key == "session" else name, key=key, subject=name)
+    check_name(Subject(name, "", {}, entry.get("session", "")).name, key="subject and session", subject=name)
     images = {key: _file(entry[key], name, root) for key in MODALITIES if key in entry}
     if not images:
         raise SubjectError(name, None, f"has no image; give at least one of {', '.join(MODALITIES)}")
@@ -195,17 +214,43 @@ def _subject(entry: Any, *, where: str, dataset: str, root: Path) -> Subject:
 
 def _check_group(value: Any, *, key: str, subject: str) -> None:
     known = GROUPS[key]
-    if not isinstance(value, dict) or not all(isinstance(path, str) for path in value.values()):
-        raise SubjectError(subject, None, f"{key} must be an object of one path a name, got {value!r}")
+    if not isinstance(value, dict) or not all(_is_text(path) for path in value.values()):
+        raise SubjectError(subject, None, f"{key} must be an object of one path a name, got {_shown(repr(value))}")
     for name in value:
         if name not in known:
-            raise SubjectError(subject, None, f"{key} has the unknown name {name!r}; known are {', '.join(known)}")
+            reason = f"{key} has the unknown name '{_shown(name)}'; known are {', '.join(known)}"
+            raise SubjectError(subject, None, reason)
 
 
 def check_name(value: str, *, key: str, subject: str) -> None:
-    """Names become folders: one that would leave the output folder is refused."""
-    if value in {".", ".."} or any(sign in value for sign in "/\\\0\n") or (key == "subject" and not value):
-        raise SubjectError(subject or "(no name)", None, f"{key} must be a folder's plain name, got {value!r}")
+    """Refuse a name that cannot be a folder on every system, would leave the output's or would be one of our files.
+
+    `value` may be empty for other keys than subject: such a name is not used.
+
+    Raises:
+        SubjectError: it names the key, the rule and the value.
+    """
+    wrong = _wrong_in(value, needed=key == "subject")
+    if wrong:
+        reason = f"{key} must be a folder's plain name, got '{_shown(value)}': {wrong}"
+        raise SubjectError(_shown(subject) or "(no name)", None, reason)
+
+
+def _wrong_in(value: str, *, needed: bool) -> str:
+    """What keeps a name from being a folder's, "" if nothing does."""
+    kinds = {unicodedata.category(letter) for letter in value}
+    size = len(value.encode("utf-8", "surrogatepass"))
+    rules = (
+        (needed and not value, "it is empty"),
+        (any(sign in value for sign in "/\\"), "it has a slash in it"),
+        (bool(kinds & {"Cc", "Cs", "Zl", "Zp"}), "it has a control character or half a letter in it"),
+        (value.startswith("."), "it begins with a dot, as hidden files and unfinished folders do"),
+        (value != value.strip() or value.endswith("."), "it begins or ends with a space, or ends with a dot"),
+        (value.lower() in OURS, "a file of ours is called that"),
+        (RESERVED.fullmatch(value) is not None, "Windows has a device of that name"),
+        (size > LONGEST_NAME, f"it takes {size} bytes, at most {LONGEST_NAME} fit"),
+    )
+    return next((said for broken, said in rules if broken), "")
 
 
 def _file(relative: str, subject: str, root: Path) -> Path:

@@ -5,7 +5,8 @@ map, which comes before both.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
+from monai_ext.data.declared import check_count
 from monai_ext.data.volumes import LPS_TO_RAS, Volume
 from monai_ext.modalities import canonical
 
+IDENTITY = ("PatientID", "PatientName", "PatientBirthDate")
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 LEAST_B = 500  # s/mm2: below, a diffusion image shows T2 rather than diffusion
 SAME_DIRECTION = 1e-3  # between the unit vectors of two slices: 0.2 mm at the edge of a head
@@ -56,22 +59,62 @@ def read_study(folder: Path) -> list[Series]:
         raise ValueError(f"{folder} is no folder: a study is a folder of DICOM files")
     found: dict[tuple[Any, ...], list[tuple[Path, Any]]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        try:
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-        except (InvalidDicomError, EOFError):
-            continue
-        if header.get("Modality") == "MR" and "Rows" in header:
-            key = (str(header.SeriesInstanceUID), str(header.get("EchoTime")), _b(header), "ADC" in _image_type(header))
-            found.setdefault(key, []).append((path, header))
+        with _as_fault_of(path):
+            try:
+                header = pydicom.dcmread(path, stop_before_pixels=True)
+            except (InvalidDicomError, EOFError):
+                continue
+            if header.get("Modality") == "MR" and "Rows" in header:
+                uid, image_type = str(header.get("SeriesInstanceUID") or ""), _image_type(header)
+                if not uid or not header.get("SOPInstanceUID"):
+                    raise ValueError("it has no SeriesInstanceUID or no SOPInstanceUID")
+                key = (uid, str(header.get("EchoTime")), _b(header), "ADC" in image_type)
+                contrast_of(header)  # reads what tells a contrast: a value that cannot be read shows here
+                found.setdefault(key, []).append((path, header))
     if not found:
         raise ValueError(f"{folder} holds no MR image in DICOM")
     headers = [header for instances in found.values() for _, header in instances]
-    for keyword, what in (("PatientID", "patients"), ("StudyInstanceUID", "studies")):
-        values = sorted({str(header.get(keyword, "")) for header in headers})
-        if len(values) > 1:
-            raise ValueError(f"{folder} holds {len(values)} {what}, expected one: {', '.join(map(repr, values[:4]))}")
+    _check_one_patient(folder, headers)
+    _check_one(folder, headers, "StudyInstanceUID", what="studies")
     series = [Series(*(tuple(part) for part in zip(*instances, strict=True))) for instances in found.values()]
     return sorted(series, key=lambda one: (int(one.number) if one.number.isdigit() else 0, one.b or 0, one.description))
+
+
+def _check_one_patient(folder: Path, headers: Sequence[Any]) -> None:
+    """Refuse a study whose files do not all name one person by ID, name and birth date; without an ID none do."""
+    for keyword in IDENTITY:
+        _check_one(folder, headers, keyword, what="patients")
+    if not _text(headers[0], "PatientID"):
+        raise ValueError(
+            f"{folder} has no PatientID: that its images are of one person cannot be told; set it in every file"
+        )
+
+
+def _check_one(folder: Path, headers: Sequence[Any], keyword: str, *, what: str) -> None:
+    values = sorted({_text(header, keyword) for header in headers})
+    if len(values) > 1:
+        shown = ", ".join(map(repr, values[:4]))
+        raise ValueError(f"{folder} holds {len(values)} {what}, expected one: {shown} ({keyword})")
+
+
+def _text(header: Any, keyword: str) -> str:
+    """A value without the padding that DICOM allows; "" where there is none."""
+    value = header.get(keyword)
+    return "" if value is None else str(value).strip(" \0^")
+
+
+@contextmanager
+def _as_fault_of(what: object) -> Iterator[None]:
+    """Whatever a value may do to pydicom or to numpy is a fault of this file or series, in one line."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        if said.startswith(str(what)):
+            raise
+        raise ValueError(f"{what} is damaged: {said}") from error
 
 
 def contrast_of(header: Any) -> str | None:
@@ -138,12 +181,20 @@ def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[st
 def sorted_slices(series: Series) -> Series:
     """Along the normal of its slices, which have to be parallel, of one size, and equally far apart."""
     name = f"series {series.number} {series.description!r}"
+    with _as_fault_of(name):
+        return _sorted_slices(series, name)
+
+
+def _sorted_slices(series: Series, name: str) -> Series:
     first = series.headers[0]
     if str(first.SOPClassUID) != MR_IMAGE:
         raise ValueError(f"{name} is {first.SOPClassUID.name}: only MR Image Storage, a file a slice, is read")
-    lacking = [key for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if key not in first]
+    lacking = [key for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if not first.get(key)]
     if lacking:
         raise ValueError(f"{name} lacks {', '.join(lacking)}: where its slices lie is not known")
+    for header in series.headers:
+        _check_place(header, name)
+    check_count(name, (first.Rows, first.Columns, len(series.headers)))
     if len(series.headers) < 2:
         raise ValueError(f"{name} has one slice: a volume needs more")
     directions = np.array([header.ImageOrientationPatient for header in series.headers], dtype=float)
@@ -179,8 +230,25 @@ def sorted_slices(series: Series) -> Series:
     return Series(tuple(series.files[n] for n in order), tuple(series.headers[n] for n in order))
 
 
+def _check_place(header: Any, name: str) -> None:
+    """Refuse a slice whose place is not numbers, or whose pixels have no size."""
+    places = (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2))
+    for key, count in places:
+        value = header.get(key)
+        numbers = np.array([] if value is None else value, dtype=float).ravel()
+        if numbers.size != count or not np.isfinite(numbers).all():
+            raise ValueError(f"{name} has {key} {value!s:.60}, expected {count} numbers")
+        if key == "PixelSpacing" and numbers.min() <= 0:
+            raise ValueError(f"{name} has PixelSpacing {value!s:.60}: both must be above zero")
+        if key == "ImageOrientationPatient":
+            axes = numbers.reshape(2, 3)
+            if np.abs(axes @ axes.T - np.eye(2)).max() > 0.01:
+                raise ValueError(f"{name} has {key} {value!s:.60}: its axes are not of length 1 and at 90 degrees")
+
+
 def read_series(series: Series) -> Volume:
     """Of slices that are sorted: their values, rescaled, and where they lie."""
+    check_count(series, (series.headers[0].Rows, series.headers[0].Columns, len(series.files)))
     slices = [_pixels(path) for path in series.files]
     first, last = series.headers[0], series.headers[-1]
     row, column = np.split(np.array(first.ImageOrientationPatient, dtype=float), 2)
@@ -194,19 +262,36 @@ def read_series(series: Series) -> Volume:
 
 
 def _pixels(path: Path) -> NDArray[np.float32]:
-    image = pydicom.dcmread(path)
+    with _as_fault_of(path):
+        image = pydicom.dcmread(path)
+        if not image.get("PixelData"):
+            raise ValueError(f"{path} has no PixelData: copy it again")
+        factors = [_factor(image, path, *pair) for pair in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))]
+        try:
+            stored = image.pixel_array
+        except (RuntimeError, ValueError, NotImplementedError, AttributeError, KeyError, TypeError) as error:
+            syntax = image.file_meta.TransferSyntaxUID
+            if syntax.is_compressed:
+                hint = "decompress the study first (gdcmconv --raw, dcmdjpeg), or install pylibjpeg"
+                raise ValueError(f"{path} is compressed as {syntax.name}, which cannot be read here: {hint}") from error
+            raise ValueError(f"{path} is damaged: its pixels cannot be read ({error})") from error
+        if stored.ndim != 2:
+            raise ValueError(f"{path} has pixels of shape {stored.shape}, expected one grey slice")
+        return (stored * factors[0] + factors[1]).astype(np.float32)
+
+
+def _factor(image: Any, path: Path, keyword: str, default: float) -> float:
+    """A rescaling's number; one that is there and empty is refused, for what it was is not known."""
+    if keyword not in image:
+        return default
+    value = image[keyword].value
     try:
-        stored = image.pixel_array
-    except (RuntimeError, ValueError, NotImplementedError, AttributeError, KeyError) as error:
-        syntax = image.file_meta.TransferSyntaxUID
-        if syntax.is_compressed:
-            hint = "decompress the study first (gdcmconv --raw, dcmdjpeg), or install pylibjpeg"
-            raise ValueError(f"{path} is compressed as {syntax.name}, which cannot be read here: {hint}") from error
-        raise ValueError(f"{path} is damaged: its pixels cannot be read ({error})") from error
-    if stored.ndim != 2:
-        raise ValueError(f"{path} has pixels of shape {stored.shape}, expected one grey slice")
-    slope, intercept = float(image.get("RescaleSlope", 1)), float(image.get("RescaleIntercept", 0))
-    return (stored * slope + intercept).astype(np.float32)
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not np.isfinite(number) or (keyword == "RescaleSlope" and number == 0):
+        raise ValueError(f"{path} has {keyword} {value!s:.40}, expected a number{'' if default == 0 else ' but 0'}")
+    return number
 
 
 def _b(header: Any) -> float | None:

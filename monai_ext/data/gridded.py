@@ -3,6 +3,7 @@
 What `prepare` writes and what inference gives to a network are the same, because both come from here.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,15 +17,17 @@ from numpy.typing import NDArray
 
 from monai_ext.data.datalist import Subject, SubjectError
 from monai_ext.data.masks import foreground, otsu_brain, zero_background
-from monai_ext.data.presets import Preset
+from monai_ext.data.presets import DIFFERING, Preset
 from monai_ext.data.registration import register_rigid
 from monai_ext.data.resampling import IDENTITY, resample, share_inside, slice_grid, to_ras
 from monai_ext.data.volumes import Volume, read_volume
 
+logger = logging.getLogger(__name__)
 PERCENTILE = 99.5  # of a contrast's foreground, becomes 1
 ANATOMICAL = ("T1", "T2", "PD", "T1C", "FLAIR")  # those that show a skull dark between scalp and brain
 LARGEST_LABEL = np.iinfo(np.uint16).max
 LEAST_SEEN = 0.05  # of the foreground, by every contrast
+NEAR = 1.1  # voxels so much larger or smaller are as good as the same: heads themselves differ by that
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Scaled:
     to_source: NDArray[np.float64]
     moved_mm: float
     seen: float
+    placed_by: str
 
     @property
     def record(self) -> dict[str, Any]:
@@ -45,6 +49,7 @@ class Scaled:
             "to_source": self.to_source.tolist(),
             "moved_mm": self.moved_mm,
             "seen": self.seen,
+            "placed_by": self.placed_by,
         }
 
 
@@ -81,20 +86,23 @@ class Gridded:
     """A subject's contrasts as they were read, where each lies, and the grid; `image` puts one onto it.
 
     A fault of the subject's files is a SubjectError. `root` is where the preset's pattern of a mask file begins.
+    `whole` is for a patient: nothing of the reference is cut off, and its voxels are of the preset's
+    `trained_spacing`.
     """
 
-    def __init__(self, subject: Subject, *, preset: Preset, root: Path) -> None:
-        self.subject, self.preset = subject, preset
+    def __init__(self, subject: Subject, *, preset: Preset, root: Path, whole: bool = False) -> None:
+        self.subject, self.preset, self.whole = subject, preset, whole
         as_stored = {contrast: _read(subject, path) for contrast, path in subject.images.items()}
         self.read = {contrast: to_ras(volume) for contrast, volume in as_stored.items()}
         chosen = _reference(subject, preset)
         stored, reference = as_stored[chosen], self.read[chosen]
-        self.placed = _placed(subject, self.read, chosen, preset=preset)
+        self.placed, self.placed_by = _placed(subject, self.read, chosen, preset=preset)
         mask = _mask(subject, self.read, self.placed, chosen, preset=preset, root=root)
         self.points = _some_points(reference, mask)
-        shape, affine = slice_grid(reference, spacing=preset.spacing, crop=preset.crop, size=preset.size, keep=mask)
+        shape, affine = _grid(reference, mask, preset=preset, whole=whole)
         self.grid = Grid(chosen, stored.shape, stored.affine, shape, affine)
-        self.mask = resample(Volume(mask.astype(np.float32), reference.affine), shape, affine, order=1).array > 0.5
+        solid = Volume(mask.astype(np.float32), reference.affine)
+        self.mask = resample(solid, shape, affine, order=1, touching=whole).array > 0.5
         self.mask_kept = float(_millilitres(self.mask, affine) / _millilitres(mask, reference.affine))
 
     def image(self, contrast: str) -> Scaled:
@@ -107,7 +115,7 @@ class Gridded:
                 f"{contrast} sees {seen:.0%} of what {self.grid.contrast} shows: their fields of view do not overlap"
             )
             raise SubjectError(self.subject.name, path, f"{shown}; if a header is wrong, try --register rigid")
-        image = resample(volume, self.grid.shape, self.grid.affine, to_volume=to_source).array
+        image = resample(volume, self.grid.shape, self.grid.affine, to_volume=to_source, touching=self.whole).array
         signal = image[self.mask & (image > 0)]
         if not signal.size:
             raise SubjectError(self.subject.name, path, f"{contrast} is nowhere above zero inside the mask")
@@ -118,7 +126,14 @@ class Gridded:
         if self.preset.brain_mask:
             scaled[~self.mask] = 0
         moved_mm = float(np.linalg.norm(there - self.points, axis=1).mean())
-        return Scaled(scaled, top, to_source, moved_mm, seen)
+        return Scaled(scaled, top, to_source, moved_mm, seen, self.placed_by[contrast])
+
+    def coverage(self, computed: NDArray[np.bool_]) -> float:
+        """The share of the mask's voxels, about 4000 of them, that lie in slices of the grid that are `computed`."""
+        index = np.rint(apply_affine(np.linalg.inv(self.grid.affine), self.points)).astype(int)
+        inside = np.all((index >= 0) & (index < np.array(self.grid.shape)), axis=-1)
+        inside[inside] = computed[index[inside, 2]]
+        return float(inside.mean())
 
     def label(self) -> Volume:
         """The label map moved like the contrast whose voxels it shares, which is the one it was drawn on."""
@@ -160,27 +175,50 @@ def _reference(subject: Subject, preset: Preset) -> str:
     raise SubjectError(subject.name, None, f"has {found}, but the grid is to come from {wanted}")
 
 
+def _grid(
+    reference: Volume, mask: NDArray[np.bool_], *, preset: Preset, whole: bool
+) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """As the training data's, but for a patient whole, and of their voxel size if it would be far from that."""
+    shape, affine = slice_grid(
+        reference, spacing=preset.spacing, crop=preset.crop, size=preset.size, keep=mask, whole=whole
+    )
+    if not whole or preset.trained_spacing is None:
+        return shape, affine
+    own = [float(step) for step in np.linalg.norm(affine[:3, :3], axis=0)]
+    pairs = zip(own, preset.trained_spacing, strict=True)
+    wanted = [known if known and not 1 / NEAR < step / known < NEAR else step for step, known in pairs]
+    if wanted == own:
+        return shape, affine
+    return slice_grid(reference, spacing=wanted, crop=preset.size or preset.crop, size=None, keep=mask, whole=True)
+
+
 def _placed(
     subject: Subject, read: Mapping[str, Volume], chosen: str, *, preset: Preset
-) -> dict[str, NDArray[np.float64]]:
-    """For each contrast, the matrix from the reference's world to its own."""
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, str]]:
+    """For each contrast, the matrix from the reference's world to its own, and how it was found."""
     placed = dict.fromkeys(read, IDENTITY)
-    if preset.register != "rigid":
-        return placed
+    how = {name: "its grid" if _same_grid(read[chosen], volume) else "its header" for name, volume in read.items()}
+    if preset.register not in ("rigid", DIFFERING):
+        return placed, how
     # ADC is computed from DWI: on one grid the two are one scan, and lie on each other as they are
     leader, follower = ("ADC", "DWI") if chosen == "ADC" else ("DWI", "ADC")
     together = leader in read and follower in read and _same_grid(read[leader], read[follower])
     for contrast, volume in read.items():
         if contrast == chosen or (together and contrast == follower):
             continue
+        if preset.register == DIFFERING and how[contrast] == "its grid":
+            continue
         try:
             placed[contrast] = register_rigid(read[chosen], volume)
+            how[contrast] = "rigid registration"
         except ValueError as error:
             reason = f"cannot be registered: {error}"
-            raise SubjectError(subject.name, subject.images[contrast], reason) from error
+            if preset.register == "rigid":
+                raise SubjectError(subject.name, subject.images[contrast], reason) from error
+            logger.warning("%s: %s %s; it lies where its header says", subject.name, contrast, reason)
     if together:
-        placed[follower] = placed[leader]
-    return placed
+        placed[follower], how[follower] = placed[leader], how[leader]
+    return placed, how
 
 
 def _same_grid(one: Volume, other: Volume) -> bool:

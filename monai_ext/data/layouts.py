@@ -60,6 +60,7 @@ class Visit:
         """Refuse names that cannot be folders and files that lie in two folders of one name."""
         check_name(self.subject, key="subject", subject=self.name)
         check_name(self.session, key="session", subject=self.name)
+        check_name(self.name, key="subject and session", subject=self.name)
         if len(self.homes) > 1:
             where = ", ".join(sorted(self.homes))
             reason = f"duplicate: the folders {where} all bear its name"
@@ -183,10 +184,7 @@ def table(datalist: Datalist) -> str:
     """How many visits, people, and images of each contrast every split has."""
     kinds = [kind for kind in KINDS if any(_has(subject, kind) for subject in datalist.subjects)]
     rows = [["", "visits", "people", *kinds]]
-    for name, subjects in [
-        *((split, datalist.splits[split]) for split in SPLITS),
-        ("all", datalist.subjects),
-    ]:
+    for name, subjects in [*((split, datalist.splits[split]) for split in SPLITS), ("all", datalist.subjects)]:
         people = len({subject.subject for subject in subjects})
         counts = [sum(_has(subject, kind) for subject in subjects) for kind in kinds]
         rows.append([name, *map(str, (len(subjects), people, *counts))])
@@ -206,23 +204,11 @@ def _some(paths: Sequence[Path], root: Path) -> str:
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "--root",
-        type=Path,
-        required=True,
-        help="the dataset's folder; for many people's files in one folder, that one",
+        "--root", type=Path, required=True, help="the dataset's folder; for many people's files in one folder, that one"
     )
     add("--layout", choices=["auto", *LAYOUTS], default="auto", help="how its files are named (default: auto)")
-    add(
-        "--out",
-        type=Path,
-        default=Path("datalist.json"),
-        help="the datalist to write (default: datalist.json)",
-    )
-    add(
-        "--name",
-        default="",
-        help="the dataset's name (default: the layout's; the folder's for bids and folder)",
-    )
+    add("--out", type=Path, default=Path("datalist.json"), help="the datalist to write (default: datalist.json)")
+    add("--name", default="", help="the dataset's name (default: the layout's; the folder's for bids and folder)")
     split = "numbers of people (500/37/40), refused where there are fewer, or parts of all of them"
     parts = "(0.7/0.1/0.2 or 70/10/20%%; default: 80/10/10%%)"
     add("--split", default="80/10/10%", help=f"training/validation/test: {split} {parts}")

@@ -59,12 +59,7 @@ class Perturbation:
 
     def described(self) -> dict[str, Any]:
         """As a run's protocol has it."""
-        return {
-            "kind": self.kind,
-            "contrast": self.contrast,
-            "levels": list(self.levels),
-            "unit": UNITS[self.kind],
-        }
+        return {"kind": self.kind, "contrast": self.contrast, "levels": list(self.levels), "unit": UNITS[self.kind]}
 
 
 class Draw(NamedTuple):

@@ -20,24 +20,16 @@ from monai_ext.data.datalist import (
     Datalist,
     Subject,
     SubjectError,
+    check_name,
     read_datalist,
     report_failures,
     write_datalist,
 )
-from monai_ext.data.prepared import (
-    current_record,
-    dataset_of,
-    mask_file,
-    prepare_subject,
-    prepared_subject,
-    put_back,
-)
-from monai_ext.data.presets import MASKS, PRESETS, REGISTRATIONS, Preset
+from monai_ext.data.prepared import current_record, dataset_of, mask_file, prepare_subject, prepared_subject, put_back
+from monai_ext.data.presets import LEAST_SPACING, MASKS, PRESETS, REGISTRATIONS, Preset
 from monai_ext.data.qc import write_qc
 from monai_ext.files import absolute
 from monai_ext.modalities import canonical
-
-LEAST_SPACING = 0.1  # mm: finer is a slip, and more than a memory holds
 
 
 @dataclass(frozen=True)
@@ -52,9 +44,10 @@ class Done:
 
 def prepare_one(subject: Subject, *, out: Path, root: Path, preset: Preset, qc: bool) -> Done:
     """Prepare one subject unless that was done; what is wrong with it is returned, only a fault of `out` is raised."""
-    folder = out / subject.name
-    put_back(folder)
     try:
+        check_name(subject.name, key="subject", subject=subject.name)
+        folder = out / subject.name
+        put_back(folder)
         record = current_record(subject, folder, preset=preset, root=root)
         unchanged = record is not None
         if record is None:
@@ -63,10 +56,18 @@ def prepare_one(subject: Subject, *, out: Path, root: Path, preset: Preset, qc: 
             write_qc(folder, record)
     except SubjectError as error:
         return Done(subject, failure=error)
-    except (ValueError, MemoryError, RuntimeError) as error:  # ITK's are RuntimeErrors; an OSError is a fault of `out`
+    except Exception as error:  # whatever it is, the others go on without this one
+        if isinstance(error, OSError) and _is_of(out, error):
+            raise
         reason = f"cannot be prepared: {type(error).__name__}: {' '.join(str(error).split()) or 'no more was said'}"
         return Done(subject, failure=SubjectError(subject.name, None, reason))
     return Done(subject, record=record, unchanged=unchanged)
+
+
+def _is_of(out: Path, error: OSError) -> bool:
+    """Whether the place to write to is at fault, which every subject would meet."""
+    named = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return not named or any(path.is_relative_to(out) for path in named)
 
 
 def prepare(datalist: Datalist, out: Path, *, preset: Preset, jobs: int = 1, qc: bool = False) -> list[Done]:

@@ -20,7 +20,7 @@ from monai_ext.data.datalist import Subject, SubjectError
 from monai_ext.data.gridded import PERCENTILE, Gridded, mask_file
 from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import Volume, write_volume
-from monai_ext.files import write_json
+from monai_ext.files import read_json, write_json
 
 FORMAT = 4  # of the folder: raised whenever the same sources would now give other files
 SIDECAR = "prepared.json"
@@ -61,9 +61,9 @@ def prepare_subject(subject: Subject, folder: Path, *, preset: Preset, root: Pat
 def current_record(subject: Subject, folder: Path, *, preset: Preset, root: Path) -> dict[str, Any] | None:
     """The sidecar of `folder` if the same sources and options made it and its files are whole, else None."""
     try:
-        record = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+        record = read_json(folder / SIDECAR)
         whole = all((folder / name).stat().st_size == size for name, size in record["bytes"].items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     identity = json.loads(json.dumps(_identity(subject, preset=preset, root=root)))
     return record if whole and all(record.get(key) == value for key, value in identity.items()) else None
@@ -78,7 +78,7 @@ def prepared_subject(subject: Subject, folder: Path) -> Subject:
 def dataset_of(path: Path, *, key: str) -> Any:
     """The dataset that a sidecar or a datalist names, None if it is not there or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))[key]
+        return read_json(path)[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -103,13 +103,15 @@ def _identity(subject: Subject, *, preset: Preset, root: Path) -> dict[str, Any]
             raise SubjectError(subject.name, path, f"cannot be read: {error.strerror}") from error
         name = path.relative_to(root) if path.is_relative_to(root) else path
         sources[key] = {"path": name.as_posix(), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    parameters = asdict(preset)
+    del parameters["trained_spacing"]  # which speaks of weights
     return {
         "format": FORMAT,
         "subject": subject.subject,
         "session": subject.session,
         "dataset": subject.dataset,
         "sources": sources,
-        "parameters": {**asdict(preset), "percentile": PERCENTILE},
+        "parameters": {**parameters, "percentile": PERCENTILE},
     }
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from monai_ext.modalities import MODALITIES
 
 REGISTRATIONS = ("none", "rigid")
+DIFFERING = "differing"  # of a patient: rigid for a scan whose grid is not the reference's
+LEAST_SPACING = 0.1  # mm: finer is a slip, and more than a memory holds
 MASKS = ("zero", "otsu")
 
 
@@ -14,7 +16,9 @@ class Preset:
 
     `reference` are contrasts, the first that a subject has gives the grid; `spacing` is in mm along i, j, k,
     None keeps the reference's own; slices are cut or padded to `crop` and then resized to `size` voxels.
-    `brain_mask` is zero, otsu, the pattern of a file, or empty: nothing is taken off.
+    `brain_mask` is zero, otsu, the pattern of a file, or empty: nothing is taken off. `trained_spacing` is what
+    weights know and `prepare` does not: the voxel size of the grids that they were trained on. A patient whose grid
+    is another is resampled to it; where it is None, along an axis or at all, the grid stays.
     """
 
     reference: tuple[str, ...] = MODALITIES
@@ -23,6 +27,17 @@ class Preset:
     size: tuple[int, int] | None = None
     register: str = "none"
     brain_mask: str = ""
+    trained_spacing: tuple[float | None, float | None, float | None] | None = None
+
+    def __post_init__(self) -> None:
+        known = self.trained_spacing
+        if known is None:
+            return
+        numbers = [step for step in known if step is not None] if isinstance(known, tuple) and len(known) == 3 else None
+        plain = numbers is not None and all(type(step) in (int, float) for step in numbers)
+        if numbers is None or not plain or not all(LEAST_SPACING <= step < 100 for step in numbers):
+            wanted = f"three voxel sizes in mm, each from {LEAST_SPACING} to 100 or null"
+            raise ValueError(f"trained_spacing must be {wanted}, got {known!r}")
 
 
 ONE_MM = (1.0, 1.0, None)

@@ -67,9 +67,7 @@ class _Anatomy:
         apply_lesions(tissue, self.lesions.weights.at(where))
         if not self.stripped:
             head = zip(
-                ("csf", "fat", "muscle", "marrow", "blood"),
-                self.template.head.at(where, padding="border"),
-                strict=True,
+                ("csf", "fat", "muscle", "marrow", "blood"), self.template.head.at(where, padding="border"), strict=True
             )
             room = 1 - brain
             for name, fraction in head:
@@ -166,13 +164,7 @@ def _scan_of(name: str) -> str:
 
 
 def _offsets(
-    site: Site,
-    chosen: Sequence[str],
-    reference: str,
-    *,
-    index: int,
-    seed: int,
-    misalign: tuple[float, float],
+    site: Site, chosen: Sequence[str], reference: str, *, index: int, seed: int, misalign: tuple[float, float]
 ) -> dict[str, np.ndarray]:
     """The reference keeps still."""
     poses = {}

@@ -10,6 +10,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from monai_ext.data.declared import check_count
 from monai_ext.data.volumes import Volume
 
 IDENTITY = np.eye(4)
@@ -31,38 +32,42 @@ def resample(
     *,
     to_volume: NDArray[np.float64] = IDENTITY,
     order: int = 3,
+    touching: bool = False,
 ) -> Volume:
     """`volume` on the grid (shape, affine); `to_volume` maps the grid's world to the volume's, outside is 0.
 
-    A voxel is a box, not a point: up to half a voxel beyond the outermost centres their values go on.
+    A voxel is a box, not a point: up to half a voxel beyond the outermost centres their values go on. With `touching`
+    a larger new voxel is outside only where none of it lies within.
     `order` is the spline's: 3 for images, 0 for labels. Where the new voxels are larger than the old,
     an image is first smoothed by the Gaussian that makes up the difference in resolution.
     """
     size = tuple(shape)
+    check_count("the grid to resample on", size)  # a header may say that voxels are metres wide
     index = np.linalg.inv(volume.affine) @ to_volume @ affine  # index on the grid -> index in the volume
     shift = np.rint(index[:3, 3]).astype(int)
     corners = np.array(list(product(*((0, n - 1) for n in size))))  # between them no voxel is further off
     if np.abs(apply_affine(index, corners) - (corners + shift)).max() < _SAME_VOXEL:
         return Volume(_moved(volume.array, size, shift), affine)
     array = volume.array.astype(np.float32, copy=False)
+    steps = np.abs(index[:3, :3]).max(axis=1)  # how many old voxels a new one spans along each old axis
+    margins = 0.5 + (np.maximum(steps - 1, 0) / 2 if touching else np.zeros(3))
     if order > 0:
-        steps = np.abs(index[:3, :3]).max(axis=1)  # how many old voxels a new one spans along each old axis
         array = ndimage.gaussian_filter(array, np.sqrt(np.maximum(steps**2 - 1, 0)) / _FWHM)
     linear, offset = index[:3, :3], index[:3, 3]
     if np.abs(linear - np.diag(np.diag(linear))).max() * max(size) < _SAME_VOXEL:
-        return Volume(_axis_by_axis(array, size, np.diag(linear), offset, order=order), affine)
+        return Volume(_axis_by_axis(array, size, np.diag(linear), offset, margins, order=order), affine)
     result = ndimage.affine_transform(
         array, linear, offset, output_shape=size, output=np.float32, order=order, mode="nearest"
     )
-    for row, first, n in zip(linear, offset, array.shape, strict=True):
+    for row, first, n, margin in zip(linear, offset, array.shape, margins, strict=True):
         place = sum((step * index for step, index in zip(row, np.ogrid[tuple(map(slice, size))], strict=True)), first)
-        result[_outside(place, n)] = 0
+        result[_outside(place, n, margin)] = 0
     return Volume(result, affine)
 
 
-def _outside(place: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
-    """Which indices along an axis of `n` voxels lie beyond its field of view."""
-    return (place < -0.5 - _SAME_VOXEL) | (place > n - 0.5 + _SAME_VOXEL)
+def _outside(place: NDArray[np.float64], n: int, margin: float) -> NDArray[np.bool_]:
+    """Which indices along an axis of `n` voxels lie more than `margin` beyond its outermost centres."""
+    return (place < -margin - _SAME_VOXEL) | (place > n - 1 + margin + _SAME_VOXEL)
 
 
 def _axis_by_axis(
@@ -70,16 +75,17 @@ def _axis_by_axis(
     size: Sequence[int],
     steps: NDArray[np.float64],
     offset: NDArray[np.float64],
+    margins: NDArray[np.float64],
     *,
     order: int,
 ) -> NDArray[np.float32]:
     """What `ndimage.affine_transform` gives without a rotation, ten times faster: a small matrix for each axis."""
-    for axis, (new, step, first) in enumerate(zip(size, steps, offset, strict=True)):
+    for axis, (new, step, first, margin) in enumerate(zip(size, steps, offset, margins, strict=True)):
         unit = np.eye(array.shape[axis], dtype=np.float32)
         weights = ndimage.affine_transform(
             unit, [step, 1.0], [first, 0.0], output_shape=(new, len(unit)), order=order, mode="nearest"
         )
-        weights[_outside(first + step * np.arange(new), len(unit))] = 0
+        weights[_outside(first + step * np.arange(new), len(unit), margin)] = 0
         array = np.moveaxis(np.tensordot(weights, array, axes=(1, axis)), 0, axis)
     return array
 
@@ -116,11 +122,13 @@ def slice_grid(
     crop: Sequence[int] | None,
     size: Sequence[int] | None,
     keep: NDArray[np.bool_],
+    whole: bool = False,
 ) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     """The grid (shape, affine) of the reference's slices at `spacing`, cut to `crop`, then resized to `size`.
 
     What is None stays as the reference has it; all slices are kept. The cut is the middle of the field of
     view, moved no further than it takes to hold the box round the mask `keep`; beyond the field it pads.
+    With `whole` nothing is cut off: the same voxels, and as many more of them as hold all of the reference's.
     """
     old = np.array(reference.shape, dtype=float)
     step = np.array([new / own if new else 1.0 for new, own in zip(spacing, reference.spacing, strict=True)])
@@ -140,6 +148,11 @@ def slice_grid(
         start[axis] += step[axis] * (zoom - 1) / 2
         step[axis] *= zoom
         shape[axis] = final
+    if whole:  # every old voxel's centre is to lie within a new voxel
+        before = np.maximum(0, np.ceil((start - step / 2) / step - _SAME_VOXEL))
+        after = np.maximum(0, np.ceil((old - 1 - start) / step - (shape - 0.5) - _SAME_VOXEL))
+        start -= before * step
+        shape += before + after
     index = np.diag([*step, 1.0])
     index[:3, 3] = start
     i, j, k = (int(n) for n in shape)

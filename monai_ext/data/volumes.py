@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import struct
 import zlib
 from dataclasses import dataclass
 from itertools import product
@@ -13,8 +14,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import DTypeLike, NDArray
 
+from monai_ext.data.declared import check_bytes, check_count, check_itk_header, check_regular
 from monai_ext.files import whole_file
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -24,6 +27,9 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK: left, posterior positive; n
 
 _LARGEST_SHEAR = 2e-3  # cosine between two axes: 0.2 mm at the edge of a head; float32 rounds to 1e-6
 _LARGEST_CONFLICT = 0.5  # mm
+_VOXEL = (0.01, 100.0)  # mm, least and most along an edge: beyond lies another unit or a damaged header
+_LARGEST_OFFSET = 1 << 26  # bytes of extensions before the voxels
+_BLOCK = 1 << 20  # bytes decompressed at a time
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,15 @@ class Volume:
 def read_volume(path: str | Path, *, allow_constant: bool = False) -> Volume:
     """Read one 3D image; `allow_constant` is for masks and label maps, which may well be empty.
 
-    A file that cannot be trusted is refused: the ValueError names it and says what is wrong and what to do.
+    A file that cannot be trusted is refused: the ValueError names it and says what is wrong and what to do. Memory is
+    taken for what the file holds, never for what its header declares; MONAI_EXT_MAX_VOXELS (536870912) is the most.
     """
     path = Path(path)
     is_itk = path.name.lower().endswith(ITK_SUFFIXES)
     if not is_itk and not path.name.lower().endswith(NIFTI_SUFFIXES):
         known = " ".join(NIFTI_SUFFIXES + ITK_SUFFIXES)
         raise ValueError(f"{path} is not an image by its name: expected one of {known}")
+    check_regular(path)
     _check_first_bytes(path, is_itk=is_itk)
     array, affine = _read_itk(path) if is_itk else _read_nifti(path)
     _check_affine(path, affine)
@@ -105,23 +113,70 @@ def _check_first_bytes(path: Path, *, is_itk: bool) -> None:
 
 def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     try:
+        _check_nifti_size(path)
         image: Any = nib.load(path)
         shape = _three_dimensions(path, image.shape)
         _check_nifti_header(path, image)
-        array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape, order="F")
-    except (MemoryError, OverflowError) as error:
-        size = prod(shape) * image.get_data_dtype().itemsize / 1e9
-        reason = f"its header asks for {size:,.0f} GB, more than there is memory for"
-        raise ValueError(f"{path} is too large: {reason}; is it damaged?") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile, ImageFileError, HeaderDataError, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
+        array = _nifti_voxels(path, image).reshape(shape, order="F")
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (EOFError, zlib.error, struct.error, ImageFileError, HeaderDataError, OSError) as error:
         raise _damaged(path, error, line=0) from error
+    except MemoryError as error:
+        raise ValueError(f"{path} is too large for this machine's memory") from error
     return array, np.asarray(image.affine, dtype=np.float64)
 
 
+def _opened(path: Path) -> Any:
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _check_nifti_size(path: Path) -> None:
+    """What the header says of sizes and places, before nibabel computes with it."""
+    with _opened(path) as file:
+        head = file.read(540)
+    kinds = {size: kind for kind in (nib.Nifti1Header, nib.Nifti2Header) for size in (kind.sizeof_hdr,)}
+    lengths = {int.from_bytes(head[:4], order) for order in ("little", "big")}
+    kind = next((kinds[length] for length in lengths if length in kinds), None)
+    if kind is None or len(head) < kind.sizeof_hdr:
+        return  # ANALYZE or nothing known: nibabel says what it is
+    header = kind(head[: kind.sizeof_hdr], check=False)
+    offset = float(header["vox_offset"])
+    if not 0 <= offset <= _LARGEST_OFFSET:
+        raise ValueError(
+            f"{path} is damaged (its voxels begin at byte {offset:g}, expected 0 to {_LARGEST_OFFSET}): "
+            "copy or download it again"
+        )
+    count = int(header["dim"][0])
+    if not 1 <= count <= 7:
+        raise ValueError(f"{path} is damaged (it has {count} dimensions, expected 1 to 7): copy or download it again")
+    sizes = [int(size) for size in header["dim"][1 : count + 1]]
+    check_count(path, sizes)
+    needed = int(offset) + prod(max(size, 0) for size in sizes) * int(header.get_data_dtype().itemsize)
+    check_bytes(path, needed=needed, there=path.stat().st_size, packed=path.name.lower().endswith(".gz"))
+
+
+def _nifti_voxels(path: Path, image: Any) -> NDArray[np.float32]:
+    """As nibabel's get_fdata, but compressed voxels are unpacked a block at a time into pages not yet taken."""
+    if not path.name.lower().endswith(".gz"):
+        return image.get_fdata(dtype=np.float32, caching="unchanged")
+    proxy = image.dataobj
+    stored = np.empty(prod(image.shape), dtype=proxy.dtype)
+    room = memoryview(stored.view(np.uint8))
+    with gzip.open(path) as file:
+        file.seek(proxy.offset)
+        at = 0
+        while at < len(room):
+            got = file.readinto(room[at : at + _BLOCK])
+            if not got:
+                raise EOFError(f"Expected {len(room)} bytes, got {at} bytes")
+            at += got
+    slope, inter = (np.asanyarray(factor) for factor in (proxy.slope, proxy.inter))
+    return np.asarray(apply_read_scaling(stored, slope, inter), dtype=np.float32)
+
+
 def _check_nifti_header(path: Path, image: Any) -> None:
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+    with _opened(path) as file:
         raw = image.header_class.from_fileobj(file, check=False)  # nibabel turns a spacing of zero into 1
     _check_spacing(path, raw["pixdim"][1:4])
     if image.get_data_dtype().kind not in "iuf":
@@ -142,6 +197,7 @@ def _check_nifti_header(path: Path, image: Any) -> None:
 def _read_itk(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     import itk  # slow to load, and most datasets are NIfTI
 
+    there, packed = check_itk_header(path)
     try:
         header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
         if header is None:
@@ -150,6 +206,8 @@ def _read_itk(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         header.ReadImageInformation()
         sizes = [header.GetDimensions(axis) for axis in range(header.GetNumberOfDimensions())]
         _three_dimensions(path, sizes)
+        check_count(path, sizes)
+        check_bytes(path, needed=prod(sizes) * header.GetComponentSize(), there=there, packed=packed)
         _check_spacing(path, [header.GetSpacing(axis) for axis in range(3)])
         if header.GetNumberOfComponents() != 1:
             raise ValueError(f"{path} has {header.GetNumberOfComponents()} numbers a voxel, expected one")
@@ -196,6 +254,12 @@ def _check_affine(path: Path, affine: NDArray[np.float64]) -> None:
     rows = np.array2string(axes, precision=3, separator=", ").replace("\n", "")
     if not np.all(np.isfinite(affine)) or np.any(lengths == 0):
         raise ValueError(f"{path} has a singular affine {rows}: its voxels have no place in the world")
+    if lengths.min() < _VOXEL[0] or lengths.max() > _VOXEL[1]:
+        steps = " x ".join(f"{length:.3g}" for length in lengths)
+        raise ValueError(
+            f"{path} has voxels of {steps} mm, expected {_VOXEL[0]:g} to {_VOXEL[1]:g}: is the header damaged, or in "
+            "another unit?"
+        )
     cosines = np.abs((axes / lengths).T @ (axes / lengths) - np.eye(3))
     if abs(np.linalg.det(axes / lengths)) < 1e-3:
         raise ValueError(f"{path} has a singular affine {rows}: its voxels have no place in the world")

@@ -52,9 +52,11 @@ HIGHEST = 1 + 1e-4  # of prepared images: 16 bits times a slope rounded to singl
 class Items(Protocol):
     """Subjects by number, as `PreparedVolumes` gives them; "available" may be left out, where nothing is missing."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """How many there are."""
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """One subject's image, target and names."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.inferers import Inferer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,7 +17,6 @@ from monai_ext.data.prepared_volumes import PreparedVolumes
 from monai_ext.evaluation.metrics import compare_volumes
 from monai_ext.evaluation.run_folder import MATRIX, MATRIX_COLUMNS
 from monai_ext.files import absolute, whole_file
-from monai_ext.inference.inferers import SlicesInferer
 from monai_ext.modalities import canonical
 from monai_ext.networks import PMMSynth
 
@@ -28,7 +28,7 @@ class Predictor:
     that goes. Inference, where a person names the dataset, refuses it.
     """
 
-    def __init__(self, *, network: PMMSynth, inferer: SlicesInferer, device: torch.device) -> None:
+    def __init__(self, *, network: PMMSynth, inferer: Inferer, device: torch.device) -> None:
         self.network, self.inferer, self.device = network, inferer, device
 
     def __call__(self, image: Tensor, given: Tensor, wanted: Tensor, dataset: str | None) -> Tensor:

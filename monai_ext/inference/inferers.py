@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from monai_ext.data.canvas import filled_box
+from monai_ext.inference.maker import Maker
 from monai_ext.runtime import autocast, memory_format, wanted_dtype
 
 
@@ -74,6 +75,27 @@ class SlicesInferer(Inferer):
             return slices[which]
         near = (which[:, None] + self.around.to(which.device)).clamp(0, len(slices) - 1)
         return slices[near].transpose(1, 2).flatten(1, 2)
+
+
+class AnySourcesInferer(SlicesInferer):
+    """For a network that takes whichever contrasts are there, and the site: what nobody asks for is not computed."""
+
+    def __init__(self, *, maker: Maker, **options: Any) -> None:
+        super().__init__(**options)
+        self.maker = maker
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """(1, M, I, J, K) -> (1, M, I, J, K), zeros where nothing was wanted; a source that is all zero is not there"""
+        assert self.maker.task is not None
+        given = (inputs[0] != 0).flatten(1).any(1)
+        targets, site, (_, outputs) = self.maker.task.targets, self.maker.site, self.maker.channels
+        wanted = ~given if targets is None else torch.tensor([c in targets for c in outputs], device=inputs.device)
+
+        def through(x: Tensor) -> Tensor:
+            number = None if site is None else torch.full((len(x),), network.dataset_index(site), device=x.device)
+            return network(x, given.expand(len(x), -1), number, wanted)
+
+        return super().__call__(inputs, through, *args, **kwargs)
 
 
 class PatchesInferer(SlidingWindowInferer):

@@ -16,27 +16,32 @@ from monai_ext.data.datalist import SPLITS, Subject, SubjectError, check_name, f
 from monai_ext.data.layouts import DICOM, index, walk
 from monai_ext.data.naming import EXTENSIONS, stem
 from monai_ext.files import absolute
-from monai_ext.modalities import canonical
+from monai_ext.modalities import Task, canonical
 
 SYNTHETIC = "_synthetic"  # ends the name of every file that we write, so that it is never taken for an acquired one
+WHO = (
+    "give exactly one of images ({'T1': 'a.nii.gz', ...}), dataset_dir (a folder of subject folders) and "
+    "datalist (a JSON)"
+)
 
 
 @dataclass
 class Cases:
     """Subjects that have every source, and the faults of those that were named but cannot serve.
 
-    `root` is where a preset's pattern of mask files begins.
+    `root` is where a preset's pattern of mask files begins. `named` is False where nothing says who is meant: that is
+    refused when they are read, not before, for a workflow is made and looked at where there are no data too.
     """
 
     subjects: list[Subject]
     failures: list[SubjectError] = field(default_factory=list)
     root: Path = field(default_factory=Path.cwd)
+    named: bool = True
 
 
 def find_cases(
     *,
-    sources: Sequence[str],
-    target: str | Sequence[str],
+    task: Task,
     images: Mapping[str, Path | str] | None = None,
     folder: Path | str | None = None,
     datalist: Path | str | None = None,
@@ -44,22 +49,45 @@ def find_cases(
     name: str | None = None,
     only_missing: bool = False,
 ) -> Cases:
-    """The subjects of exactly one of `images` (one subject: contrast -> file), `folder` and `datalist`.
+    """The subjects of exactly one of `images`, `folder` and `datalist` who have what the task needs.
 
-    `folder` holds a folder a subject, or one subject's files. `split` is a datalist's, without it all of them count.
-    `name` is that of the subject in `images`, whose folder names it otherwise. One that was acquired with the target
-    is synthesised too, to compare with (nothing acquired is ever written over), unless `only_missing`.
+    One that was acquired with the target is synthesised too, to compare with (nothing acquired is ever written over),
+    unless `only_missing`. One that lacks nothing that could be made is told and left.
+
+    Args:
+        task: what is made of what.
+        images: one subject, contrast -> file. A contrast that the network does not know is refused; in a folder or a
+            datalist it is not used.
+        folder: a folder a subject, or one subject's files.
+        datalist: a JSON that `index` wrote.
+        split: of the datalist; without it, all of them count.
+        name: of the subject in `images`, whose folder names it otherwise.
+        only_missing: leave out who has the target.
+
+    Raises:
+        ValueError: none or several of the three are given, or what they name is not there.
     """
-    wanted, targets = _task(sources, target)
+    for contrast in images or {}:
+        if not task.every_source and canonical(contrast) not in task.inputs:
+            known = ", ".join(task.inputs)
+            raise ValueError(f"{canonical(contrast)} is none of the contrasts that these weights know: {known}")
     cases = find_subjects(images=images, folder=folder, datalist=datalist, split=split, name=name)
     subjects = []
     for subject in cases.subjects:
-        lacking = [contrast for contrast in wanted if contrast not in subject.images]
-        if only_missing and all(contrast in subject.images for contrast in targets):
+        sources, targets = task.of(subject.images)
+        has, lacking = ", ".join(subject.images) or "none", task.lacking(subject.images)
+        if targets and only_missing and all(contrast in subject.images for contrast in targets):
             print(f"{subject.name}: has {', '.join(targets)}, left out by only_missing")
+        elif not targets:
+            print(
+                f"{subject.name}: has every contrast, so there is nothing to synthesise; name targets to compare with"
+            )
         elif lacking:
-            has, needs = ", ".join(subject.images), " and ".join(lacking)
-            reason = f"lacks {needs}, has {has}: these weights need {', '.join(wanted)}"
+            reason = f"lacks {' and '.join(lacking)}, has {has}: these weights need {', '.join(task.inputs)}"
+            cases.failures.append(SubjectError(subject.name, None, reason))
+        elif not sources:
+            asked = ", ".join(task.sources or task.inputs)
+            reason = f"no contrast is available: has {has}, lacks all that may be a source, {asked}"
             cases.failures.append(SubjectError(subject.name, None, reason))
         else:
             subjects.append(subject)
@@ -77,15 +105,13 @@ def find_subjects(
     """All of those whom exactly one of `images`, `folder` and `datalist` names, whatever contrasts they have."""
     given = {"images": images, "dataset_dir": folder, "datalist": datalist}
     chosen = [key for key, value in given.items() if value]
-    if len(chosen) != 1:
-        found = " and ".join(chosen) or "none"
-        raise ValueError(
-            "give exactly one of images ({'T1': 'a.nii.gz', ...}), dataset_dir (a folder of subject folders) and "
-            f"datalist (a JSON), got {found}"
-        )
+    if len(chosen) > 1:
+        raise ValueError(f"{WHO}, got {' and '.join(chosen)}")
     for key, value, needs in (("split", split, "datalist"), ("name", name, "images")):
         if value and chosen != [needs]:
-            raise ValueError(f"{key} goes with {needs}, got {key}={value!r} with {chosen[0]}")
+            raise ValueError(f"{key} goes with {needs}, got {key}={value!r} with {chosen[0] if chosen else 'none'}")
+    if not chosen:
+        return Cases([], named=False)
     if images:
         cases = _of_images(images, name)
     elif folder:
@@ -115,11 +141,13 @@ class SubjectVolumes(IterableDataset):
         self.kept: list[str] = []
 
     def __iter__(self) -> Iterator[Any]:
+        if not self.cases.named:
+            raise ValueError(f"{WHO}, got none")
         self.failures, self.done, self.kept = list(self.cases.failures), [], []
         for subject in self.cases.subjects:
             try:
                 item = self.transform({"subject": subject, "root": self.cases.root})
-            except (ValueError, MemoryError, RuntimeError) as error:  # MONAI wraps what a transform raises
+            except Exception as error:  # MONAI wraps what a transform raises; the others go on
                 fault = subject_fault(error, subject)
                 if isinstance(fault, AlreadyDone):
                     self.kept.append(subject.name)
@@ -168,22 +196,6 @@ def subject_fault(error: BaseException, subject: Subject) -> SubjectError:
         raise root
     said = " ".join(str(root).split()) or "no more was said"
     return SubjectError(subject.name, None, f"cannot be prepared: {type(root).__name__}: {said}")
-
-
-def _task(sources: Sequence[str], target: str | Sequence[str]) -> tuple[list[str], list[str]]:
-    if isinstance(sources, str):
-        raise ValueError(f"sources must be a list of contrasts such as ['T1', 'T2'], got {sources!r}")
-    wanted = [canonical(contrast) for contrast in sources]
-    targets = [canonical(contrast) for contrast in ([target] if isinstance(target, str) else target)]
-    if not wanted or not targets:
-        raise ValueError(f"there must be a source and a target, got sources={wanted}, target={targets}")
-    twice = [contrast for contrast in wanted if wanted.count(contrast) > 1]
-    if twice:
-        raise ValueError(f"each source is given once, got {twice[0]} twice: {', '.join(wanted)}")
-    both = [contrast for contrast in targets if contrast in wanted]
-    if both:
-        raise ValueError(f"{both[0]} is a source and the target: what is to be synthesised cannot be a source")
-    return wanted, targets
 
 
 def _of_images(images: Mapping[str, Path | str], name: str | None) -> Cases:

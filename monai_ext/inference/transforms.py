@@ -5,6 +5,7 @@
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,13 +22,16 @@ from numpy.typing import NDArray
 from monai_ext.data.datalist import Subject, SubjectError
 from monai_ext.data.gridded import Grid, Gridded
 from monai_ext.data.montage import montage
-from monai_ext.data.resampling import isotropic, resample
+from monai_ext.data.resampling import isotropic, resample, to_ras
 from monai_ext.data.volumes import NIFTI_SUFFIXES, Volume
 from monai_ext.files import absolute, sha256, whole_file
+from monai_ext.inference.maker import Maker
 from monai_ext.inference.subjects import SYNTHETIC, AlreadyDone
-from monai_ext.provenance import Maker, software
+from monai_ext.provenance import software
 
+logger = logging.getLogger(__name__)
 VIEW_MM = 1.0  # the pixel of the quick look
+LEAST_COVERAGE = 0.99  # of the head; a patient is told where less of it is made
 GEOMETRY = (
     *("pixdim", "xyzt_units", "qform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "sform_code", "srow_x", "srow_y", "srow_z"),
@@ -36,11 +40,17 @@ GEOMETRY = (
 
 @dataclass(frozen=True)
 class Case:
-    """What is kept of a subject beside its image: whose it is, the grid and the way back, a record a source."""
+    """What is kept of a subject beside its image: whose it is, the grid and the way back, a record a source.
+
+    `coverage` is the share of the reference's head, or of the brain where that is cut out, that the network is given.
+    `maker` is this subject's own.
+    """
 
     subject: Subject
     grid: Grid
     images: Mapping[str, Mapping[str, Any]]
+    coverage: float
+    maker: Maker
 
 
 class KeepResultsd(Transform):
@@ -55,24 +65,25 @@ class KeepResultsd(Transform):
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         subject: Subject = data["subject"]
-        files = [synthetic_file(self.output_dir, subject.name, target) for target in self.maker.target]
+        maker = self.maker.of(subject)
+        files = [synthetic_file(self.output_dir, subject.name, target) for target in maker.target]
         there = [] if self.overwrite else [path for path in files if path.exists()]
         for path in there:
-            if not self._made_now(path, subject):
+            if not self._made_now(path, subject, maker):
                 reason = "is there already, of other weights, options or scans, and is kept"
                 raise SubjectError(subject.name, path, f"{reason}: give another output_dir, or overwrite true")
         if there == files:
             raise AlreadyDone(subject.name, files[0], "is there already, of the same weights and scans")
         return dict(data)
 
-    def _made_now(self, path: Path, subject: Subject) -> bool:
+    def _made_now(self, path: Path, subject: Subject, maker: Maker) -> bool:
         """Whether the sidecar of what is there says what it would say now."""
         try:
             record = json.loads(_beside(path, ".json").read_text(encoding="utf-8"))
             digests = {contrast: source["sha256"] for contrast, source in record["sources"].items()}
-            now = json.loads(json.dumps(self.maker.sidecar(record["target"])))
+            now = json.loads(json.dumps(maker.sidecar(record["target"])))
             same = all(record[key] == now[key] for key in now if key not in ("created", "warning"))
-            return same and digests == {c: sha256(subject.images[c]) for c in self.maker.sources}
+            return same and digests == {c: sha256(subject.images[c]) for c in maker.sources}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
@@ -81,9 +92,11 @@ class PrepareSubjectd(Transform):
     """{"subject": Subject, "root": Path} -> {"image": (M, I, J, K) float32 in [0, 1], "subject": name, "case": Case}.
 
     As `python -m monai_ext prepare` did to the training data with the maker's preset: read by contrast name, moved
-    onto the reference if so asked, put on one RAS grid, scaled. What cannot be is a SubjectError. Only the sources
-    are opened; `root` is where a preset's pattern of mask files begins. Where the maker's resolution is not the
-    reference's own, the case's grid is the finer one, and "output_size" is what the network is to write.
+    onto the reference if so asked, put on one RAS grid, scaled. But nothing is cut off: the grid holds all of the
+    reference, and its voxels are of the size that the weights know. What cannot be is a SubjectError. Only the sources
+    are opened, and a contrast that the network takes but the subject lacks is zeros. `root` is where a preset's
+    pattern of mask files begins. Where the maker's resolution is not the reference's own, the case's grid is the
+    finer one, and "output_size" is what the network is to write.
     """
 
     def __init__(self, maker: Maker) -> None:
@@ -91,20 +104,26 @@ class PrepareSubjectd(Transform):
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         subject: Subject = data["subject"]
-        lacking = [contrast for contrast in self.maker.sources if contrast not in subject.images]
+        maker = self.maker.of(subject)
+        lacking = [contrast for contrast in maker.sources if contrast not in subject.images]
         if lacking:
             has = ", ".join(subject.images)
             raise SubjectError(subject.name, None, f"lacks {' and '.join(lacking)}, has {has}")
-        files = {contrast: subject.images[contrast] for contrast in self.maker.sources}
+        files = {contrast: subject.images[contrast] for contrast in maker.sources}
         subject = replace(subject, images=files, label=None)
-        gridded = Gridded(subject, preset=self.maker.preset, root=data.get("root", Path()))
-        image = torch.empty((len(files), *gridded.grid.shape))
+        gridded = Gridded(subject, preset=maker.preset, root=data.get("root", Path()), whole=True)
+        inputs, _ = maker.channels
+        image = torch.zeros((len(inputs), *gridded.grid.shape))
         records = {}
-        for channel, contrast in enumerate(files):
+        for contrast in files:
             scaled = gridded.image(contrast)
-            image[channel] = torch.from_numpy(scaled.array)
+            image[inputs.index(contrast)] = torch.from_numpy(scaled.array)
             records[contrast] = scaled.record
-        case = Case(subject, gridded.grid, records)
+        coverage = gridded.coverage(image.amax(dim=(0, 1, 2)).numpy() > 0)
+        if coverage < LEAST_COVERAGE:
+            share = f"{coverage:.0%} of what {gridded.grid.contrast} shows"
+            logger.warning("%s: the synthesis covers %s; in the other slices every source is zero", subject.name, share)
+        case = Case(subject, gridded.grid, records, coverage, maker)
         item = {**data, "image": image, "subject": subject.name, "case": case}
         if self.maker.resolution.own:
             return item
@@ -118,7 +137,7 @@ class PrepareSubjectd(Transform):
 class RestoreSubjectd(Transform):
     """ "pred" (K, I, J, K) on the prepared grid -> a float32 MetaTensor on the reference image's own grid.
 
-    Crop, size, spacing and orientation are undone; beyond the prepared grid is 0. "prepared_pred" keeps the former.
+    Padding, size, spacing and orientation are undone. "prepared_pred" keeps the former.
     """
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,22 +155,25 @@ class SaveSyntheticd(Transform):
     and synthesis in three planes. A subject's files appear together once all are written.
     """
 
-    def __init__(self, maker: Maker, *, output_dir: Path | str, quick_look: bool = False) -> None:
-        self.maker, self.output_dir, self.quick_look = maker, absolute(Path(output_dir)), quick_look
+    def __init__(self, *, output_dir: Path | str, quick_look: bool = False) -> None:
+        self.output_dir, self.quick_look = absolute(Path(output_dir)), quick_look
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         case: Case = data["case"]
-        for target, array in zip(self.maker.target, np.asarray(data["pred"]), strict=True):
+        inputs, outputs = case.maker.channels
+        shown = data["image"][[inputs.index(contrast) for contrast in case.maker.sources]]
+        for target in case.maker.target:
+            channel = outputs.index(target)
+            array = np.asarray(data["pred"][channel])
             path = synthetic_file(self.output_dir, case.subject.name, target)
             path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as together:  # the last to enter is the first to get its name: the volume comes last
                 volume, sidecar = (together.enter_context(whole_file(one)) for one in (path, _beside(path, ".json")))
                 if self.quick_look:
                     picture = together.enter_context(whole_file(_beside(path, ".png")))
-                    channel = self.maker.target.index(target)
-                    self._picture(picture, data["image"], data["prepared_pred"][channel], case.grid, target)
+                    self._picture(picture, shown, data["prepared_pred"][channel], case, target)
                 sidecar.write_text(json.dumps(self._sidecar(case, target), indent=2) + "\n", encoding="utf-8")
-                nib.save(_like(case, array, descrip=self.maker.descrip(target)), volume)
+                nib.save(_like(case, array, descrip=case.maker.descrip(target)), volume)
         return dict(data)
 
     def _sidecar(self, case: Case, target: str) -> dict[str, Any]:
@@ -160,16 +182,23 @@ class SaveSyntheticd(Transform):
             for contrast, path in case.subject.images.items()
         }
         return {
-            **self.maker.sidecar(target),
+            **case.maker.sidecar(target),
             "subject": case.subject.name,
             "sources": sources,
             "reference": case.grid.contrast,
+            "grid": {
+                "shape": list(case.grid.shape),
+                "spacing": [round(float(step), 4) for step in np.linalg.norm(case.grid.affine[:3, :3], axis=0)],
+                "voxel_size": _voxel_size(case),
+            },
+            "coverage": round(case.coverage, 4),
             "software": software(),
         }
 
-    def _picture(self, path: Path, image: torch.Tensor, pred: torch.Tensor, grid: Grid, target: str) -> None:
+    def _picture(self, path: Path, image: torch.Tensor, pred: torch.Tensor, case: Case, target: str) -> None:
         """A row an image, axial, sagittal and coronal through the middle of what the sources show."""
-        names = [*self.maker.sources, f"SYNTHETIC {target}, not acquired"]
+        grid = case.grid
+        names = [*case.maker.sources, f"SYNTHETIC {target}, not acquired"]
         there = resample(Volume(pred.numpy(), grid.affine_of(pred.shape)), grid.shape, grid.affine).array
         arrays = [*(one.cpu().numpy() for one in image), there]
         volumes = [isotropic(Volume(one, grid.affine), VIEW_MM).array for one in arrays]
@@ -177,6 +206,16 @@ class SaveSyntheticd(Transform):
         i, j, k = (round(float(np.flatnonzero(filled.any(axis=tuple({0, 1, 2} - {n}))).mean())) for n in range(3))
         rows = [[one[:, :, k].T[::-1], one[i].T[::-1], one[:, j].T[::-1]] for one in volumes]
         montage(rows, titles=[[name, "", ""] for name in names], path=path, white=1.0)
+
+
+def _voxel_size(case: Case) -> str:
+    """Whether the network was given voxels of the size that its weights know."""
+    if case.maker.preset.trained_spacing is None:
+        return "the weights do not say which they were trained at: the patient's own was used"
+    grid = case.grid
+    own = to_ras(Volume(np.broadcast_to(np.float32(0), grid.stored_shape), grid.stored_affine)).spacing
+    same = np.allclose(np.linalg.norm(grid.affine[:3, :3], axis=0), own, rtol=1e-3)
+    return "the patient's own, near that of training" if same else "resampled to that of training, and back"
 
 
 def synthetic_file(output_dir: Path, subject: str, target: str) -> Path:

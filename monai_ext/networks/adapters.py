@@ -5,12 +5,14 @@ and a low-rank change of each convolution (LoRA, Hu et al., arXiv 2106.09685) th
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from monai_ext.files import absolute
 from monai_ext.networks.pfm import Conv
 from monai_ext.networks.pmm_synth import PMMSynth
 from monai_ext.weights import about_weights, load_weights, save_weights
@@ -92,10 +94,29 @@ def add_dataset(network: PMMSynth, name: str, *, rank: int = 4) -> Adapter:
     return Adapter(name, rank, embedding, changes)
 
 
-def save_adapter(network: PMMSynth, adapter: Adapter, path: Path | str) -> None:
-    """`path`, a flat state dict of the new tensors alone, and the JSON beside it, which names the dataset."""
-    about = {"dataset": adapter.name, "rank": adapter.rank, "network_sha256": fingerprint(network)}
-    save_weights(path, adapter, about)
+def newest_adapter(network: PMMSynth) -> Adapter:
+    """What `add_dataset` added last."""
+    assert network.embedding is not None
+    number = len(network.datasets) - network.trained_on - 1
+    changes = {path: module.changes[number] for path, module in network.named_modules() if hasattr(module, "changes")}
+    rank = max(change.down.shape[0] for change in changes.values())
+    embedding: Any = network.embedding.added[number]
+    return Adapter(network.datasets[-1], rank, embedding, changes)
+
+
+def save_adapter(
+    network: PMMSynth, adapter: Adapter, path: Path | str, *, about: Mapping[str, Any] | None = None
+) -> None:
+    """`path`, a flat state dict of the new tensors alone, and the JSON beside it, which names the dataset.
+
+    Args:
+        network: what the adapter was learnt on.
+        adapter: what is written.
+        path: the file; a JSON of its name is written beside it.
+        about: what else the JSON says.
+    """
+    said = {"dataset": adapter.name, "rank": adapter.rank, "network_sha256": fingerprint(network)}
+    save_weights(path, adapter, {**(about or {}), **said})
 
 
 def load_adapter(network: PMMSynth, path: Path | str) -> Adapter:
@@ -121,3 +142,40 @@ def fingerprint(network: PMMSynth) -> str:
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def know_datasets(network: PMMSynth, datasets: Sequence[str]) -> PMMSynth:
+    """The network for these datasets: how many there are changes no weight of it, for a dataset's code is computed."""
+    if not datasets or len(set(datasets)) < len(datasets):
+        raise ValueError(f"datasets must be one or more, each named once, got {', '.join(datasets) or 'none'}")
+    network.datasets, network.trained_on = tuple(datasets), len(datasets)
+    if network.embedding is not None:
+        network.embedding.datasets = len(datasets)
+    return network
+
+
+def personalized_network(
+    network: PMMSynth, weights: Path | str, *, adapters: Path | str | Sequence[Path | str] | None = None
+) -> PMMSynth:
+    """With its weights, the datasets that they know, and those that were added by `adapters`."""
+    path = absolute(Path(weights))
+    if not path.is_file():
+        raise ValueError(f"there are no weights at {path}: train the bundle, or name a file with --weights")
+    about = load_weights(network, path)
+    made = about.get("target")
+    if made is not None and made != list(network.modalities):
+        raise ValueError(f"{path} was trained for {made}, not {list(network.modalities)}: name those with --modalities")
+    if "datasets" in about:
+        know_datasets(network, about["datasets"])
+    for one in [adapters] if isinstance(adapters, str | Path) else adapters or ():
+        load_adapter(network, one)
+    return network
+
+
+def adapted_network(network: PMMSynth, weights: Path | str, *, datasets: Sequence[str], rank: int = 4) -> PMMSynth:
+    """The trained network, frozen, with the one new dataset of `datasets`, whose adapter alone is to be trained."""
+    if len(datasets) != 1:
+        raise ValueError(f"one dataset is added at a time, got {', '.join(datasets)}")
+    network = personalized_network(network, weights)
+    add_dataset(network, datasets[0], rank=rank)
+    return network

@@ -165,12 +165,7 @@ class AGINet(nn.Module):
                 if stage not in stages:
                     return conv(channels, channels, 3, padding=1, bias=False)
                 return CAGR(
-                    channels,
-                    channels,
-                    groups=groups,
-                    spatial_dims=spatial_dims,
-                    rolling=rolling,
-                    attention=attention,
+                    channels, channels, groups=groups, spatial_dims=spatial_dims, rolling=rolling, attention=attention
                 )
 
             return [ResBlock(first(), conv(channels, channels, 3, padding=1, bias=False)) for _ in range(2)]

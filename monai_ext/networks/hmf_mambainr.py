@@ -108,7 +108,7 @@ class Addition(nn.Module):
 
 
 class Stage(nn.Module):
-    """Of the decoder, the encoder's mirror: MFEB's features and the decoder's go through a block each, MFM fuses them."""
+    """Of the decoder, the encoder's mirror: MFEB's features and the decoder's go through blocks, MFM fuses them."""
 
     def __init__(self, extract: nn.Module, decode: nn.Module, fuse: nn.Module) -> None:
         super().__init__()

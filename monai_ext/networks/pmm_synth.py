@@ -173,11 +173,7 @@ class PMMSynth(nn.Module):
         return self.datasets.index(name)
 
     def forward(
-        self,
-        x: Tensor,
-        available: Tensor | None = None,
-        dataset: Tensor | None = None,
-        wanted: Tensor | None = None,
+        self, x: Tensor, available: Tensor | None = None, dataset: Tensor | None = None, wanted: Tensor | None = None
     ) -> Tensor:
         """(B, M, H, W) -> (B, M, H, W), any size.
 

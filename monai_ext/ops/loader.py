@@ -8,12 +8,14 @@ of everything it depends on. Whatever goes wrong ends in one warning and the ref
 import atexit
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import platform
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import threading
@@ -32,19 +34,14 @@ CPU_FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPI
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-shared"]
 # Instruction sets by what torch finds on this machine: fixed sets rather than -march=native, so that the name of a
 # cached library says where it may run.
-INSTRUCTIONS = {
-    "AVX2": ["-mavx2", "-mfma"],
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
-}
+INSTRUCTIONS = {"AVX2": ["-mavx2", "-mfma"], "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]}
 SUFFIXES = {torch.float32: "float", torch.float64: "double"}
 
 
 class BuildError(RuntimeError):
     """A kernel that cannot be had on this machine: why, what to do, and, in the detail, how to look closer."""
 
-    def __init__(self, message: str, detail: str = "") -> None:
-        super().__init__(message)
-        self.detail = detail
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -246,18 +243,13 @@ def _built(name: str, device: str) -> Path:
     content = hashlib.sha256()
     for path in sorted([*root.glob("*.h"), *(root / name).glob("*.h"), Path(command[-1])]):
         content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    for fact in (
-        torch.__version__,
-        str(torch.version.cuda),
-        platform.system(),
-        platform.machine(),
-        *command[:-1],
-    ):
+    for fact in (torch.__version__, str(torch.version.cuda), platform.system(), platform.machine(), *command[:-1]):
         content.update(fact.encode() + b"\0")
     file = f"{name}-{device}-{content.hexdigest()[:20]}.so"
 
     try:
         folder = cache_folder()
+        _check_trusted(folder)
         if _sound(folder / file):
             return folder / file
         with _writable(folder), _locked(folder / f"{file}.lock"):
@@ -290,6 +282,42 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "monai_ext"
 
 
+def _check_trusted(folder: Path) -> None:
+    """Refuse a cache into which another user may have put a library: its code would run as ours."""
+    if not hasattr(os, "geteuid"):  # Windows, where a user's folders are the user's
+        return
+    how = "remove it, or set MONAI_EXT_CACHE to a folder of your own"
+    with contextlib.suppress(FileNotFoundError):
+        for status in (folder.lstat(), folder.stat()):  # of a link: itself, and where it leads
+            if status.st_uid != os.geteuid():
+                raise BuildError(f"the cache folder {folder} belongs to another user (id {status.st_uid}): {how}")
+        if not stat.S_ISDIR(status.st_mode):
+            return  # making it says so
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            mode = stat.S_IMODE(status.st_mode)
+            raise BuildError(f"the cache folder {folder} may be written to by other users (mode {mode:o}): {how}")
+
+
+def _make_private(folder: Path) -> None:
+    """Make the folder and those above it that are missing, for this user alone whatever the umask is."""
+    if folder.is_dir():
+        return
+    _make_private(folder.parent)
+    with contextlib.suppress(FileExistsError):  # another process was quicker: what it made is checked like any
+        folder.mkdir(mode=stat.S_IRWXU)
+        folder.chmod(stat.S_IRWXU)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+
+
+def _ours(path: Path) -> bool:
+    """Whether it is a file, no link, that this user alone may change."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    return not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
+
+
 _private: list[Path] = []
 
 
@@ -307,8 +335,9 @@ def _digest(library: Path) -> str:
 
 def _sound(library: Path) -> bool:
     """Whether the library is whole. Loading a truncated one can kill the process, so its digest is checked first."""
+    digest = library.with_suffix(".sha256")
     try:
-        return library.with_suffix(".sha256").read_text() == _digest(library)
+        return _ours(library) and _ours(digest) and digest.read_text() == _digest(library)
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -316,7 +345,8 @@ def _sound(library: Path) -> bool:
 @contextlib.contextmanager
 def _writable(folder: Path) -> Iterator[None]:
     """Make the folder, and raise OSError where it takes no files: read-only, or its disk full."""
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_private(folder)
+    _check_trusted(folder)
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(bytes(1 << 20))
         probe.flush()
@@ -331,7 +361,9 @@ def _locked(path: Path) -> Iterator[None]:
     except ImportError:  # no such locks here: processes may compile the same thing twice, which does no harm
         yield
         return
-    with path.open("w") as file:
+    # Never through a link, which could be to any file of ours, and nothing is cut off what is there.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR), "r+b", buffering=0) as file:
         deadline = time.monotonic() + COMPILE_SECONDS
         while time.monotonic() < deadline:
             try:
@@ -361,6 +393,8 @@ def _compile(compiler: Sequence[str], command: Sequence[str], library: Path) -> 
             raise BuildError(f"the compiler {compiler[0]} ended well, but made no library")
         digest = Path(work) / "digest"
         digest.write_text(_digest(made))
+        made.chmod(stat.S_IRWXU)  # whatever the umask is
+        digest.chmod(stat.S_IRUSR | stat.S_IWUSR)
         made.replace(library)
         digest.replace(library.with_suffix(".sha256"))
 
@@ -391,5 +425,6 @@ def _run(command: Sequence[str], work: Path) -> None:
     if process.returncode != 0:
         lines = output.splitlines() or ["it printed nothing"]
         said = next((line for line in lines if "error" in line.lower()), lines[0]).strip()
-        detail = f"; its command was: {shlex.join(command)}"
-        raise BuildError(f"the compiler failed (exit status {process.returncode}): {said}", detail)
+        failure = BuildError(f"the compiler failed (exit status {process.returncode}): {said}")
+        failure.detail = f"; its command was: {shlex.join(command)}"
+        raise failure

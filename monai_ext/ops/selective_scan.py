@@ -219,13 +219,7 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _backward(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
     *inputs, saved = ctx.saved_tensors
     *grads, D_grad, bias_grad = _backward_operator(grad, *inputs, ctx.softplus, saved, ctx.chunk)
-    return (
-        *grads,
-        None if inputs[5] is None else D_grad,
-        None if inputs[6] is None else bias_grad,
-        None,
-        None,
-    )
+    return (*grads, None if inputs[5] is None else D_grad, None if inputs[6] is None else bias_grad, None, None)
 
 
 _operator.register_autograd(_backward, setup_context=_save)

@@ -21,7 +21,7 @@ class Shown(NamedTuple):
 
 
 @dataclass
-class Case:
+class ShownCase:
     """A subject and a target, what it is among all ("worst of 20 for X, 24.1 dB"), and the runs that kept it."""
 
     subject: str
@@ -31,17 +31,17 @@ class Case:
     lacking: list[str] = field(default_factory=list)  # runs that kept nothing of it
 
 
-def find_cases(comparison: Comparison, chosen: Sequence[str] | None = None) -> list[Case]:
+def shown_cases(comparison: Comparison, chosen: Sequence[str] | None = None) -> list[ShownCase]:
     """In the order of targets, then runs; of `chosen` subjects, or of each method's worst, median and best."""
     unknown = [name for name in chosen or () if name not in comparison.every_subject]
     if unknown:
         known = ", ".join(comparison.every_subject[:8])
         raise ValueError(f"--subjects: {', '.join(unknown)} is in none of the comparisons; there are {known}, ...")
-    cases: dict[tuple[str, str], Case] = {}
+    cases: dict[tuple[str, str], ShownCase] = {}
     for target in comparison.targets:
         for run in comparison.runs:
             for subject, role in _roles(comparison, run, target, chosen):
-                cases.setdefault((subject, target), Case(subject, target)).roles.append(role)
+                cases.setdefault((subject, target), ShownCase(subject, target)).roles.append(role)
     for case in cases.values():
         case.runs = [run for run in comparison.runs if run.kept(case.subject, case.target)]
         case.lacking = [run.label for run in comparison.runs if run not in case.runs]
@@ -75,7 +75,7 @@ def _told(run: Run, rank: int, n: int, psnr: float) -> str:
     return f"{run.label}: {place}{psnr:.2f} dB"
 
 
-def images_of(case: Case) -> list[Shown]:
+def images_of(case: ShownCase) -> list[Shown]:
     """Sources and truth once, then synthesis and error of each run, the error computed here from the two."""
     images: dict[str, Shown] = {}
     for run in case.runs:

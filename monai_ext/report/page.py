@@ -11,7 +11,7 @@ from monai_ext import __version__
 from monai_ext.data.perturbations import UNITS
 from monai_ext.evaluation.run_folder import REGIONS
 from monai_ext.report import viewer as niivue_viewer
-from monai_ext.report.cases import Case, Shown, find_cases, images_of
+from monai_ext.report.cases import Shown, ShownCase, images_of, shown_cases
 from monai_ext.report.charts import Line, curve_chart, key_mark, subject_chart
 from monai_ext.report.first_screen import first_screen, title_of
 from monai_ext.report.matrix import task_maps
@@ -46,7 +46,7 @@ POLICY = (
 def make_page(comparison: Comparison, *, chosen: Sequence[str] | None = None, viewer: bool = True) -> str:
     """One HTML document that needs no other file; the same input gives the same text but for the time in it."""
     tests = {target: tests_of(comparison, target) for target in comparison.targets}
-    found = find_cases(comparison, chosen)
+    found = shown_cases(comparison, chosen)
     cases, more = found[:MOST_CASES], max(0, len(found) - MOST_CASES)
     script = niivue_viewer.niivue() if viewer and cases else None
     volumes = niivue_viewer.Volumes()
@@ -165,7 +165,7 @@ def _kinds(comparison: Comparison) -> str:
     return "".join(heat_map(comparison, metric) for metric in ("psnr", "ssim"))
 
 
-def _case(case: Case, images: Sequence[Shown]) -> str:
+def _case(case: ShownCase, images: Sequence[Shown]) -> str:
     middle = middle_of(next(shown.volume for shown in images if shown.kind == "truth"))
     panels = []
     for shown in images:

@@ -163,9 +163,11 @@ def compare(runs: Sequence[Run], *, allow_differences: bool = False) -> Comparis
         subjects[target] = tuple(sorted(common))
         if len(common) < len(union):
             extra = [
-                f"{run.label} alone cannot be compared on {', '.join(sorted(theirs - common))}"
-                if len(theirs - common) <= 5
-                else f"{run.label} has {len(theirs - common)} more"
+                (
+                    f"{run.label} alone cannot be compared on {', '.join(sorted(theirs - common))}"
+                    if len(theirs - common) <= 5
+                    else f"{run.label} has {len(theirs - common)} more"
+                )
                 for run, theirs in zip(labelled, everyone, strict=True)
                 if theirs - common
             ]

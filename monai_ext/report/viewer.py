@@ -12,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from monai_ext.report.cases import Case, Shown
+from monai_ext.report.cases import Shown, ShownCase
 from monai_ext.report.pictures import ERROR_TOP, Stored, palette
 
 SCRIPT = "_assets/js/niivue.umd.js"  # in nilearn
@@ -60,7 +60,7 @@ class Volumes:
         self.halved = False
         self.left_out: list[str] = []
 
-    def add(self, case: Case, images: Sequence[Shown]) -> None:
+    def add(self, case: ShownCase, images: Sequence[Shown]) -> None:
         entries = []
         for shown in images:
             small = halve(shown.volume)

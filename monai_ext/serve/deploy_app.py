@@ -19,6 +19,7 @@ from monai.deploy.conditions import CountCondition
 from monai.deploy.core import Application, Fragment, Operator, OperatorSpec
 
 from monai_ext.serve.dicom import check_uid_root, named_series, ready, sources_in, synthesised, write_all
+from monai_ext.serve.options import INFERENCE, asked
 from monai_ext.serve.synthesis import Synthesiser
 from monai_ext.weights import ARCHIVE
 
@@ -108,7 +109,8 @@ class SynthesisApp(Application):
             if name not in CHOICES:
                 raise ValueError(f"synthesis: {name} cannot be chosen; what can is {', '.join(CHOICES)}")
         check_uid_root(chosen.get("uid_root"))
-        return chosen
+        named = {name: chosen[name] for name in ("target", "register", "reference") if chosen.get(name) is not None}
+        return {**chosen, **asked(named, INFERENCE)}
 
 
 def model_in(path: Path) -> Path:

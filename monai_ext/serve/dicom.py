@@ -28,11 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--target", metavar="CONTRAST", help="what to synthesise; without it, what the weights make")
     add("--out", type=Path, required=True, metavar="DIR", help="each new series becomes a folder here")
     add("--series", nargs="+", default=[], metavar="CONTRAST=SERIES", help="which: a number, a description or a UID")
-    add(
-        "--reference",
-        metavar="CONTRAST",
-        help="the source whose slices the new series has",
-    )
+    add("--reference", metavar="CONTRAST", help="the source whose slices the new series has")
     add("--register", choices=("none", "rigid"), help="whether the sources are moved onto each other first")
     add("--uid-root", metavar="ROOT", help="of your organisation, for the new UIDs; without it they are UUIDs")
     add("--reproducible", action="store_true", help="the same study and weights give the same files, UIDs and all")
@@ -61,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_uid_root(root: str | None) -> None:
     """Refuse what no organisation has, or what leaves no room for telling UIDs apart."""
-    if root and (not UID_ROOT.fullmatch(root) or len(root) > LONGEST_ROOT):
+    if root and (not isinstance(root, str) or not UID_ROOT.fullmatch(root) or len(root) > LONGEST_ROOT):
         raise ValueError(f"the UID root must be numbers with dots, at most {LONGEST_ROOT} long, got {root!r}")
 
 
@@ -185,7 +181,13 @@ def write_all(
 
 def _same_frame(sources: "Mapping[str, Series]", register: str | None) -> None:
     """Positions of two frames of reference cannot be compared: the patient may have moved in between."""
-    frames = {contrast: str(one.headers[0].get("FrameOfReferenceUID", "")) for contrast, one in sources.items()}
+    frames = {contrast: str(one.headers[0].get("FrameOfReferenceUID") or "") for contrast, one in sources.items()}
+    lost = [contrast for contrast, frame in frames.items() if not frame]
+    if lost and len(frames) > 1 and register != "rigid":
+        raise ValueError(
+            f"{' and '.join(lost)} has no FrameOfReferenceUID, so where it lies on the others is not known: "
+            "give --register rigid"
+        )
     if len(set(frames.values())) > 1 and register != "rigid":
         raise ValueError(
             f"{' and '.join(frames)} have different frames of reference, so where they lie on each other is not known: "

@@ -2,24 +2,27 @@
 
 import copy
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-from monai_ext.bundle import fitted, refuse_unknown_ids
+from monai_ext.catalogue import bundle_names, find_bundle
 from monai_ext.files import absolute
 from monai_ext.inference.subjects import SYNTHETIC
 from monai_ext.modalities import canonical
 from monai_ext.runtime import keep_freed_memory
+from monai_ext.serve.options import INFERENCE, asked, enter
 from monai_ext.weights import ARCHIVE, about_weights, archived
+from monai_ext.workflow import fitted, refuse_unknown_ids
 
 
 class Synthesiser:
     """`configs/inference.json` of the bundle at `bundle_root`, run as `monai.bundle run` would, call by call.
 
-    An archive that `ckpt_export` wrote can stand for the folder: its configs and weights are within. The weights,
+    An archive that `ckpt_export` wrote can stand for the folder: its weights are within, and say with which values to
+    run the config of the installed bundle of its name; a config of its own is never run. The weights,
     `models/model.pt` unless others are named, say which network they are for and from which contrasts it makes which.
     They are read again for each subject: those of a training that ended meanwhile are the next's. `ids`
     are the config's. Several threads may call; one at a time is served.
@@ -32,13 +35,14 @@ class Synthesiser:
         self.weights = absolute(Path(weights)) if weights else own
         if not self.weights.is_file():
             raise ValueError(f"there are no weights at {self.weights}: train the bundle first, or name others")
+        about = about_weights(self.weights)
         if alone:
-            config = archived(self.bundle_root, "inference.json")
+            config = trusted_config(self.bundle_root)
         else:
             config = ConfigParser.load_config_file(self.bundle_root / "configs" / "inference.json")
-        self.config = fitted(config, about_weights(self.weights))
+        self.config = fitted(config, about)
         self.ids = {"bundle_root": str(self.bundle_root), "weights": str(self.weights), **ids}
-        refuse_unknown_ids(self._parser({}).get(), [self.config])
+        refuse_unknown_ids(self.ids, [self.config])
         self._turn = threading.Lock()
         keep_freed_memory()
         parser = self._parser({})
@@ -67,9 +71,14 @@ class Synthesiser:
         return tuple(canonical(name) for name in ([given] if isinstance(given, str) else given))
 
     @property
-    def datasets(self) -> tuple[str, ...]:
+    def sites(self) -> tuple[str, ...]:
         """Those that the weights know apart, none where they know but one kind of data."""
         return tuple(self.get("network_def").get("datasets", ()))
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The options that a request may choose; an id that is a component here is none."""
+        return tuple(name for name in INFERENCE if not isinstance(self.config.get(name, {}), dict))
 
     def get(self, name: str) -> Any:
         """What an id is, in words and numbers: unevaluated."""
@@ -80,17 +89,22 @@ class Synthesiser:
     ) -> dict[str, Path]:
         """Synthesise from `images`, contrast -> file, into an empty `output_dir`: contrast -> the NIfTI written there.
 
-        What is wrong with the subject is raised, not printed.
+        `ids` are a request's options: data, checked by `options.asked` and never evaluated, as paths are not. What is
+        wrong with them or with the subject is raised, not printed.
         """
+        refuse_unknown_ids(ids, [self.config])
         files = {contrast: str(absolute(Path(path))) for contrast, path in images.items()}
-        given = {"images": files, "subject": subject, "output_dir": str(output_dir), "overwrite": True, **ids}
-        refuse_unknown_ids(given, [self.config])
+        given = {
+            "images": files,
+            "subject": subject,
+            "output_dir": str(output_dir),
+            "overwrite": True,
+            **asked(ids, self.choices),
+        }
         with self._turn:
-            parser = self._parser(given)
-            parser["network"] = self.network
+            parser = self._parser({**given, "network": self.network})
             try:
-                volumes = "volumes" if "volumes" in self.config else "dataset"  # where that is a dataset's name
-                dataset = parser.get_parsed_content(volumes)
+                dataset = parser.get_parsed_content("dataset")
                 parser.get_parsed_content("evaluator").run()
             except RuntimeError as error:  # MONAI wraps what a component raises
                 raise _root(error) from None
@@ -105,10 +119,47 @@ class Synthesiser:
 
     def _parser(self, ids: Mapping[str, Any]) -> ConfigParser:
         parser = ConfigParser(copy.deepcopy(self.config))
-        for name, value in {**self.ids, **ids}.items():
-            parser[name] = value
+        enter(parser, {**self.ids, **ids})
         parser.get_parsed_content("imports")
         return parser
+
+
+def trusted_config(archive: Path) -> dict[str, Any]:
+    """The installed bundle's own config for an archive, whose config is refused where it would run anything else.
+
+    Raises:
+        ValueError: no bundle of the archive's name is installed, or its config has another expression or component.
+    """
+    name = archived(archive, "metadata.json").get("name")
+    there = {ConfigParser.load_config_file(root / "configs" / "metadata.json")["name"]: root for root in _installed()}
+    if not isinstance(name, str) or name not in there:
+        raise ValueError(f"{archive} is of a bundle {name!r}, which is not installed: there are {', '.join(there)}")
+    own: dict[str, Any] = ConfigParser.load_config_file(there[name] / "configs" / "inference.json")
+    for where, value in _runs(archived(archive, "inference.json")):
+        if (where, value) not in set(_runs(own)):
+            raise ValueError(
+                f"{archive} is refused: its inference.json would run {value!r} at {where or 'its top'}, which the "
+                f"installed {name} does not; if it is yours, export it again with this version"
+            )
+    return own
+
+
+def _installed() -> list[Path]:
+    """The bundles of this package, or the packed one that it came in."""
+    packed = Path(__file__).resolve().parents[2]
+    return [find_bundle(name) for name in bundle_names()] + ([packed] if (packed / "configs").is_dir() else [])
+
+
+def _runs(config: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Each text that a parser would run, follow or build, with its id; an id that names one counts too."""
+    pairs = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in pairs:
+        name = f"{where}#{key}" if where else str(key)
+        if isinstance(value, str) and (value.startswith(("$", "@", "%")) or str(key).startswith("_")):
+            if not name.startswith("_meta_"):
+                yield name, value
+        elif not name.startswith("_meta_"):
+            yield from _runs(value, name)
 
 
 def _root(error: BaseException) -> BaseException:

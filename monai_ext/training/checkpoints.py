@@ -13,6 +13,7 @@ from ignite.engine import Events
 from monai.engines.workflow import Workflow
 
 from monai_ext.files import absolute
+from monai_ext.networks.adapters import newest_adapter, save_adapter
 from monai_ext.weights import read, save_weights, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class Checkpoints:
 
     Attach it last, so that what it stores is what the next epoch begins with. `parts` are objects with `state_dict`
     and `load_state_dict`; `validator` is the evaluator whose key metric chooses, without one each epoch's weights stay.
+    Where it has not been asked at all by the end, for its interval is longer than the training, the last ones stay.
     """
 
     def __init__(
@@ -46,15 +48,14 @@ class Checkpoints:
         if not self.writes:
             return
         best = None if self.validator is None else self.validator.state
-        if best is None or best.best_metric_epoch == trainer.state.epoch:
+        last = trainer.state.epoch == trainer.state.max_epochs
+        if best is None or best.best_metric_epoch == trainer.state.epoch or (last and best.best_metric_epoch < 1):
             self.write_weights(trainer)
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "epoch": trainer.state.epoch,
             "about": json.dumps(self.about),
-            "best": [self.validator.state.best_metric, self.validator.state.best_metric_epoch]
-            if self.validator
-            else None,
+            "best": None if best is None else [best.best_metric, best.best_metric_epoch],
             "random": random_state(),
             "parts": {name: part.state_dict() for name, part in trainer.parts().items()},
         }
@@ -123,3 +124,10 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class AdapterCheckpoints(Checkpoints):
+    """As `Checkpoints`, but what is stored beside the trained weights is the newest dataset's adapter alone."""
+
+    def write_weights(self, trainer: Any) -> None:
+        save_adapter(trainer.network, newest_adapter(trainer.network), self.weights, about=self.about)

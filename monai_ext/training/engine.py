@@ -23,7 +23,7 @@ from monai_ext.training.checkpoints import Checkpoints
 from monai_ext.training.objectives import Objective
 
 
-class LossNotFinite(RuntimeError):
+class LossNotFinite(FloatingPointError):
     """Training went astray: which term, where, and on whose images."""
 
 

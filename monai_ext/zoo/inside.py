@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
-from monai.bundle.properties import InferProperties, TrainProperties
+from monai.bundle import ConfigParser, ckpt_export, create_workflow, verify_net_in_out
+from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
 
 import monai_ext
 from monai_ext.weights import load_weights
 
 INFERENCE, METADATA, WEIGHTS = "configs/inference.json", "configs/metadata.json", "models/model.pt"
+LOGGING = "configs/logging.conf"
 SAME = 1e-4  # script and eager, float32
 
 
@@ -29,12 +30,23 @@ def vendored() -> Iterator[str]:
 
 
 def properties() -> Iterator[str]:
-    for name, asked in (("train", TrainProperties), ("inference", InferProperties)):
-        parser = ConfigParser(ConfigParser.load_config_file(f"configs/{name}.json"))
-        for one in ({str(key): value for key, value in entry.items()} for entry in asked.values()):
-            identity = str(one["id"])
-            if one["required"] and identity not in parser:
-                yield f"configs/{name}.json lacks {identity.replace('::', '#')!r}, which MONAI asks for"
+    """As the zoo asks: training's ids are there; inference, made where there are no data, has what MONAI's check wants.
+
+    The zoo checks for the applications that the metadata name, and so for none if they name none.
+    """
+    parser = ConfigParser(ConfigParser.load_config_file("configs/train.json"))
+    for one in ({str(key): value for key, value in entry.items()} for entry in TrainProperties.values()):
+        identity = str(one["id"])
+        if one["required"] and identity not in parser:
+            yield f"configs/train.json lacks {identity.replace('::', '#')!r}, which MONAI asks for"
+    if not ConfigParser.load_config_file(METADATA).get("supported_apps"):
+        yield f"{METADATA} names no application in supported_apps, so that the zoo would check no property"
+    workflow = create_workflow(
+        config_file=INFERENCE, workflow_type="inference", bundle_root=".", meta_file=METADATA, logging_file=LOGGING
+    )
+    workflow.properties = {**MetaProperties, **InferProperties}
+    for name in workflow.check_properties():
+        yield f"{INFERENCE} lacks {name!r}, or has it where MONAI does not look for it"
 
 
 def network() -> Iterator[str]:

@@ -17,7 +17,6 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
-from monai_ext.bundle import fitted
 from monai_ext.catalogue import find_bundle
 from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import read_volume
@@ -26,6 +25,7 @@ from monai_ext.networks import PMMSynth
 from monai_ext.networks.adapters import personalised
 from monai_ext.training.pool import PoolSlices, pool
 from monai_ext.weights import about_weights, load_weights, read, write_tensors
+from monai_ext.workflow import fitted
 
 AGREEMENT = 60.0  # dB
 LARGEST = 20e6  # bytes

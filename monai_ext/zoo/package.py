@@ -15,14 +15,17 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from monai_ext.bundle import fitted
 from monai_ext.files import absolute, sha256, whole_file, write_json
 from monai_ext.ops.loader import PACKAGE
 from monai_ext.weights import about_weights, load_weights, save_weights
+from monai_ext.workflow import fitted
 from monai_ext.zoo import rules
 
 WORKFLOWS = ("train", "inference", "evaluate")
 LABEL_MAKES = ("bin", "lib", "logs", "model")  # folders of MONAI Label's server in its app's
+# What the zoo's linters are told of our code: imports are sorted with this package as a group of its own, A, B, C and D
+# are a paper's names, and quotes that stand in a string are HTML's.
+LINTERS = "# isort: skip_file\n# flake8: noqa: N803, N806, B907\n"
 LEFT_BEHIND = shutil.ignore_patterns("__pycache__", ".*", "*.pyc", *LABEL_MAKES)
 
 
@@ -54,7 +57,11 @@ def package(bundle: Path, *, weights: Path, out: Path, url: str | None = None) -
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".package-") as work:
         made = Path(work) / bundle.name
-        _fill(made, bundle, weights)
+        try:
+            _fill(made, bundle, weights)
+        except shutil.Error as error:  # a list with a line for every file of the tree
+            first = error.args[0][0]
+            raise OSError(f"nothing was packed: {first[0]} could not be copied to {out}: {first[2]}") from error
         _name_large_files(made, url)
         faults = [fault for rule in rules.RULES.values() for fault in rule(made)]
         if faults:
@@ -80,6 +87,8 @@ def _fill(made: Path, bundle: Path, weights: Path) -> None:
     shutil.copytree(PACKAGE, made / "monai_ext", ignore=LEFT_BEHIND)
     if not (made / "monai_ext" / "cuda_ops").is_dir():  # a checkout has them beside the package, a wheel within
         shutil.copytree(PACKAGE.parent / "cuda_ops", made / "monai_ext" / "cuda_ops", ignore=LEFT_BEHIND)
+    for path in (made / "monai_ext").rglob("*.py"):
+        path.write_text(LINTERS + path.read_text(encoding="utf-8"), encoding="utf-8")
     for name in WORKFLOWS:
         path = made / "configs" / f"{name}.json"
         if path.is_file():

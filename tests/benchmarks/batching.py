@@ -74,9 +74,7 @@ def make_dataset(root: Path, *, size: int) -> SliceDataset:
     write_subject(root / "one", MODALITIES, (size, size, 24))
     subjects = [
         Subject(
-            subject=f"{site}{number}",
-            dataset=site,
-            images={name: root / "one" / f"{name}.nii" for name in contrasts},
+            subject=f"{site}{number}", dataset=site, images={name: root / "one" / f"{name}.nii" for name in contrasts}
         )
         for site, cases in SITES.items()
         for number, contrasts in enumerate(cases)

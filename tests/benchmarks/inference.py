@@ -27,8 +27,9 @@ from monai_ext.data.datalist import Subject
 from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import Volume, write_volume
 from monai_ext.inference.inferers import SlicesInferer
+from monai_ext.inference.maker import Maker
 from monai_ext.inference.transforms import PrepareSubjectd, RestoreSubjectd, SaveSyntheticd, synthetic_file
-from monai_ext.provenance import UNTRAINED, Maker
+from monai_ext.provenance import UNTRAINED
 from monai_ext.runtime import autocast, keep_freed_memory, memory_format, wanted_dtype
 
 SHAPE = (240, 240, 155)
@@ -121,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             times.append((own, seconds(lambda: SlicesInferer(batch_size=batch, amp=amp)(image, network))[0]))
         alone, model = (median(column) * len(filled) / count for column in zip(*times, strict=True))
         restore, restored = seconds(lambda: RestoreSubjectd()({**item, "pred": item["image"][1:]}), times=2)
-        save, _ = seconds(lambda: SaveSyntheticd(maker, output_dir=folder)(restored), times=2)
-        look, _ = seconds(lambda: SaveSyntheticd(maker, output_dir=folder, quick_look=True)(restored))
+        save, _ = seconds(lambda: SaveSyntheticd(output_dir=folder)(restored), times=2)
+        look, _ = seconds(lambda: SaveSyntheticd(output_dir=folder, quick_look=True)(restored))
         size = synthetic_file(folder, "phantom", "PD").stat().st_size / 1e6
     rest = load + restore + save
     name = args.network or "three convolutions"

@@ -11,6 +11,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, run
 
 from monai_ext.weights import save_weights
+from monai_ext.workflow import say
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -44,16 +45,16 @@ def refused(capsys: pytest.CaptureFixture[str], *files: Path, **ids: object) -> 
     with pytest.raises(Exception) as caught:  # noqa: PT011 - what a person sees of it is what counts
         run(config_file=[str(file) for file in files], logging_file=False, **parsed)
     capsys.readouterr()
-    sys.excepthook(caught.type, caught.value, caught.tb)
+    say(caught.type, caught.value, caught.tb)
     said = capsys.readouterr().err
     assert said.startswith("error: "), said
     assert said.count("\n") == 1, said
     return said
 
 
-def smallest_weights(bundle: Path, folder: Path, **task: list[str]) -> Path:
+def smallest_weights(bundle: Path, folder: Path, *overlays: Path, **task: list[str]) -> Path:
     """Untrained, of the bundle's own network at its smallest."""
-    parser = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / "inference.json"))
+    parser = ConfigParser(ConfigParser.load_config_files([bundle / "configs" / "inference.json", *overlays]))
     parser["width"] = 8
     for name, contrasts in task.items():
         parser[name] = contrasts if name == "sources" or not isinstance(parser[name], str) else contrasts[0]

@@ -9,7 +9,7 @@ import pytest
 from monai.bundle import ConfigParser
 from running import BUNDLES, ROOT, TINY, python
 
-from monai_ext.bundle import refuse_unknown_ids
+from monai_ext.workflow import refuse_unknown_ids
 
 READMES = [
     ROOT / "README.md",

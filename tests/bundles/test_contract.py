@@ -13,8 +13,8 @@ from monai.bundle import ConfigParser, create_workflow, load
 from monai.bundle.properties import InferProperties, TrainProperties
 from running import BUNDLES, COMPACT, ROOT, TINY, options, python
 
-from monai_ext.bundle import refuse_unknown_ids
 from monai_ext.weights import load_weights
+from monai_ext.workflow import refuse_unknown_ids
 
 WORKFLOWS = ("train", "inference", "evaluate")
 SAME_IDS = (

@@ -249,6 +249,51 @@ def test_a_compressed_syntax_that_can_be_read_is_read(two):
     np.testing.assert_array_equal(read_series(sorted_slices(read_study(two)[0])).array, before.array)
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("PatientName", "Another^One"), ("PatientBirthDate", "19710101"), ("PatientName", "")]
+)
+def test_one_id_does_not_make_two_people_one(two, keyword, value):
+    change(two / "T1" / "001.dcm", **{keyword: value})
+    with pytest.raises(ValueError, match=rf"holds 2 patients, expected one: .*\({keyword}\)"):
+        read_study(two)
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_id_matches_nobody(two, value):
+    for path in two.rglob("*.dcm"):
+        change(path, PatientID=value)
+    with pytest.raises(ValueError, match="has no PatientID"):
+        read_study(two)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "reason"),
+    [
+        ("RescaleSlope", None, "has RescaleSlope None, expected a number but 0"),
+        ("RescaleSlope", "0", "has RescaleSlope 0"),
+        ("PixelSpacing", ["0", "6"], "both must be above zero"),
+        ("PixelSpacing", ["-6", "6"], "both must be above zero"),
+        ("PixelSpacing", None, "lacks PixelSpacing"),
+        ("PixelData", b"", "has no PixelData"),
+        ("ImageOrientationPatient", ["1", "0", "0"], "expected 6 numbers"),
+        ("ImagePositionPatient", ["1", "0"], "expected 3 numbers"),
+        ("SOPClassUID", None, "damaged|is None"),
+    ],
+)
+def test_an_attribute_that_cannot_be_is_one_line(two, keyword, value, reason):
+    for path in (two / "T1").iterdir():
+        change(path, **{keyword: value})
+    with pytest.raises(ValueError, match=reason) as refused:
+        read_series(sorted_slices(choose(read_study(two), ["T1"], {})["T1"]))
+    assert "\n" not in str(refused.value)
+
+
+def test_an_empty_frame_of_reference_is_not_a_common_one(first, two, tmp_path, capsys):
+    for path in two.rglob("*.dcm"):
+        change(path, FrameOfReferenceUID="")
+    assert "has no FrameOfReferenceUID" in refusal(first, two, tmp_path, capsys)
+
+
 def test_a_study_of_two_patients_is_refused(first, two, tmp_path, capsys):
     change(two / "T1" / "001.dcm", PatientID="N1")
     assert "holds 2 patients, expected one: 'N0', 'N1'" in refusal(first, two, tmp_path, capsys)

@@ -133,6 +133,7 @@ def test_a_datalists_split_is_synthesised_from_any_folder_and_done_subjects_are_
         ({"target": "{first}", "sources": "{sources}", "datalist": "{index}"}, "source and the target"),
         ({"dataset_dir": "{empty}"}, "holds no image whose name says its contrast"),
         ({"dataset_dir": "{empty}", "datalist": "{index}"}, "exactly one of images"),
+        ({}, r"exactly one of images.*, got none"),
         ({"weights": "/nowhere/model.pt", "datalist": "{index}"}, r"/nowhere/model\.pt"),
         ({"datalst": "{index}"}, "did you mean 'datalist'"),
     ],

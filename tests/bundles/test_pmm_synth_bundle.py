@@ -9,7 +9,8 @@ import nibabel as nib
 import pytest
 from running import COMPACT, ROOT, TINY, python, refused
 
-from monai_ext.any_inference import find_cases
+from monai_ext.inference.subjects import find_cases
+from monai_ext.modalities import make_task
 from monai_ext.networks import PMMSynth
 from monai_ext.weights import save_weights
 
@@ -67,7 +68,7 @@ def test_three_sites_are_learnt_resumed_and_evaluated_and_a_fourth_is_added_with
     assert all(float(row["psnr"]) > 0 and row["subjects"] == "1" for row in rows)
 
     patient = next((sites["glioma"].parents[1] / "raw" / "glioma").glob("*/*T1.nii.gz"))
-    infer = {**ids, "images": {"T1": str(patient)}, "dataset": "glioma"}
+    infer = {**ids, "images": {"T1": str(patient)}, "site": "glioma"}
     bundle_run(PMM, "inference", **infer, output_dir=tmp_path / "before")
     kept = weights.read_bytes()
     adapter = tmp_path / "brats.pt"
@@ -79,7 +80,7 @@ def test_three_sites_are_learnt_resumed_and_evaluated_and_a_fourth_is_added_with
     before = voxels(tmp_path / "before")
     assert len(before) == 5
     assert before == voxels(tmp_path / "after")
-    bundle_run(PMM, "inference", **{**infer, "dataset": "brats"}, output_dir=tmp_path / "new", adapters=adapter)
+    bundle_run(PMM, "inference", **{**infer, "site": "brats"}, output_dir=tmp_path / "new", adapters=adapter)
     assert voxels(tmp_path / "new").keys() == before.keys()
     assert voxels(tmp_path / "new") != before
 
@@ -106,10 +107,10 @@ def trained_pmm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dataset": "brats"}, "unknown dataset 'brats'; the known ones: glioma, stroke; null means none of them"),
-        ({"targets": ["PD"]}, "PD is none of the contrasts that these weights know: T1, T2, T1C, FLAIR, DWI, ADC"),
-        ({"targets": ["T2", "t2w"]}, "each target is given once, got T2 twice"),
-        ({"targets": []}, "targets is empty"),
+        ({"site": "brats"}, "unknown dataset 'brats'; the known ones: glioma, stroke; null means none of them"),
+        ({"target": ["PD"]}, "PD is none of the contrasts that these weights know: T1, T2, T1C, FLAIR, DWI, ADC"),
+        ({"target": ["T2", "t2w"]}, "each target is given once, got T2 twice"),
+        ({"target": []}, "targets is empty"),
     ],
 )
 def test_what_cannot_be_synthesised_is_refused_by_name(
@@ -139,12 +140,12 @@ def test_a_subject_without_a_contrast_to_start_from_is_named(
     trained_pmm: Path, bundle_run: Callable, raw: Path, tmp_path: Path
 ):
     ids = {"datalist": raw / "index.json", "split": "test", "weights": trained_pmm, **WIDTH}
-    cases = find_cases(modalities=SIX, sources=["T1"], targets=["T2"], datalist=raw / "index.json", split="test")
+    cases = find_cases(task=make_task(["T1"], ["T2"], SIX), datalist=raw / "index.json", split="test")
     assert len(cases.subjects) == 2
-    cases = find_cases(modalities=SIX, targets=SIX, datalist=raw / "index.json", split="test")
+    cases = find_cases(task=make_task(None, SIX, SIX), datalist=raw / "index.json", split="test")
     assert not cases.subjects
     assert all("no contrast is available" in fault.reason for fault in cases.failures)
-    done = bundle_run(PMM, "inference", check=False, **ids, targets=str(list(SIX)),
+    done = bundle_run(PMM, "inference", check=False, **ids, target=str(list(SIX)),
                       output_dir=tmp_path / "out")  # fmt: skip
     assert done.returncode == 1
     assert "no contrast is available" in done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from running import BUNDLES, ROOT
 from monai_ext.__main__ import main
 from monai_ext.files import sha256
 from monai_ext.serve.synthesis import Synthesiser
-from monai_ext.zoo import rules
+from monai_ext.zoo import inside, rules
 from monai_ext.zoo.package import package
 from monai_ext.zoo.verify import verify
 
@@ -48,6 +49,7 @@ def alone(python: Path, *arguments: object, cwd: Path) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.long
 def test_a_packed_bundle_synthesises_the_same_where_this_repository_is_not(
     bundle: Path, trained: Path, packed: tuple[Path, Path], elsewhere: Path, raw: Path, tmp_path: Path
 ):
@@ -105,6 +107,65 @@ def test_the_zip_holds_what_the_folder_holds(packed: tuple[Path, Path]):
     names = zipfile.ZipFile(packed[1]).namelist()
     assert sorted(names) == sorted(path.relative_to(packed[0].parent).as_posix() for path in rules.contents(packed[0]))
     assert any("cuda_ops" in name for name in names)
+
+
+ZOO_SETTINGS = """
+[flake8]
+select = B,C,E,F,N,P,T4,W,B9
+max_line_length = 120
+ignore = E203,E501,E741,W503,W504,C408,N812,B023
+per_file_ignores = __init__.py: F401, __main__.py: F401
+[isort]
+known_first_party = models
+profile = black
+line_length = 120
+"""  # of its setup.cfg, what bears on Python files; its pyproject.toml gives black the same line length
+LINTERS = (
+    ("flake8",),
+    ("isort", "--check"),
+    ("black", "--check", "--skip-magic-trailing-comma", "-l120", "-tpy37", "-tpy38", "-tpy39"),
+)
+
+
+@pytest.mark.parametrize("linter", LINTERS, ids=[linter[0] for linter in LINTERS])
+def test_what_comes_along_has_the_zoos_style(linter: tuple[str, ...], draft: Path, weights: Path, tmp_path: Path):
+    (tmp_path / "setup.cfg").write_text(ZOO_SETTINGS)
+    package(draft, weights=weights, out=tmp_path / "models")
+    done = subprocess.run([sys.executable, "-m", *linter, "."], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    unsorted = tmp_path / "models" / draft.name / "unsorted.py"  # the linter does look at what is in the folder
+    unsorted.write_text("import torch\nimport os\n\n\nl = [ os,torch ]\nxs = {x for x in [1] if x == None}\n")
+    done = subprocess.run([sys.executable, "-m", *linter, "."], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "unsorted.py" in done.stdout + done.stderr
+
+
+def test_the_applications_that_it_names_are_those_of_the_tested_versions(bundle: Path):
+    label = (ROOT / "monai_ext/serve/label_app/constraints.txt").read_text()
+    deploy = (ROOT / "Makefile").read_text()
+    assert rules.metadata(bundle)["supported_apps"] == {
+        "monai-label": re.search(r"^monailabel==(\S+)$", label, re.MULTILINE)[1],
+        "monai-deploy": re.search(r"monai-deploy-app-sdk==(\S+)", deploy)[1],
+    }
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_a_property_at_the_wrong_place_is_told(draft: Path, weights: Path, tmp_path: Path, monkeypatch):
+    """As the zoo itself would say, for an application that asks for it."""
+    folder, _ = package(draft, weights=weights, out=tmp_path / "out")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(inside, "LOGGING", False)  # here the log is that of all tests
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which check_config replaces
+    assert list(inside.properties()) == []
+    config = folder / "configs" / "inference.json"
+    content = json.loads(config.read_text())
+    content["evaluator"]["val_handlers"] = "@others"
+    config.write_text(json.dumps({**content, "others": content.pop("handlers")}))
+    set_metadata(folder, supported_apps={})
+    said = list(inside.properties())
+    assert len(said) == 2
+    assert "names no application in supported_apps" in said[0]
+    assert "lacks 'handlers'" in said[1]
 
 
 # What is refused does not depend on the bundle: one stands for all.

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_ext.data.datalist import (
-    Datalist,
-    Subject,
-    SubjectError,
-    read_datalist,
-    report_failures,
-    write_datalist,
-)
+from monai_ext.data.datalist import Datalist, Subject, SubjectError, read_datalist, report_failures, write_datalist
 
 
 @pytest.fixture

@@ -117,16 +117,9 @@ def test_two_files_of_one_contrast_are_listed_with_a_way_to_choose_that_works(tm
 
 
 def test_the_first_pattern_that_fits_is_taken(tmp_path: Path) -> None:
-    make(
-        tmp_path,
-        *(f"sub-1_run-{run}_T1w.nii" for run in (1, 2)),
-        *(f"sub-2_run-{run}_T1w.nii" for run in (2, 3)),
-    )
+    make(tmp_path, *(f"sub-1_run-{run}_T1w.nii" for run in (1, 2)), *(f"sub-2_run-{run}_T1w.nii" for run in (2, 3)))
     found = index(tmp_path, choices=Choices(["T1=*run-1*", "T1=*run-3*"]))
-    assert [subject.images["T1"].name for subject in found.subjects] == [
-        "sub-1_run-1_T1w.nii",
-        "sub-2_run-3_T1w.nii",
-    ]
+    assert [subject.images["T1"].name for subject in found.subjects] == ["sub-1_run-1_T1w.nii", "sub-2_run-3_T1w.nii"]
 
 
 def test_a_pattern_can_say_what_an_unnamed_file_is(tmp_path: Path) -> None:
@@ -263,12 +256,7 @@ def test_the_command_writes_a_datalist_and_says_what_is_in_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = tmp_path / "my scans", tmp_path / "my scans/datalist.json"
-    make(
-        root,
-        *(f"p{n}/{kind}.nii" for n in range(10) for kind in ("T1", "flair")),
-        "p0/seg.nii",
-        "p1/mask.nii",
-    )
+    make(root, *(f"p{n}/{kind}.nii" for n in range(10) for kind in ("T1", "flair")), "p0/seg.nii", "p1/mask.nii")
     status = main(["index", "--root", str(root), "--out", str(out), "--split", "7/2/1"])
     captured = capsys.readouterr()
     assert (status, captured.err) == (0, "")

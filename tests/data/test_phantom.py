@@ -80,11 +80,7 @@ def test_files_have_real_names_that_the_index_command_finds_again(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "subjects"),
-    [
-        (("--site", "healthy", "--randomize"), 4),
-        (("--site", "immune", "--layout", "ixi"), 1),
-    ],
+    ("arguments", "subjects"), [(("--site", "healthy", "--randomize"), 4), (("--site", "immune", "--layout", "ixi"), 1)]
 )
 def test_ixi_has_a_place_for_the_label_map_of_every_lesion(
     tmp_path: Path, arguments: tuple[str, ...], subjects: int

@@ -51,8 +51,7 @@ def distance(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("degrees", "shift"),
-    [((0, 0, 0), (0, 0, 0)), ((5, -4, 9), (9, -8, 7)), ((-8, 6, 5), (-4, 12, -8))],
+    ("degrees", "shift"), [((0, 0, 0), (0, 0, 0)), ((5, -4, 9), (9, -8, 7)), ((-8, 6, 5), (-4, 12, -8))]
 )
 def test_a_known_offset_is_found_to_half_a_millimetre(head, degrees, shift):
     truth = rigid(degrees=degrees, shift=shift)

@@ -239,8 +239,7 @@ def test_brain_needs_a_mask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule",
-    ["all", "middle", ("middle", 0), ("middle", "80"), ("brain", 2.5), ("brain", True), ("every", 3), ()],
+    "rule", ["all", "middle", ("middle", 0), ("middle", "80"), ("brain", 2.5), ("brain", True), ("every", 3), ()]
 )
 def test_an_unknown_rule_is_refused(rule: object) -> None:
     with pytest.raises(ValueError, match="slices must be"):
@@ -329,10 +328,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "compressed": (compress, r"T2\.nii: is no uncompressed NIfTI"),
     "gone": (lambda path: path.unlink(), r"T2\.nii: cannot be read: No such file"),
     "4D": (lambda path: write_nifti(path, np.ones((*SHAPE, 2), np.uint16)), r"has shape \(6, 5, 8, 2\)"),
-    "another grid": (
-        lambda path: write_nifti(path, np.ones((6, 5, 9), np.uint16)),
-        r"T1\.nii is \(6, 5, 8\)",
-    ),
+    "another grid": (lambda path: write_nifti(path, np.ones((6, 5, 9), np.uint16)), r"T1\.nii is \(6, 5, 8\)"),
     "not RAS": (lambda path: write_nifti(path, np.ones(SHAPE, np.uint16), affine=LAS), "orientation LAS"),
     "as scanned": (lambda path: write_nifti(path, np.ones(SHAPE, np.uint16), slope=None), r"to \[0, 1\]"),
     "float": (lambda path: write_nifti(path, np.ones(SHAPE, np.float32), slope=None), r"to \[0, 1\]"),
@@ -385,10 +381,7 @@ def test_more_neighbours_than_slices_repeat_the_edges(tmp_path: Path) -> None:
 def augment() -> Compose:
     keys = ["sources", "target"]
     return Compose(
-        [
-            RandFlipd(keys=keys, prob=0.5, spatial_axis=0),
-            RandShiftIntensityd(keys=keys, offsets=(0.1, 0.5), prob=1.0),
-        ]
+        [RandFlipd(keys=keys, prob=0.5, spatial_axis=0), RandShiftIntensityd(keys=keys, offsets=(0.1, 0.5), prob=1.0)]
     )
 
 

@@ -7,12 +7,7 @@ import pytest
 import torch
 from monai.metrics import MAEMetric, PSNRMetric, SSIMMetric
 from scipy.ndimage import gaussian_filter
-from skimage.metrics import (
-    mean_squared_error,
-    normalized_root_mse,
-    peak_signal_noise_ratio,
-    structural_similarity,
-)
+from skimage.metrics import mean_squared_error, normalized_root_mse, peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from monai_ext.evaluation.metrics import FIGURES, compare_slices, compare_volumes, ssim_map, stripes

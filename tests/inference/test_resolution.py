@@ -16,10 +16,10 @@ from monai_ext.data.datalist import Subject, SubjectError
 from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import Volume, write_volume
 from monai_ext.inference.inferers import SlicesInferer
+from monai_ext.inference.maker import Maker
 from monai_ext.inference.resolution import Resolution, prepare_batch
 from monai_ext.inference.subjects import collate
 from monai_ext.inference.transforms import KeepResultsd, PrepareSubjectd, RestoreSubjectd, SaveSyntheticd
-from monai_ext.provenance import Maker
 
 AXIAL = np.array([[-2.0, 0, 0, 23], [0, -2, 0, 27], [0, 0, 3, -13.5], [0, 0, 0, 1]])  # left, posterior, superior
 SAGITTAL = np.array([[0, 0, 2.0, -23], [1.5, 0, 0, -20], [0, 2.5, 0, -15], [0, 0, 0, 1]])
@@ -44,7 +44,7 @@ def synthesised(case: Subject, out: Path, resolution: Resolution, preset: Preset
     image, _, *more = prepare_batch(collate([item]))
     keywords = more[1] if more else {}
     item["pred"] = SlicesInferer(amp=False)(image, enlarge, **keywords)[0]
-    SaveSyntheticd(maker, output_dir=out, **options)(RestoreSubjectd()(item))
+    SaveSyntheticd(output_dir=out, **options)(RestoreSubjectd()(item))
     return out / case.name / "PD_synthetic.nii.gz"
 
 

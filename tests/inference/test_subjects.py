@@ -13,8 +13,14 @@ from torch.utils.data import DataLoader
 
 from monai_ext.data.datalist import Subject, SubjectError
 from monai_ext.inference.subjects import AlreadyDone, Cases, SubjectVolumes, collate, find_cases
+from monai_ext.modalities import make_task
 
 TASK: dict[str, Any] = {"sources": ["T1", "T2"], "target": "PD"}
+
+
+def found(*, sources: Any, target: Any, **where: Any) -> Cases:
+    """Those whom a bundle's config finds."""
+    return find_cases(task=make_task(sources, target), **where)
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -31,21 +37,21 @@ def names(cases: Cases) -> list[str]:
 def test_one_subject_is_named_after_its_folder_or_as_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(touch(tmp_path, "ann/a.nii.gz", "ann/b.nii"))
     images = {"t1w": "ann/a.nii.gz", "T2": Path("ann/b.nii")}
-    (subject,) = find_cases(**TASK, images=images).subjects
+    (subject,) = found(**TASK, images=images).subjects
     assert subject.name == "ann"
     assert subject.images == {"T1": tmp_path / "ann/a.nii.gz", "T2": tmp_path / "ann/b.nii"}
-    assert names(find_cases(**TASK, images=images, name="case 7")) == ["case 7"]
+    assert names(found(**TASK, images=images, name="case 7")) == ["case 7"]
 
 
 def test_a_folder_of_subjects_and_a_folder_of_one_are_both_taken(tmp_path):
     root = touch(tmp_path, *(f"{case}/{name}.nii.gz" for case in ("a", "b") for name in ("T1", "t2w", "flair")))
-    assert names(find_cases(**TASK, folder=root)) == ["a", "b"]
-    assert names(find_cases(**TASK, folder=str(root / "b"))) == ["b"]
+    assert names(found(**TASK, folder=root)) == ["a", "b"]
+    assert names(found(**TASK, folder=str(root / "b"))) == ["b"]
 
 
 def test_a_subject_that_lacks_a_source_is_a_fault_beside_the_others(tmp_path):
     root = touch(tmp_path, "a/T1.nii.gz", "a/T2.nii.gz", "b/T1.nii.gz", "b/FLAIR.nii.gz")
-    cases = find_cases(**TASK, folder=root)
+    cases = found(**TASK, folder=root)
     assert names(cases) == ["a"]
     assert [str(fault) for fault in cases.failures] == ["b: lacks T2, has T1, FLAIR: these weights need T1, T2"]
 
@@ -54,25 +60,25 @@ def test_what_was_synthesised_before_is_never_a_source(tmp_path):
     root = touch(
         tmp_path, "a/T1.nii.gz", "a/T2_synthetic.nii.gz", "T2/a_synthetic.nii.gz", "b/T1.nii.gz", "b/T2.nii.gz"
     )
-    cases = find_cases(**TASK, folder=root)
+    cases = found(**TASK, folder=root)
     assert names(cases) == ["b"]
     assert [fault.subject for fault in cases.failures] == ["a"]
 
 
 def test_dicom_beside_nifti_is_passed_over_and_alone_it_is_named(tmp_path):
     root = touch(tmp_path, "a/T1.nii.gz", "a/T2.nii.gz", "a/raw/1.dcm", "b/1.DCM")
-    cases = find_cases(**TASK, folder=root)
+    cases = found(**TASK, folder=root)
     assert names(cases) == ["a"]
     assert [(fault.subject, fault.reason) for fault in cases.failures] == [
         ("b", "holds only DICOM: convert it to NIfTI first")
     ]
     with pytest.raises(ValueError, match=r"holds no image whose name says its contrast .* but DICOM"):
-        find_cases(**TASK, folder=root / "b")
+        found(**TASK, folder=root / "b")
 
 
 def test_where_a_person_must_choose_index_is_named(tmp_path):
     root = touch(tmp_path, "a/x_T1.nii.gz", "a/y_T1.nii.gz", "a/T2.nii.gz", "b/T1.nii.gz", "b/T2.nii.gz")
-    cases = find_cases(**TASK, folder=root)
+    cases = found(**TASK, folder=root)
     assert names(cases) == ["b"]
     assert "2 files could be its T1" in cases.failures[0].reason
     assert "python -m monai_ext index takes --choose" in cases.failures[0].reason
@@ -89,20 +95,20 @@ def datalist(root: Path) -> Path:
 
 def test_a_datalist_gives_all_its_subjects_or_a_split(tmp_path):
     path = datalist(tmp_path)
-    assert names(find_cases(**TASK, datalist=path)) == ["a", "b", "c"]
-    assert names(find_cases(**TASK, datalist=str(path), split="test")) == ["b", "c"]
+    assert names(found(**TASK, datalist=path)) == ["a", "b", "c"]
+    assert names(found(**TASK, datalist=str(path), split="test")) == ["b", "c"]
 
 
 def test_one_that_has_the_target_is_synthesised_too_unless_only_the_missing_are(tmp_path, capsys):
     path = datalist(tmp_path)
-    assert names(find_cases(**TASK, datalist=path, only_missing=True)) == ["a", "b"]
+    assert names(found(**TASK, datalist=path, only_missing=True)) == ["a", "b"]
     assert "c: has PD, left out by only_missing" in capsys.readouterr().out
 
 
 def test_a_faulty_entry_of_a_datalist_is_reported_with_the_rest(tmp_path):
     path = datalist(tmp_path)
     (tmp_path / "b" / "T2.nii").unlink()
-    cases = find_cases(**TASK, datalist=path)
+    cases = found(**TASK, datalist=path)
     assert names(cases) == ["a", "c"]
     assert [fault.subject for fault in cases.failures] == ["b"]
 
@@ -136,10 +142,10 @@ MISUSES = {
 
 
 def strict(cases: Cases) -> list[Subject]:
-    """Its subjects, or the first fault."""
+    """Its subjects as they are read, or the first fault."""
     for fault in cases.failures:
         raise fault
-    return cases.subjects
+    return [item["subject"] for item in SubjectVolumes(cases, transform=dict)]
 
 
 @pytest.mark.parametrize("message", MISUSES)
@@ -148,7 +154,7 @@ def test_each_misuse_has_its_own_message(tmp_path, monkeypatch, message):
     Path("empty").mkdir()
     Path("d.json").write_text(json.dumps({"test": [{"subject": "s", "T1": "a.nii.gz", "T2": "b.nii.gz"}]}))
     with pytest.raises(ValueError, match=message):
-        strict(find_cases(**{**TASK, **MISUSES[message]}))
+        strict(found(**{**TASK, **MISUSES[message]}))
 
 
 def ten() -> list[Subject]:

@@ -55,8 +55,7 @@ def of(dtype: torch.dtype, arguments: Inputs) -> dict[str, Tensor | bool | None]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_float_rolls_cuda_kernels_compute_eq4_and_its_gradients(
-    dtype: torch.dtype,
-    emulated: Callable[[str], dict[str, Callable[..., object]]],
+    dtype: torch.dtype, emulated: Callable[[str], dict[str, Callable[..., object]]]
 ) -> None:
     kernels = emulated("float_roll")
     for arguments in test_float_roll.CASES:
@@ -74,8 +73,7 @@ def test_float_rolls_cuda_kernels_compute_eq4_and_its_gradients(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_selective_scans_cuda_kernels_compute_the_recurrence_and_its_gradients(
-    dtype: torch.dtype,
-    emulated: Callable[[str], dict[str, Callable[..., object]]],
+    dtype: torch.dtype, emulated: Callable[[str], dict[str, Callable[..., object]]]
 ) -> None:
     kernels = emulated("selective_scan")
     for arguments in test_selective_scan.CASES:

@@ -379,7 +379,7 @@ def full_disk(machine: Machine, code: str, **variables: str | None) -> list[str]
     """Run in a mount of its own, where the folder `full` is a file system of 64 kB."""
     full = machine.folder / "full"
     full.mkdir()
-    wrapped = f"mount -t tmpfs -o size=64k none {full} && exec '{sys.executable}' -c \"$CODE\""
+    wrapped = f"mount -t tmpfs -o size=64k,mode=700 none {full} && exec '{sys.executable}' -c \"$CODE\""
     variables = {"CODE": code, **variables}
     given = {**os.environ, "PYTHONPATH": str(REPOSITORY), **machine.variables, **variables}
     process = subprocess.run(
@@ -473,3 +473,80 @@ def test_unlike_machines_share_a_cache_and_run_only_what_they_can(machine: Machi
     assert "%zmm" not in code["avx2"]
     assert "%ymm" in code["avx2"]
     assert "%ymm" not in code["default"]
+
+
+def open_to_others(machine: Machine) -> None:
+    machine.cache.chmod(0o777)
+
+
+def of_another_user(machine: Machine) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    os.chown(machine.cache, 12345, 12345)
+
+
+def a_link_of_another_user(machine: Machine) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a link away")
+    machine.cache.rename(machine.folder / "elsewhere")
+    machine.cache.symlink_to(machine.folder / "elsewhere")
+    os.lchown(machine.cache, 12345, 12345)
+
+
+@pytest.mark.parametrize("fault", [open_to_others, of_another_user, a_link_of_another_user])
+def test_a_cache_that_others_could_have_filled_is_refused_and_the_reference_goes_on(
+    machine: Machine, fault: Callable[[Machine], None]
+) -> None:
+    machine.run()
+    fault(machine)
+    lines = machine.run()
+    assert lines[0] == "kernel: reference"
+    assert f"the cache folder {machine.cache}" in machine.one_warning(lines)
+    assert "set MONAI_EXT_CACHE to a folder of your own" in machine.one_warning(lines)
+    assert machine.compiled == 1
+
+
+def test_a_library_that_others_may_change_is_made_again(machine: Machine) -> None:
+    machine.run()
+    (cached,) = machine.cache.glob("*.so")
+    cached.chmod(0o666)
+    assert machine.run()[0] == "kernel: cpu"
+    assert machine.compiled == 2
+
+
+def test_a_link_in_place_of_the_lock_leaves_what_it_points_to(machine: Machine) -> None:
+    machine.run()
+    (lock,) = machine.cache.glob("*.lock")
+    precious = machine.folder / "precious"
+    precious.write_text("kept")
+    for made in [*machine.cache.glob("*.so"), lock]:
+        made.unlink()
+    lock.symlink_to(precious)
+    machine.run()
+    assert precious.read_text() == "kept"
+
+
+def test_a_lock_is_not_emptied(machine: Machine) -> None:
+    machine.run()
+    (lock,) = machine.cache.glob("*.lock")
+    lock.write_text("kept")
+    (cached,) = machine.cache.glob("*.so")
+    cached.unlink()
+    machine.run()
+    assert machine.compiled == 2
+    assert lock.read_text() == "kept"
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077, 0o777])
+def test_the_default_cache_is_private_whatever_the_umask(machine: Machine, umask: int) -> None:
+    home = machine.folder / "home"
+    home.mkdir()
+    for _ in range(2):
+        lines = machine.run(
+            f"import os\nos.umask({umask})\n" + USE, MONAI_EXT_CACHE=None, XDG_CACHE_HOME=None, HOME=str(home)
+        )
+        assert lines[0] == "kernel: cpu", lines
+        assert not [line for line in lines if line.startswith("warning:")]
+    assert machine.compiled == 1
+    made = [home / ".cache", *(home / ".cache").rglob("*")]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in made if path.suffix != ".lock")

@@ -53,6 +53,30 @@ def trainer(*, data: list[dict] | None = None, adversary: bool = True, epochs: i
     )
 
 
+@pytest.mark.parametrize("interval", [1, 2, 5])
+def test_the_best_validated_weights_stay_or_the_last_where_none_was_validated(tmp_path: Path, interval: int):
+    """Three epochs, of which validation likes each better than the one before."""
+    state = SimpleNamespace(best_metric=-1.0, best_metric_epoch=-1)
+    engine = trainer(epochs=3)
+    kept: dict[int, dict] = {}
+
+    def validate(engine: PairedAdversarialTrainer) -> None:
+        kept[engine.state.epoch] = copy.deepcopy(engine.network.state_dict())
+        if engine.state.epoch % interval == 0:
+            state.best_metric, state.best_metric_epoch = float(engine.state.epoch), engine.state.epoch
+
+    engine.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    weights = tmp_path / "model.pt"
+    Checkpoints(
+        folder=tmp_path / "checkpoints", weights=weights, about={}, validator=SimpleNamespace(state=state)
+    ).attach(engine)
+    engine.run()
+    found = torch.load(weights, weights_only=True)
+    wanted = kept[{1: 3, 2: 2, 5: 3}[interval]]
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert not all(torch.equal(found[name], value) for name, value in kept[1].items())
+
+
 def test_the_discriminator_is_shown_the_target_as_real_and_the_prediction_as_fake_each_with_the_sources():
     engine = trainer(data=batches(1))
     shown = []

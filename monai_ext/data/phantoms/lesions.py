@@ -96,12 +96,7 @@ class Host:
 
 
 def draw_lesions(
-    rng: np.random.Generator,
-    anatomy: Anatomy,
-    *,
-    kind: str,
-    ageing: float = 0.0,
-    masks: tuple[Path, ...] = (),
+    rng: np.random.Generator, anatomy: Anatomy, *, kind: str, ageing: float = 0.0, masks: tuple[Path, ...] = ()
 ) -> Lesions:
     """One subject's disease.
 

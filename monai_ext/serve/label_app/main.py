@@ -9,17 +9,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException
+from monailabel.app import app as server
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.train import TrainTask
+from starlette.middleware import Middleware
 
 from monai_ext import __version__
+from monai_ext.serve.label_app.gatekeeper import Gatekeeper
 from monai_ext.serve.label_app.studies import Studies
 from monai_ext.serve.label_app.synthesis_task import Synthesis
 from monai_ext.serve.label_app.training_task import Training
+from monai_ext.serve.options import INFERENCE
 
 logger = logging.getLogger(__name__)
 COLLECTION = Path(__file__).resolve().parents[3] / "bundles"
@@ -43,6 +47,7 @@ class SynthesisApp(MONAILabelApp):
             description="SYNTHETIC contrasts from those that were acquired; research only, not to be used clinically",
             version=__version__,
         )
+        guard(server)
 
     def init_datastore(self) -> Datastore:
         return Studies(self.studies, extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT)
@@ -56,14 +61,16 @@ class SynthesisApp(MONAILabelApp):
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """A request that cannot be served is answered with 404 or 400 and the reason."""
         store = datastore or self.datastore()
-        model, image = request.get("model"), request.get("image")
+        model, image = request.get("model"), str(request.get("image"))
         if model not in self._infers:
             raise HTTPException(404, f"there is no bundle {model!r}: there are {', '.join(self._infers)}")
-        uploaded = Path(str(image)).is_absolute()
-        if not uploaded and not store.get_image_uri(str(image)):
+        uploaded = Path(image).is_absolute()  # the endpoint's own copy: what a client says is no path, see Gatekeeper
+        if not uploaded and not store.get_image_uri(image):
             known = ", ".join(store.list_images()[:8]) or "none"
             raise HTTPException(404, f"there is no image {image!r} among the studies: there are {known}")
-        result: dict[str, Any] = super().infer({**request, "uploaded": uploaded, "save_label": False}, store)
+        given = {key: value for key, value in request.items() if key in (*INFERENCE, "images", "contrasts")}
+        own = {"model": model, "image": image, "uploaded": uploaded, "save_label": False}
+        result: dict[str, Any] = super().infer({**given, **own}, store)
         if isinstance(store, Studies):
             store.refresh()  # what was synthesised is there to be looked at
         return result
@@ -74,6 +81,13 @@ class SynthesisApp(MONAILabelApp):
             raise HTTPException(404, f"there is no bundle {model!r}: there are {', '.join(self._trainers)}")
         done: dict[str, Any] = super().train(request)
         return done
+
+
+def guard(server: FastAPI) -> None:
+    """Put the gatekeeper before the endpoints, once: the server has built what a request goes through by now."""
+    if not any(one.cls is Gatekeeper for one in server.user_middleware):
+        server.user_middleware.append(Middleware(Gatekeeper))
+        server.middleware_stack = server.build_middleware_stack()
 
 
 def bundles_of(folder: Path) -> dict[str, Path]:

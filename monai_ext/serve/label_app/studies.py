@@ -1,8 +1,13 @@
 """A folder of studies: a folder each, a file a contrast."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
+from fastapi import HTTPException
 from monailabel.datastore.local import LocalDatastore
+
+from monai_ext.serve.label_app.confinement import is_image_id
 
 OURS = ("labels",)  # MONAI Label's own folder among the studies
 
@@ -18,3 +23,43 @@ class Studies(LocalDatastore):
                     names = (f"{study.name}/{file}" for file in super()._list_files(str(study), patterns))
                     found.update({name: name for name in names})
         return found
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Store an image that is new, in a folder of its study; one that is there is never written over."""
+        name, ending = self._to_id(Path(image_filename).name)
+        image_id = image_id or name
+        study = image_id.partition("/")[0]
+        root = Path(self._datastore.image_path()).resolve()
+        place = (root / f"{image_id}{ending}").resolve()
+        if not is_image_id(image_id) or study in OURS or not place.is_relative_to(root):
+            raise HTTPException(400, f"image must be STUDY/FILE, got {image_id!r}")
+        if place.exists() or image_id in self._datastore.objects:
+            raise HTTPException(409, f"the image {image_id!r} is there already and is kept")
+        made = not place.parent.exists()
+        place.parent.mkdir(exist_ok=True)
+        try:
+            return str(super().add_image(image_id, image_filename, image_info))
+        except OSError as error:
+            if made:
+                shutil.rmtree(place.parent)
+            raise HTTPException(400, f"the image {image_id!r} cannot be stored: {error.strerror}") from error
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is known of an image, but for where the server has it."""
+        return {key: value for key, value in super().get_image_info(image_id).items() if key != "path"}
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """Where a label is; one that is not there is no file."""
+        uri = str(super().get_label_uri(label_id, label_tag))
+        if not uri:
+            raise HTTPException(404, f"there is no label {label_tag!r} of {label_id!r}")
+        return uri
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Images with their labels, named as the studies name them and not by where the server has them."""
+        root = Path(self._datastore.base_path).resolve()
+        found = super().datalist(full_path)
+        return [{key: Path(path).relative_to(root).as_posix() for key, path in one.items()} for one in found]
+
+    def get_dataset_archive(self, limit_cases: int | None) -> str:  # noqa: ARG002 - the interface has it
+        raise HTTPException(404, "studies are not given away as one archive")

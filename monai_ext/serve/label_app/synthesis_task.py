@@ -15,13 +15,12 @@ from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from monai_ext.inference.subjects import SYNTHETIC, find_cases, find_subjects
-from monai_ext.modalities import canonical
+from monai_ext.modalities import canonical, make_task
+from monai_ext.serve.label_app.confinement import without_folders
+from monai_ext.serve.options import named_channels, named_images
 from monai_ext.serve.synthesis import Synthesiser
 
 logger = logging.getLogger(__name__)
-
-# Ids of inference.json that a request may give; what else a client sends along is MONAI Label's own.
-OPTIONS = ("target", "targets", "dataset", "reference", "register", "brain_mask", "amp")
 
 
 class Synthesis(InferTask):
@@ -53,16 +52,16 @@ class Synthesis(InferTask):
         if synthesiser is None:
             raise HTTPException(500, self.fault)
         image = Path(request["image"])
-        options = {key: first(request[key]) for key in OPTIONS if key in synthesiser.config and request.get(key)}
-        if options.get("dataset") == "none":
-            del options["dataset"]
+        options = {key: first(request[key]) for key in synthesiser.choices if request.get(key)}
+        if options.get("site") == "none":
+            del options["site"]
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 images = self._images(request, image, synthesiser, Path(scratch))
                 subject = "uploaded" if request["uploaded"] else image.parent.name
                 made = synthesiser(images, Path(scratch) / "out", subject=subject, **options)
-            except ValueError as error:
-                raise HTTPException(400, str(error)) from error
+            except (ValueError, OSError) as error:
+                raise HTTPException(400, without_folders(str(error))) from error
             named = {f"{target}_{self.bundle_root.name}{SYNTHETIC}": file for target, file in made.items()}
             if not request["uploaded"]:
                 for name, file in named.items():
@@ -85,7 +84,7 @@ class Synthesis(InferTask):
             try:
                 self._loaded = changed, Synthesiser(self.bundle_root, weights=self.weights)
             except ValueError as error:
-                self.fault = f"{self.bundle_root.name} cannot be served: {error}"
+                self.fault = f"{self.bundle_root.name} cannot be served: {without_folders(str(error))}"
                 logger.error(self.fault)
                 return None
         return self._loaded[1]
@@ -97,7 +96,7 @@ class Synthesis(InferTask):
             return {}
         return {
             "target": list(synthesiser.targets),
-            **({"dataset": ["none", *synthesiser.datasets]} if synthesiser.datasets else {}),
+            **({"site": ["none", *synthesiser.sites]} if synthesiser.sites else {}),
             "register": ["none", "rigid"],
             "images": "",
             "contrasts": "",
@@ -108,19 +107,18 @@ class Synthesis(InferTask):
     ) -> dict[str, Path]:
         """contrast -> file, as the request says or the names of the study's files do"""
         if request.get("contrasts"):
-            return _channels(image, _words(request["contrasts"]), scratch)
+            return _channels(image, named_channels(request["contrasts"]), scratch)
         if request["uploaded"]:
             raise ValueError("say with contrasts which contrasts the channels of an uploaded image are: 'T1,T2'")
         if request.get("images"):
-            images = request["images"]
-            images = json.loads(images) if isinstance(images, str) else images
+            images = named_images(request["images"])
             return {contrast: _inside(image.parent, name) for contrast, name in images.items()}
         contrasts = synthesiser.contrasts
         if synthesiser.takes_any:
             cases = find_subjects(folder=image.parent)
             contrasts = tuple(name for name in contrasts if name != first(request.get("target")))
         else:
-            cases = find_cases(sources=contrasts, target=synthesiser.targets, folder=image.parent)
+            cases = find_cases(task=make_task(contrasts, synthesiser.targets), folder=image.parent)
         if cases.failures:
             raise cases.failures[0]
         (subject,) = cases.subjects
@@ -129,7 +127,7 @@ class Synthesis(InferTask):
 
 def first(choice: Any) -> Any:
     """A panel sends back the list it was given if nothing was chosen from it."""
-    return choice[0] if isinstance(choice, list) else choice
+    return choice[0] if isinstance(choice, list) and choice else choice
 
 
 def _sidecar(file: Path) -> Path:
@@ -141,11 +139,9 @@ def _inside(folder: Path, name: str) -> Path:
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise ValueError(f"images must be files of the study {folder.name}, got {name!r}")
+    if not path.is_file():
+        raise ValueError(f"the study {folder.name} has no file {name!r}")
     return path
-
-
-def _words(given: Any) -> list[str]:
-    return [word.strip() for word in given.split(",")] if isinstance(given, str) else list(given)
 
 
 def _channels(image: Path, contrasts: list[str], scratch: Path) -> dict[str, Path]:

@@ -11,12 +11,8 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
 from monai_ext.inference.subjects import SYNTHETIC
-from monai_ext.serve.label_app.synthesis_task import first
-
-OPTIONS = (
-    *("sources", "target", "modalities", "epochs", "batch_size", "learning_rate", "image_size", "slices", "width"),
-    *("seed", "amp"),
-)
+from monai_ext.serve.label_app.confinement import without_folders
+from monai_ext.serve.options import TRAINING, as_words, asked_of_training
 
 
 class Training(TrainTask):
@@ -36,9 +32,12 @@ class Training(TrainTask):
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         studies = Path(datastore._datastore_path)  # it has no other name for it
         place = studies / ".training" / self.bundle_root.name
-        options = {key: request[key] for key in OPTIONS if request.get(key) is not None}
+        try:
+            options = asked_of_training(chosen_for_training(request))
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
         files = [str(self.bundle_root / "configs" / "train.json")]
-        if first(request.get("size", "compact")) == "compact":
+        if options.pop("size", "compact") == "compact":
             files.append(str(self.bundle_root.parent / "compact.json"))
         place.mkdir(parents=True, exist_ok=True)
         passed_over = (".training/*", "labels/*", f"*{SYNTHETIC}.nii*")
@@ -46,16 +45,22 @@ class Training(TrainTask):
         _run("monai_ext", "index", *where, "--split", "75/25/0%", "--exclude", *passed_over)
         _run("monai_ext", "prepare", "--datalist", place / "datalist.json", "--out", place / "prepared")
         run = place / f"run{len(list(place.glob('run*')))}"
-        ids = {"dataset_dir": place / "prepared", "output_dir": run, "weights": self.weights, **options}
-        words = [word for key, value in ids.items() for word in (f"--{key}", str(value))]
+        words = as_words({"dataset_dir": place / "prepared", "output_dir": run, "weights": self.weights, **options})
         said = _run("monai.bundle", "run", "--bundle_root", self.bundle_root, "--config_file", files, *words)
-        return {"weights": str(self.weights), "run": str(run), "log": said[-2000:]}
+        return {"bundle": self.bundle_root.name, "run": run.name, "log": without_folders(said[-2000:])}
+
+
+def chosen_for_training(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request says of our options; a panel sends back its list of sizes if nothing was chosen from it."""
+    chosen = {key: request[key] for key in TRAINING if request.get(key) is not None}
+    size = chosen.get("size")
+    return {**chosen, "size": size[0]} if isinstance(size, list) and size else chosen
 
 
 def _run(module: str, *words: Any) -> str:
     done = subprocess.run([sys.executable, "-m", module, *map(str, words)], capture_output=True, text=True)
     if done.returncode:
-        raise HTTPException(400, _reason(done.stderr))
+        raise HTTPException(400, without_folders(_reason(done.stderr)))
     return done.stdout
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from monai_ext.data.presets import PRESETS, Preset
 from monai_ext.files import sha256
-from monai_ext.provenance import load_maker
+from monai_ext.inference.maker import load_maker
+from monai_ext.modalities import make_task
 from monai_ext.weights import save_weights
 
 
@@ -23,8 +24,8 @@ def bundle(tmp_path, **about):
     return root, network
 
 
-def maker(root, network, *, weights="", **changes):
-    options = {"bundle_root": root, "sources": ["t1", "T2"], "target": "PD", **changes}
+def maker(root, network, *, weights="", sources=("t1", "T2"), target="PD", **changes):
+    options = {"bundle_root": root, "task": make_task(sources, target), **changes}
     return load_maker(network, root / "models" / "model.pt" if weights == "" else weights, **options)
 
 
@@ -45,7 +46,7 @@ def test_untrained_is_said(tmp_path, word):
     made = maker(root, network, weights=word)
     assert made.descrip("PD") == "SYNTHETIC PD by toy_net 1.2.3 from T1,T2, untrained"
     assert made.sidecar("PD")["weights_sha256"] == "untrained"
-    assert made.preset == replace(Preset(), reference=("T1", "T2"))
+    assert made.preset == replace(Preset(), reference=("T1", "T2"), register="differing")
 
 
 def test_weights_that_are_not_there_are_not_replaced_by_chance(tmp_path):
@@ -71,7 +72,9 @@ def test_options_change_the_preset(tmp_path):
     assert maker(root, network, preset="pmm", brain_mask="otsu").preset.brain_mask == "otsu"
     assert maker(root, network, preset="pmm", brain_mask="none").preset.brain_mask == ""
     assert maker(root, network, preset="fdgan").preset.size == (256, 256)
-    assert maker(root, network, preset={"crop": [9, 9]}).preset == Preset(crop=(9, 9), reference=("T1", "T2"))
+    assert maker(root, network, preset={"crop": [9, 9]}).preset == Preset(
+        crop=(9, 9), reference=("T1", "T2"), register="differing"
+    )
 
 
 @pytest.mark.parametrize(

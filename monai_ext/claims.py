@@ -1,0 +1,114 @@
+"""What weights say of themselves is data: plain values of known keys, of which nothing can be run, followed or built.
+
+`model.json` and an archive's configs come from anywhere. What of them goes into a config passes here first.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from monai_ext.modalities import MODALITIES
+
+LARGEST = 1_000_000  # of the numbers that shape a network or an image
+MARKS = ("$", "@", "%")  # with which MONAI's parser begins what it runs, follows or fetches
+REGISTRATIONS = ("none", "rigid")
+
+
+def checked(about: Mapping[str, Any], *, of: str) -> dict[str, Any]:
+    """The claims as they are, once each that enters a config is what it may be.
+
+    Args:
+        about: what weights say; keys that enter no config are not looked at.
+        of: where it is written, for the message.
+
+    Raises:
+        ValueError: a claim that is not what it may be; the message says which, and what may be.
+    """
+    try:
+        for name in ("sources", "target"):
+            if name in about:
+                _contrasts(name, about[name])
+        if about.get("datasets") is not None:
+            _words("datasets", about["datasets"])
+        if about.get("preset") is not None:
+            _preset(about["preset"])
+        for name in ("bundle", "version", "sha256"):
+            if about.get(name) is not None:
+                _word(name, about[name])
+        if about.get("network_def") is not None:
+            _definition(about["network_def"])
+    except ValueError as error:
+        raise ValueError(f"{of} is refused: {error}") from None
+    return dict(about)
+
+
+def is_plain(value: Any) -> bool:
+    """A number of sensible size, a boolean, null, a text that means itself, or a list of these, but no dictionary."""
+    if isinstance(value, list | tuple):
+        return len(value) <= 1000 and all(is_plain(one) and not isinstance(one, list | tuple) for one in value)
+    if isinstance(value, str):
+        return len(value) <= 200 and value.isprintable() and not value.startswith(MARKS) and "#" not in value
+    if isinstance(value, int | float):
+        return math.isfinite(value) and abs(value) <= LARGEST
+    return value is None
+
+
+def _definition(given: Any) -> None:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"network_def must be the network's arguments, got {_short(given)}")
+    for key, value in given.items():
+        if key != "_target_" and (not isinstance(key, str) or not key.isidentifier() or key.startswith("_")):
+            raise ValueError(f"network_def has {_short(key)}, which is no argument of a network")
+        if not is_plain(value):
+            raise ValueError(f"network_def's {key} must be a number, a word or a list of them, got {_short(value)}")
+
+
+def _preset(given: Any) -> None:
+    if isinstance(given, str):
+        _word("preset", given)
+        return
+    if not isinstance(given, Mapping):
+        raise ValueError(f"preset must be a preset's fields, got {_short(given)}")
+    for key, value in given.items():
+        name = f"preset's {key}"
+        if not isinstance(key, str) or not key.isidentifier() or not is_plain(value):
+            raise ValueError(f"{_short(name)} must be a number, a word or a list of them, got {_short(value)}")
+    if given.get("reference") is not None:
+        _contrasts("preset's reference", given["reference"])
+    for key, count in (("spacing", 3), ("crop", 2), ("size", 2)):
+        values = given.get(key)
+        if values is not None and not (
+            isinstance(values, list | tuple) and len(values) == count and all(_positive(one) for one in values)
+        ):
+            raise ValueError(f"preset's {key} must be {count} numbers above 0, got {_short(values)}")
+    if given.get("register", "none") not in REGISTRATIONS:
+        raise ValueError(f"preset's register must be {' or '.join(REGISTRATIONS)}, got {_short(given['register'])}")
+    mask = given.get("brain_mask", "")
+    if not isinstance(mask, str) or mask.startswith(("/", "~")) or ".." in mask or "\\" in mask:
+        raise ValueError(f"preset's brain_mask must name files below the subject's folder, got {_short(mask)}")
+
+
+def _positive(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
+
+
+def _contrasts(name: str, given: Any) -> None:
+    if not isinstance(given, list | tuple) or not given or not all(one in MODALITIES for one in given):
+        raise ValueError(f"{name} must be a list of {', '.join(MODALITIES)}, got {_short(given)}")
+
+
+def _words(name: str, given: Any) -> None:
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"{name} must be a list of words, got {_short(given)}")
+    for one in given:
+        _word(name, one)
+
+
+def _word(name: str, given: Any) -> None:
+    if not isinstance(given, str) or not given or not is_plain(given):
+        raise ValueError(f"{name} must be a word, got {_short(given)}")
+
+
+def _short(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= 80 else f"{said[:77]}..."

@@ -1,0 +1,95 @@
+"""What an image's header declares, held against what its file holds before any memory is taken for it."""
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+MOST_VOXELS = 2**29  # 2 GB as float32; a head at 0.25 mm has 400 million
+MOST_INFLATED = 1032  # bytes that one byte of deflate can become
+_HEADER_BYTES = 1 << 16
+_NAMES_SEVERAL = re.compile(r"LIST\b|.*%\d*d")  # MetaImage's and NRRD's ways to name a file a slice
+
+
+def most_voxels() -> int:
+    """MONAI_EXT_MAX_VOXELS: how many voxels an image may have, 536870912 unless it is set."""
+    text = os.environ.get("MONAI_EXT_MAX_VOXELS", "")
+    if not text:
+        return MOST_VOXELS
+    if not (text.isascii() and text.isdigit() and int(text[:19]) > 0 and len(text) < 19):
+        raise ValueError(f"MONAI_EXT_MAX_VOXELS must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def check_regular(path: Path) -> int:
+    """The file's size in bytes. A pipe, a device, a socket or a folder is refused: reading it may never end."""
+    kind = path.stat()
+    if not stat.S_ISREG(kind.st_mode):
+        kinds = {stat.S_IFIFO: "pipe", stat.S_IFDIR: "folder", stat.S_IFSOCK: "socket"}
+        found = kinds.get(stat.S_IFMT(kind.st_mode), "device")
+        raise ValueError(f"{path} is a {found}, expected a regular file")
+    return kind.st_size
+
+
+def check_count(what: object, sizes: Sequence[int]) -> None:
+    """Refuse an image of more voxels than may be."""
+    count, most = prod(int(size) for size in sizes), most_voxels()
+    if count > most:
+        shape = " x ".join(str(int(size)) for size in sizes)
+        raise ValueError(
+            f"{what} is too large: {shape} is {count:,} voxels, at most {most:,} are read; is its header damaged? "
+            "If not, set MONAI_EXT_MAX_VOXELS"
+        )
+
+
+def check_bytes(path: Path, *, needed: int, there: int, packed: bool) -> None:
+    """Refuse a file whose `there` bytes cannot hold the `needed` that its header declares."""
+    if needed > there * (MOST_INFLATED if packed else 1):
+        held = f"{there:,} bytes{' of compressed data' if packed else ''}"
+        raise ValueError(
+            f"{path} is truncated or damaged (its header declares {needed:,} bytes, it holds {held}): "
+            "copy or download it again"
+        )
+
+
+def check_itk_header(path: Path) -> tuple[int, bool]:
+    """The bytes that hold a MetaImage's or NRRD's voxels, and whether they are packed.
+
+    The header is read as text before ITK sees it: a number of dimensions beyond what ITK has room for, and a data
+    file that is not a plain name beside the header, are refused.
+    """
+    with path.open("rb") as file:
+        text = file.read(_HEADER_BYTES).decode("latin-1")
+    if text.startswith("NRRD"):
+        text = text.split("\n\n")[0].split("\r\n\r\n")[0]
+    fields = _fields(text)
+    count = fields.get("ndims") or fields.get("dimension") or ""
+    if not re.fullmatch(r"[1-9]", count):
+        raise ValueError(f"{path} is damaged (its number of dimensions is {count[:20]!r}): copy or download it again")
+    sizes = (fields.get("dimsize") or fields.get("sizes") or "").split()
+    if len(sizes) != int(count) or not all(re.fullmatch(r"\d{1,9}", size) for size in sizes):
+        shown = " ".join(sizes)[:40]
+        raise ValueError(f"{path} is damaged (its size is {shown!r} in {count} dimensions): copy or download it again")
+    encoding = fields.get("encoding", "raw").lower()
+    packed = fields.get("compresseddata", "").lower().startswith("t") or encoding != "raw"
+    packed = packed or fields.get("binarydata", "true").lower().startswith("f")  # voxels as text
+    named = fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or "LOCAL"
+    if named.lower() == "local":
+        return path.stat().st_size, packed
+    if named != Path(named).name or named.startswith(".") or _NAMES_SEVERAL.match(named):
+        raise ValueError(f"{path} keeps its voxels in {named[:80]!r}: they are read from one file beside it alone")
+    return check_regular(path.with_name(named)), packed
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Of "key = value" and "key: value" lines, the keys in small letters, up to MetaImage's last one."""
+    fields = {}
+    for line in text.splitlines():
+        found = re.match(r"([A-Za-z][A-Za-z ]*?)\s*(?:=|:)\s*(\S.*?)\s*$", line)
+        if found:
+            fields[found[1].lower()] = found[2]
+            if found[1].lower() == "elementdatafile":
+                break
+    return fields

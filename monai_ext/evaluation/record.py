@@ -1,0 +1,41 @@
+"""What an evaluation's record says of how it was made."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_ext import __version__
+from monai_ext.data.selection import Datalists, named_datalists
+from monai_ext.files import absolute, sha256
+from monai_ext.provenance import software
+from monai_ext.runtime import device_name, wanted_dtype
+from monai_ext.weights import about_weights
+
+
+def describe_run(
+    *,
+    name: str,
+    split: str,
+    datalist: Datalists,
+    weights: Path | str,
+    network: nn.Module,
+    amp: bool | str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What an evaluation's record says of how it was made."""
+    made = about_weights(weights)
+    file = absolute(Path(weights))
+    return {
+        "bundle": made.get("bundle", ""),
+        "name": name,
+        "version": made.get("version", __version__),
+        "split": split,
+        "datalist_sha256": sha256(named_datalists(datalist)[0][1]),
+        "weights": {"file": file.name, "sha256": sha256(file)},
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "amp": str(wanted_dtype(device, amp) or torch.float32).removeprefix("torch."),
+        "device": device_name(device),
+        "software": software(),
+    }

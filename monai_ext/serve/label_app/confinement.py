@@ -1,0 +1,18 @@
+"""What of a server's files a client may name, and what it is told of them: studies by their ids, never a path."""
+
+import re
+
+# A folder or a file of the studies: what one may be called that cannot lead out of them.
+PART = r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,200}"
+IMAGE = re.compile(f"{PART}(/{PART})?")
+FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/'\",;:]+/)+")  # of an absolute path, up to its last name
+
+
+def is_image_id(name: str) -> bool:
+    """Whether this could be an image of the studies: `<file>` or `<study>/<file>`, without its ending."""
+    return IMAGE.fullmatch(name) is not None and name.isprintable()
+
+
+def without_folders(said: str) -> str:
+    """A message in which absolute paths are but the names of their files."""
+    return FOLDERS.sub("", said)

@@ -1,0 +1,157 @@
+"""The gate for requests: what a person may ask of a bundle, each option with its type and what it may be.
+
+MONAI's config parser runs a text that begins with "$", follows one with "@" or "%" and builds a dictionary with
+"_target_". Nothing from outside gets to it as a config: an option is checked here, and what has passed enters a parser
+as an object, with `enter`, that is not read again.
+"""
+
+import json
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from monai_ext.data.presets import MASKS, REGISTRATIONS
+from monai_ext.modalities import canonical
+
+AMP = (True, False, "bf16", "fp16")
+SIZES = ("compact", "paper")
+Check = Callable[[str, Any], Any]
+
+
+def enter(parser: ConfigParser, values: Mapping[str, Any]) -> None:
+    """Set ids to values that stay what they are, whatever they look like: texts, paths and dictionaries too.
+
+    A parser that has parsed looks an id up among its results before it looks at its config, and reads no result again.
+    """
+    parser.parse()
+    parser.ref_resolver.resolved_content.update(values)
+
+
+def asked(options: Mapping[str, Any], choices: Collection[str]) -> dict[str, Any]:
+    """A request's options for inference, of those that a bundle lets choose, as they enter a config.
+
+    Raises:
+        ValueError: one that cannot be chosen, or is not what it may be; the message says which and what may be.
+    """
+    return _checked(options, {name: INFERENCE[name] for name in choices})
+
+
+def asked_of_training(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's options for training, as they enter a command; raises as `asked` does."""
+    return _checked(options, TRAINING)
+
+
+def as_words(options: Mapping[str, Any]) -> list[str]:
+    """Checked options as the words of a command: "--key", value."""
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
+def named_images(given: Any) -> dict[str, str]:
+    """contrast -> the name of a file of the study, given as a dictionary or as its JSON.
+
+    Raises:
+        ValueError: it is neither, or names no contrast or no file.
+    """
+    images = given
+    if isinstance(given, str):
+        try:
+            images = json.loads(given)
+        except (ValueError, RecursionError):
+            images = None
+    if not isinstance(images, dict) or not images:
+        raise ValueError(f"images must be contrasts with their files, such as {{'T1': 'a.nii.gz'}}, got {short(given)}")
+    return {_contrast("images", contrast): _text("images", name) for contrast, name in images.items()}
+
+
+def named_channels(given: Any) -> list[str]:
+    """The contrasts of an image's channels, given as a list or as words with commas."""
+    return _contrasts("contrasts", given)
+
+
+def short(value: Any) -> str:
+    """A value for a message: on one line and of no great length."""
+    said = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    return said if len(said) <= 80 else f"{said[:77]}..."
+
+
+def _checked(options: Mapping[str, Any], known: Mapping[str, Check]) -> dict[str, Any]:
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{short(name)} cannot be chosen in a request; what can is {', '.join(known)}")
+    return {name: known[name](name, value) for name, value in options.items()}
+
+
+def _one_of(*allowed: Any) -> Check:
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, str | bool) or value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {short(value)}")
+        return value
+
+    return check
+
+
+def _number(least: float, most: float, *, whole: bool = True) -> Check:
+    def check(name: str, value: Any) -> int | float:
+        kind = int if whole else int | float
+        fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+        if not fits or not least <= value <= most:
+            what = "a whole number" if whole else "a number"
+            raise ValueError(f"{name} must be {what} from {least:g} to {most:g}, got {short(value)}")
+        return value
+
+    return check
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError(f"{name} must be a text, got {short(value)}")
+    return value
+
+
+def _contrast(name: str, value: Any) -> str:
+    return canonical(_text(name, value))
+
+
+def _contrasts(name: str, value: Any) -> list[str]:
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names:
+        raise ValueError(f"{name} must be contrasts such as T1,T2, got {short(value)}")
+    return [_contrast(name, one) for one in names]
+
+
+def _contrast_or_more(name: str, value: Any) -> str | list[str]:
+    return _contrast(name, value) if isinstance(value, str) else _contrasts(name, value)
+
+
+def _slices(name: str, value: Any) -> str | list[Any]:
+    if isinstance(value, str) and value in ("every", "nonempty"):
+        return value
+    if isinstance(value, list | tuple) and len(value) == 2 and value[0] in ("middle", "brain"):
+        return [value[0], _number(1, 4096)(name, value[1])]
+    raise ValueError(f"{name} must be every, nonempty, ['middle', n] or ['brain', n], got {short(value)}")
+
+
+INFERENCE: dict[str, Check] = {
+    "target": _contrast_or_more,
+    "site": _text,  # the weights' own check says which there are
+    "reference": _contrast,
+    "register": _one_of(*REGISTRATIONS),
+    "brain_mask": _one_of(*MASKS, ""),
+    "amp": _one_of(*AMP),
+}
+TRAINING: dict[str, Check] = {
+    "sources": _contrasts,
+    "target": _contrast,
+    "modalities": _contrasts,
+    "epochs": _number(1, 100_000),
+    "batch_size": _number(1, 4096),
+    "learning_rate": _number(0, 1, whole=False),
+    "image_size": _number(8, 4096),
+    "slices": _slices,
+    "width": _number(1, 4096),
+    "seed": _number(0, 2**32 - 1),
+    "amp": _one_of(*AMP),
+    "size": _one_of(*SIZES),
+}

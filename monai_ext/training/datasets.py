@@ -1,0 +1,63 @@
+"""What a network is trained on and validated on: slices or patches of subjects."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from monai.transforms import ResizeWithPadOrCropd
+from torch.utils.data import Dataset
+
+from monai_ext.data.batching import Draw, draw_condition
+from monai_ext.data.datalist import Subject
+from monai_ext.data.patches import PatchDataset
+from monai_ext.data.slices import SliceDataset
+
+
+def samples(
+    *,
+    data: Sequence[Subject],
+    sources: Sequence[str],
+    target: Sequence[str],
+    slices: str | Sequence[Any],
+    image_size: int,
+    patch_size: Sequence[int] | None = None,
+    neighbours: int = 0,
+    allow_missing: bool = False,
+) -> SliceDataset:
+    """What a network is trained on: slices cut or padded to `image_size`, or for one in 3D patches of `patch_size`.
+
+    Args:
+        data: the subjects.
+        sources, target: channels of "sources" and of "target".
+        slices: which of a subject's, see `SliceDataset`.
+        image_size: of a slice's two axes.
+        patch_size: of three axes; then `image_size` does not count.
+        neighbours: slices on either side of a source's.
+        allow_missing: contrasts that a subject lacks are zeros, and "available" says so.
+    """
+    if patch_size is not None:
+        return PatchDataset(data, sources=sources, target=target, slices=slices, patch_size=patch_size)
+    crop: Any = ResizeWithPadOrCropd(keys=["sources", "target"], spatial_size=(image_size, image_size))
+    options: dict[str, Any] = {"slices": slices, "neighbours": neighbours, "allow_missing": allow_missing}
+    return SliceDataset(data, sources=sources, target=target, transform=crop, **options)
+
+
+class ValidationTasks(Dataset[dict[str, Any]]):
+    """One task a slice of `slices`, always the same: sources, and one contrast to make, as "target" and "wanted"."""
+
+    def __init__(self, slices: SliceDataset, *, seed: int = 0) -> None:
+        self.slices = slices
+        rng = np.random.default_rng(seed)
+        self.tasks: list[tuple[tuple[bool, ...], int]] = []
+        for kind in slices.kinds:
+            condition = draw_condition(kind.available, epoch=0, curriculum=0, rng=rng)
+            left = [n for n, there in enumerate(kind.available) if there and not condition[n]]
+            self.tasks.append((condition, int(rng.choice(left))))
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        condition, wanted = self.tasks[index]
+        item = self.slices[Draw(index, 0, condition)]
+        return {**item, "target": item["target"][wanted : wanted + 1], "wanted": wanted}

@@ -1,0 +1,72 @@
+"""What is to be known of weights that are trained: by what, from which data. It is stored in the JSON beside them."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monai_ext.data.datalist import read_datalist
+from monai_ext.data.presets import Preset
+from monai_ext.data.selection import Datalists, named_datalists
+from monai_ext.files import sha256
+from monai_ext.modalities import canonical
+from monai_ext.provenance import software
+from monai_ext.workflow import current_workflow
+
+logger = logging.getLogger(__name__)
+
+
+def describe(
+    *, sources: Sequence[str], target: Sequence[str], datalist: Datalists, datasets: Sequence[str] = ()
+) -> dict[str, Any]:
+    """For the JSON beside weights: what made them, and from which data.
+
+    Args:
+        sources, target: contrasts, by any of their names.
+        datalist: one or several, as `select_subjects` takes them.
+        datasets: those that the network tells apart, in the order of their numbers.
+    """
+    workflow = current_workflow()
+    made: dict[str, Any] = {}
+    if workflow is not None:
+        parser = workflow.parser
+        made = {
+            "bundle": workflow.config_root_path.parent.name,
+            "version": parser.get("_meta_", {}).get("version"),
+            "network_def": {key: parser.get_parsed_content(f"network_def::{key}") for key in parser["network_def"]},
+        }
+    paths = [path for _, path in named_datalists(datalist)]
+    presets = [prepared_as(path) for path in paths]
+    if any(preset != presets[0] for preset in presets):
+        logger.warning("the datalists were not all prepared alike; inference prepares as the first, %s", paths[0])
+    digests = [sha256(path) for path in paths]
+    return {
+        **made,
+        "sources": [canonical(name) for name in sources],
+        "target": [canonical(name) for name in target],
+        **({"datasets": list(datasets)} if datasets else {}),
+        "preset": presets[0],
+        "datalist_sha256": digests if len(digests) > 1 else digests[0],
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "software": software(),
+    }
+
+
+def prepared_as(datalist: Path | str) -> dict[str, Any] | None:
+    """The preset that the datalist's images were prepared with: inference has to do the same. None if they were not.
+
+    Its `trained_spacing` is the median voxel size of their grids.
+    """
+    sidecars = [next(iter(one.images.values())).with_name("prepared.json") for one in read_datalist(datalist).subjects]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sidecars if path.is_file()]
+    if not records:
+        return None
+    parameters = records[0]["parameters"]
+    spacings = np.array([np.linalg.norm(np.array(r["grid"]["affine"])[:3, :3], axis=0) for r in records])
+    said = {field.name: parameters[field.name] for field in fields(Preset) if field.name in parameters}
+    return {**said, "trained_spacing": [round(float(step), 4) for step in np.median(spacings, axis=0)]}

@@ -1,0 +1,110 @@
+"""What a request says is data: none of it is evaluated, followed or built, and each option is refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from running import BUNDLES, smallest_weights
+
+from monai_ext.serve.options import INFERENCE, TRAINING, asked, asked_of_training, enter, named_images
+from monai_ext.serve.synthesis import Synthesiser
+
+CODE = "__import__('pathlib').Path({pwned!r}).touch() or 'T1'"
+
+
+@pytest.fixture
+def pwned(tmp_path: Path) -> Path:
+    return tmp_path / "pwned"
+
+
+def attacks(pwned: Path) -> list[Any]:
+    """A code to run, a component to build, a reference and a macro; each alone and within a list or a dictionary."""
+    code = CODE.format(pwned=str(pwned))
+    component = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(pwned)]}}
+    plain: list[Any] = [f"${code}", "@weights", "@bundle_root", "%bundle_root", f"%{pwned}#x", component]
+    return [*plain, *([one] for one in plain), *({"a": one} for one in plain)]
+
+
+@pytest.fixture(scope="module", params=BUNDLES, ids=[bundle.name for bundle in BUNDLES])
+def synthesiser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Synthesiser:
+    weights = smallest_weights(request.param, tmp_path_factory.mktemp("weights"))
+    return Synthesiser(request.param, weights=weights, amp=False)
+
+
+def write_scans(folder: Path, *, form: str = "{}.nii.gz") -> dict[str, Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    ramp = np.arange(32 * 32 * 2, dtype=np.float32).reshape(32, 32, 2)
+    files = {contrast: folder / form.format(contrast) for contrast in ("T1", "T2")}
+    for path in files.values():
+        nib.save(nib.Nifti1Image(ramp, np.eye(4)), path)
+    return files
+
+
+@pytest.mark.parametrize("option", INFERENCE)
+def test_nothing_that_a_request_says_is_run_or_followed(synthesiser: Synthesiser, tmp_path, pwned, option):
+    images = write_scans(tmp_path / "study")
+    for attack in attacks(pwned):
+        with pytest.raises(ValueError, match=r"^(?!.*(model\.pt|/bundles/))"):
+            synthesiser(images, tmp_path / "out", **{option: attack})
+        assert not pwned.exists(), attack
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_a_requests_own_options_can_be_chosen(synthesiser: Synthesiser, tmp_path):
+    images = write_scans(tmp_path / "study")
+    for name in ("device", "network_def", "imports", "weights", "bundle_root", "output"):
+        with pytest.raises(ValueError, match=name):
+            synthesiser(images, tmp_path / "out", **{name: "cpu"})
+
+
+@pytest.mark.parametrize("option", TRAINING)
+def test_nothing_that_a_training_request_says_becomes_a_word_that_runs(pwned, option):
+    for attack in attacks(pwned):
+        with pytest.raises(ValueError, match=r"must be|unknown contrast"):
+            asked_of_training({option: attack})
+
+
+@pytest.mark.parametrize("name", ["$print(1) {}.nii.gz", "@weights#{}.nii.gz", "%bundle_root{}.nii.gz", "a#b::{}.nii"])
+def test_a_file_is_read_by_the_name_that_it_has(synthesiser: Synthesiser, tmp_path, name):
+    target = synthesiser.targets[-1]
+    out = {}
+    for form in ("{}.nii.gz", name):
+        images = write_scans(tmp_path / ("$1+1" if form == name else "study"), form=form)
+        made = synthesiser(images, tmp_path / f"@out {len(form)}", subject="$subject", target=target)
+        assert made[target].parent.name == "$subject"
+        out[form] = np.asarray(nib.load(made[target]).dataobj)
+    np.testing.assert_array_equal(*out.values())
+
+
+def test_what_enters_a_parser_stays_what_it_is(pwned):
+    from monai.bundle import ConfigParser
+
+    for attack in attacks(pwned):
+        parser = ConfigParser({"a": None, "b": "@a", "c": {"_target_": "builtins.dict", "given": "@a"}, "d": "$@a"})
+        enter(parser, {"a": attack})
+        assert parser.get_parsed_content("b") is attack
+        assert parser.get_parsed_content("c") == {"given": attack}
+        assert parser.get_parsed_content("d") is attack
+        assert not pwned.exists()
+
+
+def test_what_may_be_chosen_passes_as_it_is():
+    given = {"target": "t1ce", "register": "rigid", "brain_mask": "otsu", "amp": False, "reference": "T2"}
+    assert asked(given, INFERENCE) == {**given, "target": "T1C"}
+    given = {"sources": "T1, T2", "target": "flair", "epochs": 2, "slices": ["middle", 6], "learning_rate": 1e-4}
+    assert asked_of_training(given) == {**given, "sources": ["T1", "T2"], "target": "FLAIR"}
+    assert named_images('{"t1": "a.nii.gz"}') == {"T1": "a.nii.gz"}
+
+
+@pytest.mark.parametrize("given", [5, [1, 2], None, "x", "[" * 100_000, {}, {"T1": 5}, {"T1": ""}, {"nose": "a"}])
+def test_images_that_are_none_are_refused(given):
+    with pytest.raises(ValueError, match=r"images must be|unknown contrast"):
+        named_images(given)
+
+
+def test_numbers_have_bounds():
+    for given in ({"epochs": 0}, {"epochs": True}, {"epochs": 1.5}, {"seed": -1}, {"learning_rate": float("nan")}):
+        with pytest.raises(ValueError, match=next(iter(given))):
+            asked_of_training(given)
