@@ -111,7 +111,7 @@ def pack(
         "sha256": sha256(out),
     }
     write_json(out.with_suffix(".json"), said)
-    return said
+    return about_weights(out)
 
 
 def _network(root: Path, about: Mapping[str, Any]) -> nn.Module:
