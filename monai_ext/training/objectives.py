@@ -160,7 +160,7 @@ def _as_fine(batch: Batch, predicted: Mapping[str, Tensor]) -> Batch:
         return batch
     size = predicted["pred"].shape[2], predicted["pred"].shape[3]
     resized = {name: _resized(batch[name], size) for name in ("target", "weight") if name in batch}
-    return {**batch, "sources": predicted["sources"], **resized}
+    return {**batch, **resized, "sources": predicted["sources"]}
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -156,3 +156,15 @@ def test_pixels_count_as_the_batchs_weight_says():
     by_hand = np.average((made - target).abs().numpy(), weights=weight.numpy())
     assert found.item() == pytest.approx(by_hand)
     assert weighted_l1(made, {"target": target}).item() == pytest.approx((made - target).abs().mean().item())
+
+
+def test_a_finer_targets_weight_is_of_its_size_too():
+    torch.manual_seed(0)
+    batch = {name: torch.rand(1, 1, 16, 16) for name in ("sources", "target", "weight")}
+    objective = AnyScale(finest=2)
+    predicted = objective.predict(Sizes(), batch)
+    size = tuple(predicted["pred"].shape[2:])
+    assert size != (16, 16)
+    fine = {n: torch.nn.functional.interpolate(v, size, mode="bilinear", antialias=True) for n, v in batch.items()}
+    expected = 100 * weighted_l1(predicted["pred"], fine)
+    torch.testing.assert_close(objective.generator_terms(None, batch, predicted)["pixel"], expected)
