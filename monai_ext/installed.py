@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Method:
     bundle: Path
     weights: Path
     task: Task
-    about: Mapping[str, Any]
+    about: Mapping[str, Any] = field(hash=False)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -135,8 +135,10 @@ def choose_method(methods: Sequence[Method], target: str, available: Collection[
     able = [one for one in methods if one.makes(target, available)]
     if not able:
         has = " and ".join(available) or "nothing"
-        can = "; ".join(map(str, methods))
-        raise ValueError(f"{target} cannot be made of {has} with what is here: {can}")
+        asked = "; ".join(map(str, methods))
+        others = [one.name for one in installed_methods() if one not in methods and one.makes(target, available)]
+        can = f"; {' and '.join(others)} can" if others else ""
+        raise ValueError(f"{target} cannot be made of {has}: {asked}{can}")
     there = set(available) - {target}
 
     def rank(method: Method) -> tuple[int, float]:

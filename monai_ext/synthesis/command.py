@@ -1,4 +1,4 @@
-"""monai-ext synthesise SCANS --target CONTRAST -o OUT: one line from a patient's scans to the contrast that is missing."""
+"""monai-ext synthesise SCANS --target CONTRAST -o OUT: from a patient's scans to the missing contrast."""
 
 import argparse
 import importlib.util
@@ -105,10 +105,9 @@ def _subjects(synthesiser: "Synthesiser", cases: "Cases", targets: Sequence[str]
             try:
                 before = {path: path.stat().st_mtime_ns for path in (out / subject.name).glob("*.nii.gz")}
                 made = synthesiser.write(subject.images, targets, out, subject=subject.name)
-            except Exception as error:
-                fault = subject_fault(error, subject) if not isinstance(error, ValueError) else error
+            except (ValueError, OSError, RuntimeError) as error:
                 if total == 1:
-                    raise fault from error
+                    raise
                 failures.append(subject_fault(error, subject))
                 continue
             for path in made.values():
@@ -126,8 +125,9 @@ def said(path: Path) -> str:
     from monai_ext.synthesis.synthesiser import sidecar
 
     record = read_json(sidecar(path))
-    moved = [name for name, source in record["sources"].items() if source.get("registration")]
-    how = f", {' and '.join(moved)} registered to {record['reference']}" if moved else ""
+    sources = record["sources"].items()
+    moved = [f"{name} {source['moved_mm']:.1f} mm" for name, source in sources if "registration" in source["placed_by"]]
+    how = f", registered to {record['reference']}: {', '.join(moved)}" if moved else ""
     return (
         f"{record['subject']}: {record['target']} by {record['bundle']} {record['version']} "
         f"from {' and '.join(record['sources'])}{how}: {path}"

@@ -113,8 +113,8 @@ def _of_folder(folder: Path) -> Cases | Study:
     mixed = sorted({_top(file, folder) for file in dicom} & {_top(file, folder) for file in images})
     if mixed:
         raise ValueError(
-            f"{folder / mixed[0]} holds DICOM ({dicom[0].name}) and other images ({images[0].name}): give the folder of "
-            f"the DICOM study alone, or the files, as {AS_FILES}"
+            f"{folder / mixed[0]} holds DICOM ({dicom[0].name}) and other images ({images[0].name}): give the folder "
+            f"of the DICOM study alone, or the files, as {AS_FILES}"
         )
     if not images and not unread:
         raise ValueError(

@@ -38,6 +38,11 @@ def synthesise_study(
     plan = synthesiser.plan(tuple(shown), targets)
     if not plan:
         raise ValueError(f"{study} has every contrast that can be made")
+    for target in plan:
+        if (out / f"SYNTHETIC_{target}").exists():
+            raise ValueError(
+                f"{out / f'SYNTHETIC_{target}'} is there already and is kept: give another -o, or remove it"
+            )
     out.mkdir(parents=True, exist_ok=True)
     made: list[Path] = []
     for count, (target, method) in enumerate(plan.items()):

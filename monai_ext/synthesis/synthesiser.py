@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from monai_ext.data.datalist import read_json
 from monai_ext.files import read_json
 from monai_ext.installed import Method, choose_method, methods_to_choose_from
 from monai_ext.modalities import canonical
