@@ -2,7 +2,7 @@
 
 python tests/benchmarks/phantoms_beside_real.py FOLDER --anatomy DIR --out PICTURES [--spacing 1] [--phantoms 4]
 
-FOLDER has one folder a case, whose NIfTI files are named after their contrasts (T1.nii.gz, fla.nii.gz, study2_T2W.nii.gz).
+FOLDER has one folder a case, whose NIfTI files are named after their contrasts (T1.nii.gz, fla.nii.gz).
 Prints a table and writes CASE.png; pictures of patients stay where their images may be.
 """
 
@@ -80,14 +80,16 @@ def levels(images: Images, brain: np.ndarray) -> dict[str, str]:
         size = max(3, 2 * round(3.5 / 2) + 1)
         openness = ndimage.uniform_filter(fluid.astype(np.float32), size)
         for name, v in share.items():
-            parts = [grey, fluid & (openness < 0.3), fluid & (openness >= 0.3) & (openness < 0.6), fluid & (openness >= 0.6)]
+            narrow, wide = openness < 0.3, openness >= 0.6
+            parts = [grey, fluid & narrow, fluid & ~narrow & ~wide, fluid & wide]
             rows[name] += " | " + " ".join(f"{np.median(v[p]):5.2f}" if p.any() else "    -" for p in parts)
     return rows
 
 
 def picture(path: Path, columns: Mapping[str, tuple[Images, np.ndarray]], contrasts: list[str]) -> None:
     """A row a contrast, white matter at one grey in all of them, then the histograms over the brain."""
-    figure, axes = plt.subplots(len(contrasts), len(columns) + 1, figsize=(2.4 * len(columns) + 3, 2.6 * len(contrasts)), squeeze=False)
+    size = (2.4 * len(columns) + 3, 2.6 * len(contrasts))
+    figure, axes = plt.subplots(len(contrasts), len(columns) + 1, figsize=size, squeeze=False)
     for row, name in zip(axes, contrasts, strict=True):
         for axis, (title, (images, brain)) in zip(row, columns.items(), strict=False):
             axis.axis("off")
@@ -137,7 +139,7 @@ def main() -> None:
         brain = (made.rendered.foreground & made.rendered.brain).numpy()
         phantoms[f"scan {number}"] = ({name: image.numpy() for name, image in made.rendered.images.items()}, brain)
         phantoms[f"target {number}"] = ({name: image.numpy() for name, image in made.rendered.targets.items()}, brain)
-    print(f"of white matter: percentiles {PERCENTILES} of the brain | grey matter, fluid of narrow, middle, wide spaces")
+    print(f"of white matter: percentiles {PERCENTILES} of the brain | grey matter, fluid in narrow, middle, wide")
     everyone: dict[str, tuple[Images, np.ndarray]] = {}
     for folder in sorted(path for path in args.folder.iterdir() if path.is_dir()):
         case = real_case(folder, args.spacing)
