@@ -25,6 +25,7 @@ from monai_ext.networks import PMMSynth
 from monai_ext.networks.adapters import personalised
 from monai_ext.training.pool import PoolSlices, pool
 from monai_ext.weights import about_weights, load_weights, read, write_tensors
+from monai_ext.zoo import rules
 from monai_ext.workflow import fitted
 
 AGREEMENT = 60.0  # dB
@@ -103,6 +104,7 @@ def pack(
     write_tensors(out, taken)
     said = {
         **about,
+        "version": rules.metadata(root)["version"],  # whose network they fit
         "preset": about.get("preset") or asdict(_preset(slices)),
         "precision": precision,
         "agreement_db": round(agreement, 1),
