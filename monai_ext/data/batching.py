@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 # One stream of random numbers a purpose, so that a change to one leaves the others as they were.
-_ORDER, _BATCH = 0, 1
+_ORDER, _BATCH, _NAME = 0, 1, 2
 
 
 class Kind(NamedTuple):
@@ -25,11 +25,12 @@ class Kind(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """A dataset's key: which sample, with which random augmentation, and the batch's synthesis condition."""
+    """A dataset's key: which sample, with which random augmentation, the batch's synthesis condition, and its name."""
 
     sample: int
     seed: int
     condition: tuple[bool, ...] | None = None  # True: a source; False: to be synthesised, or not there
+    named: bool = True  # False: the network is not to be told of which dataset it is
 
 
 def group_by_kind(kinds: Sequence[Hashable]) -> list[np.ndarray]:
@@ -88,7 +89,8 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
 
     `fill=False` leaves a group's last batch short, so that an epoch has every sample exactly once.
     `curriculum=None` draws no conditions (sources and target are fixed); `curriculum=n` draws one a batch, of
-    one target in the first epoch and any number from epoch n on.
+    one target in the first epoch and any number from epoch n on. `unnamed` is the share of batches, by chance, that do
+    not say of which dataset they are, so that a dataset nobody knows is a case that is learnt.
 
     Each of `world_size` processes takes every `world_size`-th batch; the few that equal step counts need are
     repeated. Call `advance()` after each step trained: workers fetch ahead, so only the caller knows what was
@@ -103,6 +105,7 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         seed: int = 0,
         fill: bool = True,
         curriculum: int | None = None,
+        unnamed: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -117,6 +120,8 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if isinstance(unnamed, bool) or not isinstance(unnamed, int | float) or not 0 <= unnamed < 1:
+            raise ValueError(f"unnamed must be from 0 to below 1, got {unnamed!r}")
         if rank >= world_size:
             raise ValueError(f"rank must be below world_size, got rank={rank}, world_size={world_size}")
 
@@ -131,6 +136,7 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
                         f"dataset {kind.dataset!r} have {sum(kind.available)} contrasts; leave them out"
                     )
         self.batch_size, self.seed, self.fill, self.curriculum = batch_size, seed, fill, curriculum
+        self.unnamed = float(unnamed)
         self.rank, self.world_size = rank, world_size
         self.epoch, self.position = 0, 0
         self._batches = sum(-(-len(group) // batch_size) for group in self._groups)
@@ -155,7 +161,9 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
             available = self._kinds[batch[0]].available
             condition = draw_condition(available, epoch=epoch, curriculum=self.curriculum, rng=rng)
         seeds = rng.integers(2**32, size=len(batch))
-        return [Draw(sample, seed, condition) for sample, seed in zip(batch.tolist(), seeds.tolist(), strict=True)]
+        named = np.random.default_rng([self.seed, epoch, _NAME, number]).random() >= self.unnamed
+        samples = zip(batch.tolist(), seeds.tolist(), strict=True)
+        return [Draw(sample, seed, condition, bool(named)) for sample, seed in samples]
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, counted from 0; the epoch one is in already keeps its position."""
@@ -174,7 +182,7 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         digest = hashlib.sha256()
         for group in self._groups:
             digest.update(repr(tuple(self._kinds[group[0]])).encode() + group.tobytes())
-        names = ("batch_size", "seed", "fill", "curriculum", "world_size")
+        names = ("batch_size", "seed", "fill", "curriculum", "unnamed", "world_size")
         return {
             "samples": len(self._kinds),
             "kinds": digest.hexdigest()[:16],
@@ -187,6 +195,7 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refused where the batches to come would not be those that the stopped run had before it."""
+        state = {"unnamed": 0.0, **state}  # older ones named every batch, and do not say so
         for name, value in self._identity().items():
             if name not in state or state[name] != value:
                 raise ValueError(

@@ -67,7 +67,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
     Images are float32 in [0, 1]; H and W are the volume's i and j axes. `available` follows `contrasts`: the
     sources, then those targets that are no source. Sources and target are apart (a fixed task) or one list
     (any from any): a `Draw`'s condition is then "condition", and what it leaves to synthesise is zero in
-    "sources" and whole in "target".
+    "sources" and whole in "target". One that is not `named` has "" for its "dataset".
 
     `slices` is "every", "nonempty", ("middle", n) of the non-empty, or ("brain", n), those with most brain.
     `neighbours` puts n slices of either side beside each source: M * (2n + 1) channels, edge slices repeated.
@@ -143,7 +143,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "target": torch.from_numpy(target),
             "subject": row.name,
             "slice": number,
-            "dataset": row.kind.dataset,
+            "dataset": row.kind.dataset if draw is None or draw.named else "",
             "available": torch.tensor(row.kind.available),
         }
         if self.masks:

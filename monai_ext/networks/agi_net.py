@@ -69,9 +69,11 @@ class RoutingFunction(nn.Module):
 
 
 class CAGR(nn.Module):
-    """Cross Group Attention and Group-wise Rolling (Fig. 4), in place of any convolution without a bias.
+    """Cross Group Attention and Group-wise Rolling (Fig. 4), in place of a convolution that keeps the size.
 
-    `rolling=False` leaves the plain convolution, `attention=False` takes the features as they are (Table V).
+    `rolling=False` leaves the plain convolution, `attention=False` takes the features as they are (Table V). The
+    paper's have no `bias`. There is no stride and no dilation: a roll by 1 is to move a kernel by one pixel of the
+    output. `with_cagr` puts it into other networks.
     """
 
     def __init__(
@@ -84,18 +86,20 @@ class CAGR(nn.Module):
         spatial_dims: int = 2,
         rolling: bool = True,
         attention: bool = True,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         if groups < 1 or in_channels % groups:
             raise ValueError(f"groups must divide in_channels, got groups={groups}, in_channels={in_channels}")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        if kernel_size < 3 or kernel_size % 2 == 0:
+            why = "an even kernel has no centre and changes the size, and one of 1 has nothing to roll"
+            raise ValueError(f"kernel_size must be odd and at least 3, for {why}, got {kernel_size}")
         ops.load("float_roll", "group_pool")
         self.padding = kernel_size // 2
         self.attention = (
             CrossGroupAttention(channels=in_channels, groups=groups, spatial_dims=spatial_dims) if attention else None
         )
-        self.conv = _conv(spatial_dims)(in_channels, out_channels, kernel_size, padding=self.padding, bias=False)
+        self.conv = _conv(spatial_dims)(in_channels, out_channels, kernel_size, padding=self.padding, bias=bias)
         self.routing = (
             RoutingFunction(channels=in_channels, groups=groups, spatial_dims=spatial_dims) if rolling else None
         )
@@ -107,7 +111,8 @@ class CAGR(nn.Module):
         if self.routing is None:
             return self.conv(x if attention is None else _scaled(x, attention))
         offsets, scale = self.routing(x, attention)
-        return rolled_conv(x, self.conv.weight, offsets, scale, padding=self.padding, gain=attention)  # Eq. 4
+        weight, bias = self.conv.weight, self.conv.bias
+        return rolled_conv(x, weight, offsets, scale, bias, padding=self.padding, gain=attention)  # Eq. 4
 
 
 class ResBlock(nn.Module):
@@ -206,6 +211,86 @@ class AGINet(nn.Module):
         for axis in range(len(size)):
             y = y.narrow(2 + axis, 0, size[axis])
         return y
+
+
+def with_cagr(
+    network: nn.Module,
+    *,
+    groups: int = 8,
+    layers: Sequence[str] | None = None,
+    rolling: bool = True,
+    attention: bool = True,
+) -> nn.Module:
+    """CAGR in place of another network's convolutions (Table VIII); their weights stay.
+
+    Args:
+        network: any; it is changed.
+        groups: of channels that roll together.
+        layers: names of convolutions as `named_modules` has them; None means all that CAGR can stand in for: those of
+            stride and dilation 1, of odd kernels of at least 3, that zeros pad to the size they are given, and whose
+            channels the groups divide.
+        rolling, attention: as of CAGR.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: a layer that is named cannot be replaced, and why; or none of the network's can be.
+
+    Example:
+        >>> from monai.networks.nets import BasicUNet
+        >>> unet = with_cagr(BasicUNet(spatial_dims=2, in_channels=2, out_channels=1), groups=8)
+    """
+    convolutions = {
+        name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Conv3d)
+    }
+    for name in layers or ():
+        reason = "it is no convolution in 2D or 3D of this network"
+        if name in convolutions:
+            reason = _why_not(convolutions[name], groups)
+        if reason:
+            raise ValueError(f"CAGR cannot take the place of {name!r}: {reason}")
+    if layers is None:
+        layers = [name for name, conv in convolutions.items() if not _why_not(conv, groups)]
+        if not layers:
+            raise ValueError(
+                f"CAGR with groups={groups} can take the place of no convolution of {type(network).__name__}"
+            )
+    for name in layers:
+        conv = convolutions[name]
+        block = CAGR(
+            conv.in_channels,
+            conv.out_channels,
+            kernel_size=conv.kernel_size[0],
+            groups=groups,
+            spatial_dims=len(conv.kernel_size),
+            rolling=rolling,
+            attention=attention,
+            bias=conv.bias is not None,
+        )
+        block.conv.weight, block.conv.bias = conv.weight, conv.bias
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, block.to(conv.weight.device))
+    return network
+
+
+def _why_not(conv: nn.Conv2d | nn.Conv3d, groups: int) -> str:
+    """Why CAGR cannot take a convolution's place; "" where it can."""
+    kernel = conv.kernel_size
+    if max(conv.stride) > 1 or max(conv.dilation) > 1:
+        what = f"stride {conv.stride} and dilation {conv.dilation}"
+        return f"it has {what}, and a roll by 1 is to move a kernel by one pixel of the output"
+    if kernel[0] < 3 or kernel[0] % 2 == 0 or len(set(kernel)) > 1:
+        return (
+            f"its kernel is {kernel}, and one that is rolled has an odd side of at least 3, the same along every axis"
+        )
+    if conv.padding_mode != "zeros" or conv.padding not in ("same", tuple(side // 2 for side in kernel)):
+        return f"it pads {conv.padding} by {conv.padding_mode!r}, and CAGR pads zeros to the size that it is given"
+    if conv.groups > 1:
+        return f"it has {conv.groups} groups of its own, and CAGR's mix all of their channels"
+    if conv.in_channels % groups:
+        return f"groups={groups} does not divide its {conv.in_channels} channels"
+    return ""
 
 
 def _scaled(x: Tensor, by: Tensor) -> Tensor:

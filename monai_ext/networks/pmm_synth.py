@@ -30,17 +30,17 @@ class ConvBlock(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + PFM(F(relu(F(x)))), F a convolution with instance norm: one convolutional block, so one modulation."""
+    """x + F(relu(F(x))), F a convolution and instance norm with PFM."""
 
     def __init__(self, channels: int, *, embedding: int) -> None:
         super().__init__()
-        self.first = ConvBlock(channels, channels, embedding=0)
+        self.first = ConvBlock(channels, channels, embedding=embedding)
         self.second = Conv(channels, channels, bias=False)
         self.norm = PersonalizedNorm(channels, embedding=embedding)
 
     def forward(self, x: Tensor, embedding: Tensor | None, change: int) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)"""
-        return x + self.norm(self.second(self.first(x, None, change), change), embedding)
+        return x + self.norm(self.second(self.first(x, embedding, change), change), embedding)
 
 
 class Stage(nn.Module):
@@ -135,7 +135,7 @@ class PMMSynth(nn.Module):
         modalities: the contrasts, in the order of the channels in and out.
         datasets: names, in the order of their numbers.
         width: channels at full resolution, doubled at each of three halvings. 32, which the papers do not say, gives
-            28.0 million parameters and, at 192x192, 46 GFLOP from one contrast to 107 from six. The paper's epoch
+            28.3 million parameters and, at 192x192, 46 GFLOP from one contrast to 107 from six. The paper's epoch
             (2,078 s on an A100 for some 70,000 slices, 29 ms for a step's share of a slice) leaves room for no more
             than about twice that width.
         personalized: Personalized Feature Modulation in every convolutional block, by the dataset.

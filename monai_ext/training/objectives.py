@@ -159,7 +159,8 @@ def _as_fine(batch: Batch, predicted: Mapping[str, Tensor]) -> Batch:
     if "sources" not in predicted:
         return batch
     size = predicted["pred"].shape[2], predicted["pred"].shape[3]
-    return {**batch, "sources": predicted["sources"], "target": _resized(batch["target"], size)}
+    resized = {name: _resized(batch[name], size) for name in ("target", "weight") if name in batch}
+    return {**batch, **resized, "sources": predicted["sources"]}
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -104,7 +104,7 @@ class PoolSlices(Dataset[dict[str, Any]]):
             "weight": torch.from_numpy(np.ascontiguousarray(weight)),
             "subject": subject.name,
             "slice": found.number,
-            "dataset": self.dataset,
+            "dataset": self.dataset if draw.named else "",
             "available": torch.ones(len(self.contrasts), dtype=torch.bool),
         }
         if draw.condition is not None:

@@ -41,7 +41,9 @@ class SelectiveSupervision:
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
         """Every contrast; of a validation item, which has its "wanted" contrast, that one alone."""
         sources = batch["sources"]
-        numbers = torch.tensor([self.datasets.index(name) for name in batch["dataset"]], device=sources.device)
+        numbers = None
+        if any(batch["dataset"]):
+            numbers = torch.tensor([self.datasets.index(name) for name in batch["dataset"]], device=sources.device)
         if "wanted" not in batch and self.weights["reconstruction"]:
             return {"pred": network(sources, batch["condition"], numbers)}
         if "wanted" not in batch:

@@ -80,6 +80,7 @@ def test_a_packed_bundle_synthesises_the_same_where_this_repository_is_not(
         np.testing.assert_allclose(nib.load(theirs).get_fdata(), nib.load(path).get_fdata(), atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_packed_bundle_keeps_every_rule_of_the_zoo(packed: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
     before = sorted(packed[0].rglob("*"))
     assert main(["verify", str(packed[0])]) == 0, capsys.readouterr().out
@@ -127,6 +128,7 @@ LINTERS = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("linter", LINTERS, ids=[linter[0] for linter in LINTERS])
 def test_what_comes_along_has_the_zoos_style(linter: tuple[str, ...], draft: Path, weights: Path, tmp_path: Path):
     (tmp_path / "setup.cfg").write_text(ZOO_SETTINGS)

@@ -232,6 +232,7 @@ def test_a_change_while_iterating_does_not_disturb_the_epoch() -> None:
         ({"world_size": 2}, "world_size"),
         ({"fill": False}, "fill"),
         ({"curriculum": 2}, "curriculum"),
+        ({"unnamed": 0.5}, "unnamed"),
         ({"kinds": [Kind("a", (True, True))] * 9}, "samples"),
         ({"kinds": [Kind("b", (True, True))] * 8}, "kinds"),
     ],
@@ -260,6 +261,9 @@ def test_a_broken_state_is_refused(change: dict) -> None:
         ({"world_size": 0}, "world_size must be a whole number of at least 1, got 0"),
         ({"rank": 2, "world_size": 2}, "rank must be below world_size, got rank=2, world_size=2"),
         ({"curriculum": -3}, "curriculum must be a whole number of at least 0, got -3"),
+        ({"unnamed": 1.0}, "unnamed must be from 0 to below 1, got 1.0"),
+        ({"unnamed": -0.1}, "unnamed must be from 0 to below 1, got -0.1"),
+        ({"unnamed": "often"}, "unnamed must be from 0 to below 1, got 'often'"),
         ({"kinds": []}, "kinds is empty"),
         ({"kinds": [Kind("tti", (True, False))] * 2, "curriculum": 5}, "2 samples of dataset 'tti' have 1"),
     ],
@@ -280,3 +284,13 @@ def test_drawing_batches_changes_nothing_but_the_generator() -> None:
     groups = [np.arange(5), np.arange(5, 7)]
     draw_batches(groups, batch_size=4, fill=True, rng=np.random.default_rng(0))
     assert [group.tolist() for group in groups] == [[0, 1, 2, 3, 4], [5, 6]]
+
+
+def test_so_many_batches_are_unnamed_as_wholes_and_all_else_stays_as_it_was() -> None:
+    settings = {"kinds": [Kind("a", (True, True))] * 4000, "batch_size": 4, "curriculum": 0}
+    every, some = (list(ModalityConsistentBatches(**settings, unnamed=share)) for share in (0.0, 0.15))
+    assert all(draw.named for batch in every for draw in batch)
+    assert [[draw[:3] for draw in batch] for batch in some] == [[draw[:3] for draw in batch] for batch in every]
+    named = [{draw.named for draw in batch} for batch in some]
+    assert all(len(said) == 1 for said in named)
+    assert 0.11 < named.count({False}) / len(named) < 0.19

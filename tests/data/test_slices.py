@@ -454,6 +454,13 @@ def test_a_condition_blanks_what_is_to_be_synthesised(tmp_path: Path) -> None:
     assert item["target"].flatten(1).any(1).all(), "the target is whole, to reconstruct what is given too"
 
 
+def test_an_unnamed_draw_keeps_its_dataset_to_itself(tmp_path: Path) -> None:
+    subject = make_subject(tmp_path, "a", "T1 T2")
+    dataset = SliceDataset([subject], sources=["T1"], target=["T2"])
+    assert dataset[Draw(0, 0)]["dataset"] == dataset[0]["dataset"] == subject.dataset != ""
+    assert dataset[Draw(0, 0, None, named=False)]["dataset"] == ""
+
+
 def test_a_condition_on_a_fixed_task_is_refused(tmp_path: Path) -> None:
     dataset = SliceDataset([make_subject(tmp_path, "a", "T1 T2")], sources=["T1"], target=["T2"])
     with pytest.raises(ValueError, match="a synthesis condition has an entry a contrast"):

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from check_network import check_network
+from monai.networks.blocks.segresnet_block import ResBlock
+from monai.networks.nets import BasicUNet
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from monai_ext.networks import CAGR, AGINet
+from monai_ext.networks import CAGR, AGINet, with_cagr
 
 STAGES = ("down1", "down2", "down3", "body", "up1", "up2", "up3")
 
@@ -96,6 +98,86 @@ def test_attention_weighs_a_group_by_itself_and_by_one_channel_of_each_group():
     x = torch.rand(1, 4, 6, 6)
     z = block.pool(x)
     torch.testing.assert_close(block(x)[:, :2], torch.stack([z[:, 0], z[:, 2]], 1).sigmoid())
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 4])
+def test_kernels_that_cannot_roll_are_refused(kernel_size: int):
+    with pytest.raises(ValueError, match=f"kernel_size must be odd and at least 3, for .*, got {kernel_size}"):
+        CAGR(8, 8, kernel_size=kernel_size)
+
+
+def make_unet(**options: object) -> nn.Module:
+    return BasicUNet(spatial_dims=2, in_channels=2, out_channels=1, features=(8, 8, 16, 16, 16, 8), **options)
+
+
+def of_type(network: nn.Module, kind: type[nn.Module]) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, kind)]
+
+
+def test_cagr_goes_into_monais_unet_which_keeps_the_contract():
+    network = with_cagr(make_unet(), groups=4)
+    replaced = of_type(network, CAGR)
+    plain = [name for name in of_type(network, nn.Conv2d) if not any(name.startswith(own) for own in replaced)]
+    assert len(replaced) == 17
+    assert plain == ["conv_0.conv_0.conv", "final_conv"], "two channels, and a kernel of 1"
+    check_network(
+        lambda: with_cagr(make_unet(), groups=4), in_channels=2, out_channels=1, sizes=((32, 48),), onnx=False
+    )
+
+
+def test_cagr_goes_into_monais_residual_blocks_in_2d_and_3d():
+    for dims in (2, 3):
+        block = ResBlock(spatial_dims=dims, in_channels=8, norm=("INSTANCE", {"affine": True}))
+        x = torch.rand(2, 8, *[12] * dims)
+        before = block(x)
+        weight = block.conv1.conv.weight
+        with_cagr(block, groups=4, layers=["conv1.conv"], attention=False)
+        assert of_type(block, CAGR) == ["conv1.conv"]
+        assert block.conv1.conv.conv.weight is weight, "what was learnt stays"
+        made = block(x)
+        assert made.shape == before.shape
+        assert not torch.equal(made, before)
+        made.square().mean().backward()
+        assert block.conv1.conv.routing.offsets.weight.grad.any()
+
+
+def test_a_bias_is_kept_and_counted_once():
+    network = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1))
+    bias = network[0].bias
+    nn.init.constant_(bias, 5.0)
+    x = torch.rand(2, 8, 9, 9)
+    with_bias = with_cagr(network, groups=2)(x)
+    network[0].conv.bias = nn.Parameter(torch.zeros(8))
+    torch.testing.assert_close(with_bias, network(x) + 5)
+
+
+def test_without_layers_a_network_stays_as_it_is():
+    assert of_type(with_cagr(make_unet(), layers=[]), CAGR) == []
+
+
+@pytest.mark.parametrize(
+    ("conv", "reason"),
+    [
+        (nn.Conv2d(8, 8, 3, stride=2, padding=1), r"stride \(2, 2\) and dilation \(1, 1\), and a roll by 1 is to move"),
+        (nn.Conv2d(8, 8, 3, padding=2, dilation=2), r"stride \(1, 1\) and dilation \(2, 2\)"),
+        (nn.Conv2d(8, 8, 4, padding=1), r"its kernel is \(4, 4\)"),
+        (nn.Conv2d(8, 8, 1), r"its kernel is \(1, 1\)"),
+        (nn.Conv2d(8, 8, (3, 5), padding=(1, 2)), r"its kernel is \(3, 5\)"),
+        (nn.Conv2d(8, 8, 3), r"it pads \(0, 0\) by 'zeros'"),
+        (nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), "by 'reflect', and CAGR pads zeros"),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=2), "it has 2 groups of its own"),
+        (nn.Conv2d(6, 8, 3, padding=1), "groups=4 does not divide its 6 channels"),
+        (nn.ConvTranspose2d(8, 8, 3, padding=1), "it is no convolution in 2D or 3D"),
+    ],
+    ids=str,
+)
+def test_a_convolution_that_cagr_cannot_stand_in_for_is_refused_with_the_reason(conv: nn.Module, reason: str):
+    network = nn.Sequential(conv)
+    with pytest.raises(ValueError, match=f"CAGR cannot take the place of '0': .*{reason}"):
+        with_cagr(network, groups=4, layers=["0"])
+    with pytest.raises(ValueError, match="CAGR with groups=4 can take the place of no convolution of Sequential"):
+        with_cagr(network, groups=4)
+    assert network[0] is conv
 
 
 @pytest.mark.parametrize(

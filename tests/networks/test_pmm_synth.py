@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -10,7 +11,10 @@ from check_network import check_network
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from monai_ext.files import sha256, write_json
 from monai_ext.networks import PMMSynth
+from monai_ext.networks.pfm import PersonalizedNorm
+from monai_ext.weights import load_weights
 
 T1, T2, T1C, FLAIR, DWI, ADC = range(6)
 
@@ -162,6 +166,23 @@ def test_the_dataset_teaches_the_embedding_and_the_contrasts_their_streams():
     network(make_images(*range(6), batch=2), dataset=torch.tensor([0, 1])).square().mean().backward()
     idle = [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()]
     assert idle == []
+
+
+def test_every_norm_is_modulated():
+    network = PMMSynth()
+    norms = [module for module in network.modules() if isinstance(module, PersonalizedNorm)]
+    assert len(norms) == 174
+    assert all(norm.mlp is not None for norm in norms)
+    assert network.embedding.mlp[-1].out_features == 16, "half of the width"
+
+
+def test_weights_of_half_modulated_blocks_are_refused_with_their_version(tmp_path: Path):
+    network = make_network()
+    old = {name: value for name, value in network.state_dict().items() if ".first.norm.mlp." not in name}
+    torch.save(old, tmp_path / "model.pt")
+    write_json(tmp_path / "model.json", {"version": "0.1.0", "sha256": sha256(tmp_path / "model.pt")})
+    with pytest.raises(ValueError, match=r"lacks .*first\.norm\.mlp.*by version 0\.1\.0 of the bundle"):
+        load_weights(network, tmp_path / "model.pt")
 
 
 def test_pfm_adds_under_three_percent_of_the_parameters():

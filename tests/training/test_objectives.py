@@ -134,15 +134,6 @@ def test_validation_is_at_the_images_own_size_and_the_papers_training_changes_no
             assert network.asked == asked
 
 
-def test_pixels_count_as_the_batchs_weight_says():
-    made, target = torch.rand(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    weight = torch.rand(2, 1, 8, 8)
-    found = weighted_l1(made, {"target": target, "weight": weight})
-    by_hand = np.average((made - target).abs().numpy(), weights=weight.numpy())
-    assert found.item() == pytest.approx(by_hand)
-    assert weighted_l1(made, {"target": target}).item() == pytest.approx((made - target).abs().mean().item())
-
-
 def test_the_loss_weights_can_be_those_that_are_printed():
     batch = {"sources": torch.rand(1, 2, 16, 16), "target": torch.rand(1, 1, 16, 16)}
     objective = AnyScale(pixel_weight=1, adversarial_weight=100)
@@ -156,3 +147,24 @@ def test_the_loss_weights_can_be_those_that_are_printed():
 def test_a_finest_below_one_is_refused(finest: float):
     with pytest.raises(ValueError, match=f"finest must be at least 1 and finite, got {finest}"):
         AnyScale(finest=finest)
+
+
+def test_pixels_count_as_the_batchs_weight_says():
+    made, target = torch.rand(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    weight = torch.rand(2, 1, 8, 8)
+    found = weighted_l1(made, {"target": target, "weight": weight})
+    by_hand = np.average((made - target).abs().numpy(), weights=weight.numpy())
+    assert found.item() == pytest.approx(by_hand)
+    assert weighted_l1(made, {"target": target}).item() == pytest.approx((made - target).abs().mean().item())
+
+
+def test_a_finer_targets_weight_is_of_its_size_too():
+    torch.manual_seed(0)
+    batch = {name: torch.rand(1, 1, 16, 16) for name in ("sources", "target", "weight")}
+    objective = AnyScale(finest=2)
+    predicted = objective.predict(Sizes(), batch)
+    size = tuple(predicted["pred"].shape[2:])
+    assert size != (16, 16)
+    fine = {n: torch.nn.functional.interpolate(v, size, mode="bilinear", antialias=True) for n, v in batch.items()}
+    expected = 100 * weighted_l1(predicted["pred"], fine)
+    torch.testing.assert_close(objective.generator_terms(None, batch, predicted)["pixel"], expected)

@@ -73,3 +73,18 @@ def test_without_reconstruction_sources_are_not_made():
     network = PMMSynth(modalities=("T1", "T2", "DWI"), datasets=("a", "b"), width=4)
     made = SelectiveSupervision(datasets=network.datasets, reconstruction_weight=0).predict(network, batch)["pred"]
     assert made.flatten(2).any(2).any(0).tolist() == [False, True, False]
+
+
+def test_of_a_batch_that_names_no_dataset_the_network_is_told_none():
+    batch = make_batch(condition=(1, 0, 0), available=(1, 1, 1))
+    told = []
+
+    def network(sources: torch.Tensor, *arguments: torch.Tensor | None) -> torch.Tensor:
+        told.append(arguments[1])
+        return sources
+
+    objective = SelectiveSupervision(datasets=("a", "b"))
+    objective.predict(network, batch)
+    objective.predict(network, {**batch, "dataset": ["", ""]})
+    assert told[0].tolist() == [0, 1]
+    assert told[1] is None

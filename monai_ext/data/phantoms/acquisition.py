@@ -236,7 +236,7 @@ class Stripping:
 def draw_stripping(rng: np.random.Generator, *, shape: Sequence[int], spacing: float) -> Stripping:
     """Half of the masks are good to a millimetre; others are grown, eroded, or bitten into."""
     kind = rng.uniform()
-    grown = float(rng.normal(0.3, 0.7)) if kind < 0.5 else float(rng.uniform(-2.5, 4.0))
+    grown = float(rng.normal(-0.2, 0.8)) if kind < 0.5 else float(rng.uniform(-2.5, 4.0))
     size = 0.6 if kind < 0.8 else 2.5
     bumps = lattice_noise(rng, shape=tuple(shape), fwhm=18 / spacing) * size
     return Stripping(grown, bumps)

@@ -148,7 +148,7 @@ def draw_subject(
         acquisitions=acquisitions,
         stripping=None if head else draw_stripping(rng, shape=grid.rendered, spacing=grid.step),
         texture=(texture[0], texture[1], texture[2]),
-        atrophy=float(rng.normal(0.0, 0.2) + 0.8 * ageing),
+        atrophy=float(rng.normal(-0.3, 0.25) + 0.9 * ageing),
         contrasts=tuple(contrasts),
         facts=facts,
     )
