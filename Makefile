@@ -53,7 +53,8 @@ demo: setup  ## phantoms -> train, evaluate, report, synthesise; shipped weights
 	@echo "The report: $(DEMO)/report/index.html"
 	@echo "Synthesised: $$(ls $(DEMO)/synthetic/*/*.nii.gz $(DEMO)/shipped/*/*.nii.gz | tr '\n' ' ')"
 
-TESTS = $(BIN)/python -m pytest -n 2 --ignore=tests/serve
+HOSTS := tests/serve tests/hostile/test_label.py
+TESTS = $(BIN)/python -m pytest -n 2 --dist worksteal $(HOSTS:%=--ignore=%)
 
 test: setup  ## the test suite, all but its slow part; ends with the slowest ten
 	$(TESTS) -m "not long" --durations=10 $(PYTEST_ARGS)
@@ -91,7 +92,7 @@ deploy-test: setup $(DEPLOY_VENV)/.installed  ## the MONAI Deploy application's 
 	$(BIN)/python -m pytest tests/serve/test_deploy.py $(PYTEST_ARGS)
 
 test-serve: setup $(LABEL_VENV)/.installed $(DEPLOY_VENV)/.installed  ## the tests of the hosts, in their environments
-	$(BIN)/python -m pytest tests/serve $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(HOSTS) $(PYTEST_ARGS)
 
 check: setup  ## ruff, format, mypy, clang-format, JSON, and nvcc where it is found
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from running import here
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -39,7 +40,7 @@ def test_the_three_data_commands_lead_to_slices(tmp_path: Path) -> None:
     commands = data_commands()[:3]
     assert [shlex.split(command)[3] for command in commands] == ["phantom", "index", "prepare"]
     for command in commands:
-        run(shlex.split(command)[1:], tmp_path)
+        here(*shlex.split(command)[2:], cwd=tmp_path)
     (snippet,) = blocks("python continued")
     *lines, last = snippet.strip().splitlines()
     printed = run(["-c", "\n".join([*lines, f"print({last.partition('#')[0]})"])], tmp_path).strip()
@@ -48,12 +49,13 @@ def test_the_three_data_commands_lead_to_slices(tmp_path: Path) -> None:
     assert shapes == [(2, 192, 192), (1, 192, 192)], printed
 
 
+@pytest.mark.long
 def test_the_commands_for_real_data_prepare_every_real_case(tmp_path: Path) -> None:
     data = REPOSITORY.parent / "shared" / "data" / "real"
     if not data.is_dir():
         pytest.skip("the folder of real scans is not here")
     index, prepare = data_commands()[3:5]
     for command in (index.replace("DATA", str(data)), prepare):
-        run(shlex.split(command)[1:], tmp_path)
+        here(*shlex.split(command)[2:], cwd=tmp_path)
     cases = {folder.name for folder in (tmp_path / "prepared_real").iterdir() if folder.is_dir()}
     assert cases == {folder.name for folder in data.iterdir() if not folder.name.startswith("dicom")}

@@ -62,11 +62,41 @@ def current_record(subject: Subject, folder: Path, *, preset: Preset, root: Path
     """The sidecar of `folder` if the same sources and options made it and its files are whole, else None."""
     try:
         record = read_json(folder / SIDECAR)
+        if not _is_record(record, subject):
+            return None
         whole = all((folder / name).stat().st_size == size for name, size in record["bytes"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     identity = json.loads(json.dumps(_identity(subject, preset=preset, root=root)))
     return record if whole and all(record.get(key) == value for key, value in identity.items()) else None
+
+
+def _is_record(record: Any, subject: Subject) -> bool:
+    """Whether a sidecar holds what is read from one, each of its own type: anybody may have changed the file."""
+
+    def are_numbers(values: Any, count: int) -> bool:
+        good = isinstance(values, list) and len(values) == count
+        return good and all(type(value) in (int, float) and abs(value) < 1e30 for value in values)
+
+    images = record["images"]
+    return (
+        images.keys() == subject.images.keys()
+        and all(
+            are_numbers(image["range"], 2)
+            and are_numbers([image["seen"], image["moved_mm"]], 2)
+            and all(are_numbers(row, 4) for row in image["to_source"])
+            for image in images.values()
+        )
+        and all(
+            are_numbers(place["shape"], 3)
+            and all(type(size) is int and size > 0 for size in place["shape"])
+            and all(are_numbers(row, 4) for row in place["affine"])
+            for place in (record["grid"], record["reference"])
+        )
+        and record["reference"]["contrast"] in subject.images
+        and are_numbers([record["mask_kept"]], 1)
+        and all(Path(name).name == name and type(size) is int for name, size in record["bytes"].items())
+    )
 
 
 def prepared_subject(subject: Subject, folder: Path) -> Subject:

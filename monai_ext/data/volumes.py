@@ -27,7 +27,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK: left, posterior positive; n
 
 _LARGEST_SHEAR = 2e-3  # cosine between two axes: 0.2 mm at the edge of a head; float32 rounds to 1e-6
 _LARGEST_CONFLICT = 0.5  # mm
-_VOXEL = (0.01, 100.0)  # mm, least and most along an edge: beyond lies another unit or a damaged header
+_VOXEL = (0.01, 30.0)  # mm, least and most along an edge: beyond lies another unit or a damaged header
 _LARGEST_OFFSET = 1 << 26  # bytes of extensions before the voxels
 _BLOCK = 1 << 20  # bytes decompressed at a time
 
@@ -162,7 +162,7 @@ def _nifti_voxels(path: Path, image: Any) -> NDArray[np.float32]:
         return image.get_fdata(dtype=np.float32, caching="unchanged")
     proxy = image.dataobj
     stored = np.empty(prod(image.shape), dtype=proxy.dtype)
-    room = memoryview(stored.view(np.uint8))
+    room = memoryview(stored.view(np.uint8).data)
     with gzip.open(path) as file:
         file.seek(proxy.offset)
         at = 0

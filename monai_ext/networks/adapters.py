@@ -55,6 +55,20 @@ class Adapter(nn.Module):
         self.changes = nn.ModuleDict({conv.replace(".", "-"): change for conv, change in changes.items()})
 
 
+def personalised(network: PMMSynth, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network without PFM as those of one with it, which begins as the identity: datasets can be added.
+
+    Raises:
+        ValueError: they lack more than PFM's parameters, or have what the network has not.
+    """
+    own = network.state_dict()
+    modulation = {name for name in own if name.startswith("embedding.") or ".mlp." in name}
+    if network.embedding is None or set(own) - set(weights) != modulation or set(weights) - set(own):
+        lacking = sorted((set(own) - set(weights)) ^ modulation | set(weights) - set(own))
+        raise ValueError(f"these are no weights of this network without its modulation: {', '.join(lacking[:3])}")
+    return {**own, **weights}
+
+
 def add_dataset(network: PMMSynth, name: str, *, rank: int = 4) -> Adapter:
     """Freeze the network and give it a new dataset, whose adapter alone has parameters to train.
 

@@ -1,7 +1,8 @@
 """monai-ext pack BUNDLE --weights FILE --pool DIR: trained weights as they are shipped, in half precision, described.
 
 Half precision halves the file; it is taken where the network's output on the pool's validation slices stays within
-60 dB of what the full weights give, and full precision where it does not.
+60 dB of what the full weights give, and full precision where it does not. PMM-Synth that was trained without PFM gets
+it as the identity that it begins as, so that datasets can be added.
 """
 
 import argparse
@@ -20,8 +21,11 @@ from monai_ext.catalogue import find_bundle
 from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import read_volume
 from monai_ext.files import absolute, sha256, write_json
+from monai_ext.networks import PMMSynth
+from monai_ext.networks.adapters import personalised
 from monai_ext.training.pool import PoolSlices, pool
 from monai_ext.weights import about_weights, load_weights, read, write_tensors
+from monai_ext.zoo import rules
 from monai_ext.workflow import fitted
 
 AGREEMENT = 60.0  # dB
@@ -75,14 +79,18 @@ def pack(
         raise ValueError(f"{weights} has no JSON of its own beside it, so nobody can say what made it")
     if about.get("bundle") != root.name:
         raise ValueError(f"{weights} was made by {about.get('bundle')}, not by {root.name}")
-    config = ConfigParser(fitted(ConfigParser.load_config_file(root / "configs" / "inference.json"), about))
-    config.get_parsed_content("imports")
-    network: nn.Module = config.get_parsed_content("network_def")
+    network = _network(root, about)
     load_weights(network, weights)
     slices = pool(datalist, "validation", sources=about["sources"], target=about["target"], varied=False)
     step = max(1, len(slices) // COMPARED)
     images = torch.stack([slices[number]["sources"] for number in range(0, len(slices), step)])
     full = read(absolute(weights))
+    if about["network_def"].get("personalized") is False:
+        about["network_def"]["personalized"] = True
+        network = _network(root, about)
+        assert isinstance(network, PMMSynth)
+        full = personalised(network, full)
+        network.load_state_dict(full)
     half = {name: value.half() if value.is_floating_point() else value for name, value in full.items()}
     agreement = _agreement(network, half, images)
     taken, precision = (half, "float16") if agreement >= AGREEMENT else (full, "float32")
@@ -96,6 +104,7 @@ def pack(
     write_tensors(out, taken)
     said = {
         **about,
+        "version": rules.metadata(root)["version"],  # whose network they fit
         "preset": about.get("preset") or asdict(_preset(slices)),
         "precision": precision,
         "agreement_db": round(agreement, 1),
@@ -104,7 +113,15 @@ def pack(
         "sha256": sha256(out),
     }
     write_json(out.with_suffix(".json"), said)
-    return said
+    return about_weights(out)
+
+
+def _network(root: Path, about: Mapping[str, Any]) -> nn.Module:
+    """The bundle's, as wide and for as many contrasts as the weights."""
+    config = ConfigParser(fitted(ConfigParser.load_config_file(root / "configs" / "inference.json"), about))
+    config.get_parsed_content("imports")
+    network: nn.Module = config.get_parsed_content("network_def")
+    return network
 
 
 def _preset(slices: PoolSlices) -> Preset:

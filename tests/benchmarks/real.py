@@ -28,7 +28,7 @@ from monai_ext.data.montage import montage
 from monai_ext.data.prepare import prepare_one
 from monai_ext.data.prepared import prepared_subject
 from monai_ext.data.presets import Preset
-from monai_ext.data.volumes import read_volume
+from monai_ext.data.volumes import Volume, read_volume, write_volume
 from monai_ext.files import absolute, sha256
 from monai_ext.modalities import MODALITIES, canonical
 from monai_ext.serve.synthesis import Synthesiser
@@ -45,6 +45,7 @@ TASKS = (  # of weights that make any contrast from any others
     "FLAIR,ADC:DWI",
 )
 TITLES = ("psnr", "psnr_white_matched", "psnr_fitted", "psnr_linear_mix", "psnr_quadratic_mix", "ssim_fitted")
+SHIFT = 20  # pixels
 SKULL = 1.5  # a head is at least so many times as large as the brain that is cut out of it
 HEADS = ("as made", "white matched", "fitted", "linear mix", "quadratic", "SSIM")
 
@@ -66,8 +67,17 @@ def main() -> int:
             case = _case(subject, out / f"cases_{args.spacing:g}mm", root=args.root, spacing=args.spacing)
             for sources, target in tasks:
                 made = _made(makes, case, out, sources=sources, target=target)
-                row = {"case": case.name, "task": f"{','.join(sources)}:{target}", "spacing": args.spacing}
-                rows.append({**row, **figures(made, case, sources=sources, target=target)})
+                row: dict[str, Any] = {
+                    "case": case.name,
+                    "task": f"{','.join(sources)}:{target}",
+                    "spacing": args.spacing,
+                }
+                row |= figures(made, case, sources=sources, target=target)
+                if args.canvas:
+                    again = _made(makes, case, out, sources=sources, target=target, wider=True)
+                    there = figures(again, case, sources=sources, target=target)["psnr_fitted"]
+                    row["wider_canvas_gains"] = there - row["psnr_fitted"]
+                rows.append(row)
                 _tell(rows)
                 for k in _slices(case):
                     shown = [*(case.images[name] for name in sources), white_matched(made, case, target=target)]
@@ -92,6 +102,7 @@ def _arguments() -> argparse.Namespace:
     add("--out", type=Path, required=True, help="where figures and pictures go")
     add("--spacing", type=float, default=2.0, help="of the cases' voxels, in mm (default: 2)")
     add("--task", action="append", default=[], help="sources:target, as T1,T2:FLAIR, for weights of any contrasts")
+    add("--canvas", action="store_true", help="each head again on a canvas 30%% larger, 20 pixels off its middle")
     add("--case", nargs="+", default=[], help="these alone")
     add("--choose", nargs="+", action="extend", default=[], metavar="CONTRAST=PATTERN", help="as of index")
     add("--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="as of index")
@@ -138,14 +149,31 @@ def _case(subject: Subject, folder: Path, *, root: Path, spacing: float) -> Case
     return Case(subject.name, images, seen, lesion if lesion is not None and lesion.any() else None, (spacing,) * 3)
 
 
-def _made(makes: Synthesiser, case: Case, out: Path, *, sources: Sequence[str], target: str) -> Image:
-    """As a user's inference makes it of the case's files."""
+def _made(
+    makes: Synthesiser, case: Case, out: Path, *, sources: Sequence[str], target: str, wider: bool = False
+) -> Image:
+    """As a user's inference makes it of the case's files; `wider`, of copies with more background round them."""
     folder = out / f"cases_{case.spacing[0]:g}mm" / case.name
     images = {name: folder / f"{name}.nii" for name in sources}
     asked = {"target": [target]} if makes.takes_any else {}
+    around = [(0, 0)] * 3
     with tempfile.TemporaryDirectory() as made:
-        written = makes(images, made, subject=case.name, **asked)
-        return read_volume(written[target]).array
+        if wider:
+            around = [_off_middle(side) for side in case.brain.shape[:2]] + [(0, 0)]
+            for name, path in images.items():
+                volume = read_volume(path)
+                images[name] = Path(made) / path.name
+                write_volume(images[name], Volume(np.pad(volume.array, around), volume.affine))
+        result = read_volume(makes(images, made, subject=case.name, **asked)[target]).array
+    return result[
+        tuple(slice(before, before + side) for (before, _), side in zip(around, case.brain.shape, strict=True))
+    ]
+
+
+def _off_middle(side: int) -> tuple[int, int]:
+    """How many pixels more there are before and after."""
+    more = max(round(0.3 * side), 2 * SHIFT)
+    return more // 2 + SHIFT, more - more // 2 - SHIFT
 
 
 def _slices(case: Case) -> list[int]:

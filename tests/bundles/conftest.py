@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from running import BUNDLES, COMPACT, TINY, options, python, shared_folder
+from running import BUNDLES, COMPACT, TINY, here, options, python, shared_folder
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -16,7 +16,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def bundle_run() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """python -m monai.bundle run, with configs by name: the bundle's own, or a path."""
+    """python -m monai.bundle run, with configs by name: the bundle's own, or a path; `anew` in a Python of its own."""
 
     def run(
         bundle: Path,
@@ -24,11 +24,13 @@ def bundle_run() -> Callable[..., subprocess.CompletedProcess[str]]:
         cwd: Path | None = None,
         check: bool = True,
         verb: Sequence[str] = ("run",),
+        anew: bool = False,
         **ids: object,
     ) -> subprocess.CompletedProcess[str]:
         files = [str(bundle / "configs" / f"{one}.json") if isinstance(one, str) else str(one) for one in configs]
         pairs = {"bundle_root": bundle, "config_file": files if len(files) > 1 else files[0], **ids}
-        return python("-m", "monai.bundle", *verb, *options(pairs), cwd=cwd, check=check)
+        words = ("monai.bundle", *verb, *options(pairs))
+        return python("-m", *words, cwd=cwd, check=check) if anew else here(*words, cwd=cwd, check=check)
 
     return run
 
@@ -42,10 +44,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not (folder / "prepared" / "datalist.json").exists():
             contrasts = "T1,T2,PD,T1C,FLAIR,DWI,ADC"
             raw = folder / "raw"
-            python("-m", "monai_ext", "phantom", "--out", raw, "--site", "glioma", "--subjects", 5, "--spacing", 6,
+            here("monai_ext", "phantom", "--out", raw, "--site", "glioma", "--subjects", 5, "--spacing", 6,
                    "--contrasts", contrasts, "--layout", "folder")  # fmt: skip
-            python("-m", "monai_ext", "index", "--root", raw, "--out", raw / "index.json", "--split", "2/1/2")
-            python("-m", "monai_ext", "prepare", "--datalist", raw / "index.json", "--out", folder / "prepared",
+            here("monai_ext", "index", "--root", raw, "--out", raw / "index.json", "--split", "2/1/2")
+            here("monai_ext", "prepare", "--datalist", raw / "index.json", "--out", folder / "prepared",
                    "--size", 32, "--brain-mask", "otsu")  # fmt: skip
     return folder / "prepared"
 
@@ -57,13 +59,23 @@ def raw(prepared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(bundle: Path, prepared: Path, bundle_run: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a short compact training of this bundle; its weights are `model.pt` there."""
-    folder = shared_folder(tmp_path_factory, f"trained_{bundle.name}")
-    folder.mkdir(exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if not (folder / "done").exists():
-            bundle_run(bundle, "train", COMPACT, dataset_dir=prepared, output_dir=folder, weights=folder / "model.pt",
-                       epochs=1, batch_size=4, tracking="mlflow", **TINY)  # fmt: skip
-            (folder / "done").touch()
-    return folder
+def trained_of(prepared: Path, bundle_run: Callable, tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """The output folder of a short compact training of a bundle, made once; its weights are `model.pt` there."""
+
+    def of(bundle: Path) -> Path:
+        folder = shared_folder(tmp_path_factory, f"trained_{bundle.name}")
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not (folder / "done").exists():
+                ids = {"dataset_dir": prepared, "output_dir": folder, "weights": folder / "model.pt", **TINY}
+                bundle_run(bundle, "train", COMPACT, anew=True, **ids, epochs=1, batch_size=4, tracking="mlflow")
+                (folder / "done").touch()
+        return folder
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def trained(bundle: Path, trained_of: Callable) -> Path:
+    """`trained_of` each bundle."""
+    return trained_of(bundle)

@@ -1,14 +1,26 @@
-"""The bundles that there are, and how tests run them: by MONAI's command line, away from the repository's folder."""
+"""The bundles that there are, and how tests run them: by MONAI's command line, away from the repository's folder.
 
+A new Python takes seconds to import what it needs, so that most runs are `here`, in the tests' own process and through
+the same `python -m`; what a process of its own can show alone is left to `python`.
+"""
+
+import contextlib
+import io
 import json
+import logging
 import os
+import runpy
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, run
+from monai.utils import set_determinism
 
 from monai_ext.weights import save_weights
 from monai_ext.workflow import say
@@ -33,6 +45,48 @@ def python(*arguments: object, cwd: Path | None = None, check: bool = True) -> s
     done = subprocess.run(command, cwd=cwd or "/", env=environment, capture_output=True, text=True, timeout=600)
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
+
+
+def here(module: str, *arguments: object, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess:
+    """As `python("-m", module, ...)`: the same words to the same module, what it says and its status; no new Python."""
+    words = list(map(str, arguments))
+    out, err = io.StringIO(), io.StringIO()
+    status: object = 0
+    with _left_as_it_was(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        os.chdir(cwd or "/")
+        sys.argv = [module, *words]
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            status = end.code or 0
+        except Exception as error:  # as Python does at its end
+            sys.excepthook(type(error), error, error.__traceback__)
+            status = 1
+    if not isinstance(status, int):
+        err.write(f"{status}\n")
+        status = 1
+    done = subprocess.CompletedProcess([module, *words], status, out.getvalue(), err.getvalue())
+    assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+@contextlib.contextmanager
+def _left_as_it_was() -> Iterator[None]:
+    """What a run changes for its whole process, and what `python` gives its own."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    folder, argv, path, hook = Path.cwd(), sys.argv, sys.path[:], sys.excepthook
+    with patch.dict(os.environ), patch("torch.cuda.is_available", return_value=False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="runpy")  # which finds modules that tests have imported
+        sys.excepthook = sys.__excepthook__
+        try:
+            yield
+        finally:
+            os.chdir(folder)
+            sys.argv, sys.path[:], sys.excepthook = argv, path, hook
+            root.handlers[:] = handlers
+            root.setLevel(level)
+            set_determinism(None)
 
 
 def options(pairs: dict[str, object]) -> list[str]:

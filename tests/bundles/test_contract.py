@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, create_workflow, load
 from monai.bundle.properties import InferProperties, TrainProperties
-from running import BUNDLES, COMPACT, ROOT, TINY, options, python
+from running import BUNDLES, COMPACT, ROOT, TINY, here, options, python
 
 from monai_ext.weights import load_weights
 from monai_ext.workflow import refuse_unknown_ids
@@ -50,7 +50,7 @@ def test_its_metadata_keep_the_schema(bundle: Path, tmp_path: Path):
     schema = tmp_path / "schema.json"  # MONAI downloads the one that is named unless it is there
     schema.write_text((ROOT / "monai_ext/zoo/metadata_schema.json").read_text())
     metadata = bundle / "configs" / "metadata.json"
-    python("-m", "monai.bundle", "verify_metadata", "--meta_file", metadata, "--filepath", schema, cwd=tmp_path)
+    here("monai.bundle", "verify_metadata", "--meta_file", metadata, "--filepath", schema, cwd=tmp_path)
     content = config(bundle, "metadata")
     assert content["version"] in content["changelog"]
     assert re.search(r"not .*clinical", content["intended_use"])
@@ -134,7 +134,7 @@ def test_its_network_takes_and_gives_what_the_metadata_say(bundle: Path, tmp_pat
     configs = {name: bundle / f"configs/{name}.json" for name in ("inference", "metadata")}
     for any_size in (1, 37):
         pairs = {"config_file": configs["inference"], "meta_file": configs["metadata"], "any": any_size, **tiny()}
-        python("-m", "monai.bundle", "verify_net_in_out", "network_def", *options(pairs), cwd=tmp_path)
+        here("monai.bundle", "verify_net_in_out", "network_def", *options(pairs), cwd=tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +159,7 @@ def test_its_script_archive_needs_torch_alone_and_gives_the_same(
 ):
     pairs = {"filepath": tmp_path / "model.ts", "ckpt_file": trained / "model.pt", **tiny()}
     pairs |= {"config_file": bundle / "configs/inference.json", "meta_file": bundle / "configs/metadata.json"}
-    python("-m", "monai.bundle", "ckpt_export", "network_def", *options(pairs), cwd=tmp_path)
+    here("monai.bundle", "ckpt_export", "network_def", *options(pairs), cwd=tmp_path)
     torch.save(image, tmp_path / "image.pt")
     code = (
         "import sys, torch; net = torch.jit.load('model.ts').eval(); assert 'monai' not in sys.modules\n"
@@ -176,7 +176,7 @@ def test_its_onnx_archive_gives_the_same_to_onnxruntime(
 
     pairs = {"filepath": tmp_path / "model.onnx", "ckpt_file": trained / "model.pt", **tiny()}
     pairs |= {"config_file": bundle / "configs/inference.json", "input_shape": list(image.shape)}
-    python("-m", "monai.bundle", "onnx_export", "network_def", *options(pairs), cwd=tmp_path)
+    here("monai.bundle", "onnx_export", "network_def", *options(pairs), cwd=tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (answer,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
     np.testing.assert_allclose(answer, expected, atol=1e-4)

@@ -359,6 +359,7 @@ def test_the_contrast_is_told_by_description_and_sequence(contrast, dataset):
     assert contrast_of(dataset) == contrast
 
 
+@pytest.mark.long
 def test_a_real_study_in_different_planes_goes_through(real_data, tmp_path):
     study = real_data / "dicom_volunteer"
     if not study.is_dir():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from running import BUNDLES, ROOT, options, python, smallest_weights
+from running import BUNDLES, ROOT, here, options, python, smallest_weights
 
 from monai_ext.__main__ import main
 from monai_ext.serve.synthesis import Synthesiser
@@ -51,7 +51,7 @@ def test_the_pages_onnx_file_answers_onnxruntime_as_the_network_does(folder: Pat
     packed = folder / "packed" / "agi_net"
     ids = {"bundle_root": packed, "config_file": packed / "configs/inference.json", "filepath": folder / "model.onnx"}
     ids |= {"ckpt_file": packed / "models/model.pt", "input_shape": [1, 2, 32, 32]}
-    python("-m", "monai.bundle", "onnx_export", "network_def", *options(ids), cwd=folder)
+    here("monai.bundle", "onnx_export", "network_def", *options(ids), cwd=folder)
     python("-c", snippet("onnxruntime") + "np.save('answer.npy', synthetic)", cwd=folder)
     image = torch.from_numpy(np.random.default_rng(0).random((1, 2, 32, 32), dtype=np.float32))
     with torch.no_grad():

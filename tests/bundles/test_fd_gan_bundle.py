@@ -46,9 +46,8 @@ def test_slices_beside_a_source_come_along_from_training_to_the_patient(
     assert "2 of 2 subjects synthesised" in done.stdout
 
 
-def test_a_look_at_anatomy_and_style(prepared: Path, bundle_run: Callable, train: Callable, tmp_path: Path):
-    train()
-    ids = {"dataset_dir": prepared, "weights": tmp_path / "model.pt", "picture": tmp_path / "look.png"}
+def test_a_look_at_anatomy_and_style(prepared: Path, bundle_run: Callable, trained_of: Callable, tmp_path: Path):
+    ids = {"dataset_dir": prepared, "weights": trained_of(FD_GAN) / "model.pt", "picture": tmp_path / "look.png"}
     bundle_run(FD_GAN, "look", COMPACT, **ids, **TINY)
     assert Image.open(tmp_path / "look.png").mode == "RGB"
 

@@ -14,14 +14,9 @@ BUNDLE = ROOT / "bundles" / "hmf_mambainr"
 SMALL = {"width": TINY["width"]}
 
 
-@pytest.fixture(scope="module")
-def weights(prepared: Path, bundle_run: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of one epoch, then another after a stop."""
-    folder = tmp_path_factory.mktemp("hmf")
-    ids = {"dataset_dir": prepared, "output_dir": folder, "weights": folder / "model.pt", **TINY}
-    bundle_run(BUNDLE, "train", COMPACT, **ids, epochs=1)
-    bundle_run(BUNDLE, "train", COMPACT, **ids, epochs=2, resume="true")
-    return folder / "model.pt"
+@pytest.fixture
+def weights(trained_of: Callable) -> Path:
+    return trained_of(BUNDLE) / "model.pt"
 
 
 def test_a_scan_of_any_resolution_is_written_where_it_belongs(
@@ -79,6 +74,6 @@ def test_without_a_compiler_it_synthesises_the_same(
     images = []
     for setting in ("auto", "off"):
         monkeypatch.setenv("MONAI_EXT_OPS", setting)
-        bundle_run(BUNDLE, "inference", **ids, output_dir=tmp_path / setting)
+        bundle_run(BUNDLE, "inference", anew=True, **ids, output_dir=tmp_path / setting)
         images.append(nib.load(next((tmp_path / setting).rglob("*_synthetic.nii.gz"))).get_fdata())
     np.testing.assert_allclose(*images, atol=1e-4)

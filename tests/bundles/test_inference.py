@@ -176,6 +176,7 @@ def test_an_evaluation_leaves_a_run_folder_with_its_robustness(
     assert len(list((tmp_path / "volumes").rglob(f"{target}_synthetic.nii.gz"))) == 2
 
 
+@pytest.mark.long
 def test_a_real_patient_goes_through(infer: Callable, task: tuple, real_data: Path, tmp_path: Path):
     """Three scans of one visit, each on its own grid, of a head with its skull."""
     sources, target = task

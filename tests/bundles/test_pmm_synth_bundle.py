@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
-from running import COMPACT, ROOT, TINY, python, refused
+from running import COMPACT, ROOT, TINY, here, refused
 
 from monai_ext.inference.subjects import find_cases
 from monai_ext.modalities import make_task
@@ -27,10 +27,10 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     lists = {}
     for site in SITES:
         raw = folder / "raw" / site
-        python("-m", "monai_ext", "phantom", "--out", raw, "--site", site, "--subjects", 3, "--spacing", 8,
+        here("monai_ext", "phantom", "--out", raw, "--site", site, "--subjects", 3, "--spacing", 8,
                "--layout", "folder")  # fmt: skip
-        python("-m", "monai_ext", "index", "--root", raw, "--out", raw / "index.json", "--split", "1/1/1")
-        python("-m", "monai_ext", "prepare", "--datalist", raw / "index.json", "--out", folder / site, "--size", 24,
+        here("monai_ext", "index", "--root", raw, "--out", raw / "index.json", "--split", "1/1/1")
+        here("monai_ext", "prepare", "--datalist", raw / "index.json", "--out", folder / site, "--size", 24,
                "--brain-mask", "otsu")  # fmt: skip
         lists[site] = folder / site / "datalist.json"
     return lists
@@ -151,6 +151,7 @@ def test_a_subject_without_a_contrast_to_start_from_is_named(
     assert "no contrast is available" in done.stderr
 
 
+@pytest.mark.long
 def test_real_patients_of_two_diseases_go_through_one_model(
     trained_pmm: Path, bundle_run: Callable, real_data: Path, tmp_path: Path
 ):

@@ -81,6 +81,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_weights(
         assert [name for name in one[part] if not torch.equal(one[part][name], other[part][name])] == []
 
 
+@pytest.mark.long
 def test_two_processes_train_one_network(bundle: Path, prepared: Path, tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -80,6 +80,7 @@ def test_a_packed_bundle_synthesises_the_same_where_this_repository_is_not(
         np.testing.assert_allclose(nib.load(theirs).get_fdata(), nib.load(path).get_fdata(), atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_packed_bundle_keeps_every_rule_of_the_zoo(packed: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
     before = sorted(packed[0].rglob("*"))
     assert main(["verify", str(packed[0])]) == 0, capsys.readouterr().out
@@ -127,6 +128,7 @@ LINTERS = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("linter", LINTERS, ids=[linter[0] for linter in LINTERS])
 def test_what_comes_along_has_the_zoos_style(linter: tuple[str, ...], draft: Path, weights: Path, tmp_path: Path):
     (tmp_path / "setup.cfg").write_text(ZOO_SETTINGS)
@@ -217,6 +219,18 @@ def test_weights_that_do_not_fit_are_refused_by_name(draft, weights, tmp_path, c
     said = refusal(draft, weights, tmp_path, capsys)
     assert "does not fit the network" in said
     assert name in said
+
+
+def test_a_disk_that_fills_while_packing_is_one_line(draft, weights, tmp_path, capsys, monkeypatch):
+    def full(_: str, target: str, **__: object) -> None:
+        raise OSError(28, "No space left on device", target)
+
+    ordinary = shutil.copytree
+    monkeypatch.setattr(shutil, "copytree", lambda *args, **more: ordinary(*args, **{**more, "copy_function": full}))
+    said = refusal(draft, weights, tmp_path, capsys)
+    assert "nothing was packed" in said
+    assert "No space left on device" in said
+    assert said.strip().count("\n") == 0
 
 
 def test_weights_that_are_not_there_are_refused(draft, tmp_path, capsys):

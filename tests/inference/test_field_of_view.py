@@ -234,6 +234,7 @@ REAL = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_head_is_covered(tmp_path: Path, real_data: Path, name: str):
     preset = Preset(crop=(112, 112), trained_spacing=(1.0, 1.0, None))
@@ -244,6 +245,7 @@ def test_a_real_head_is_covered(tmp_path: Path, real_data: Path, name: str):
         assert about["coverage"] >= 0.99
 
 
+@pytest.mark.long
 def test_every_series_of_a_real_study_is_covered(tmp_path: Path, real_data: Path):
     pytest.importorskip("pydicom")
     from monai_ext.data.dicom import read_series, read_study, sorted_slices

@@ -7,7 +7,7 @@ import torch
 from test_pmm_synth import DWI, T1, having, make_images, make_network, parameters
 
 from monai_ext.networks import PMMSynth
-from monai_ext.networks.adapters import Adapter, add_dataset, load_adapter, save_adapter
+from monai_ext.networks.adapters import Adapter, add_dataset, load_adapter, personalised, save_adapter
 
 
 def train(network: PMMSynth, adapter: Adapter, steps: int) -> list[float]:
@@ -139,3 +139,15 @@ def test_a_known_name_no_rank_and_a_network_without_pfm_are_refused():
     with pytest.raises(ValueError, match="personalized=False"):
         add_dataset(make_network(personalized=False), "ours")
     assert network.decoders[0].last.weight.requires_grad
+
+
+def test_weights_without_modulation_make_the_same_with_it_and_take_a_dataset():
+    plain = PMMSynth(modalities=("T1", "T2"), datasets=("phantoms",), width=4, personalized=False).eval()
+    whole = PMMSynth(modalities=("T1", "T2"), datasets=("phantoms",), width=4).eval()
+    whole.load_state_dict(personalised(whole, plain.state_dict()))
+    x = torch.rand(1, 2, 16, 16)
+    for dataset in (None, torch.tensor([0])):
+        torch.testing.assert_close(whole(x, None, dataset), plain(x))
+    add_dataset(whole, "ours")
+    with pytest.raises(ValueError, match="no weights of this network without its modulation"):
+        personalised(whole, {**plain.state_dict(), "more": x})

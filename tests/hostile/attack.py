@@ -1,0 +1,229 @@
+"""One attack in a process of its own, and what it must not have done."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mutants
+import pydicom
+
+from monai_ext.__main__ import main as command_line
+from monai_ext.data.dicom import choose, read_series, read_study, sorted_slices
+
+CPU_SECONDS = 10  # of a whole batch; it does not depend on what else the machine does
+WALL_SECONDS = 60  # for what waits rather than computes
+FLOOR_MB = 32  # what a process takes for itself while it works, however small its files
+BATCH = 10  # mutated files beside one good subject
+
+
+def in_a_process(work: Callable[[], list[str]]) -> tuple[list[str], float]:
+    """Run `work` in a fork: what it found at fault, and by how many MB the process grew."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        try:
+            faults = work()
+        except BaseException:
+            faults = [traceback.format_exc()]
+        answer = json.dumps([faults, (_status("VmHWM") - before) / 1024]).encode()
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(answer)
+        os._exit(0)
+    os.close(writer)
+    deadline = time.monotonic() + WALL_SECONDS
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended[0] == 0:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read()
+    if not said:
+        why = "hangs" if ended[0] == 0 else f"its process died of signal {os.waitstatus_to_exitcode(ended[1])}"
+        return [why], 0.0
+    faults, grown = json.loads(said)
+    return faults, grown
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+class Place:
+    """A folder for one attack: what is in it before and after, but for `out`, is to be the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for part in ("in", "outside", "home", "tmp", "cwd"):
+            (folder / part).mkdir(parents=True)
+
+    def prepare(self, *, needs: str | None) -> list[str]:
+        """Run the command on in/list.json; the faults that show. `needs` is the subject to be done, if any must be."""
+        os.chdir(self.folder / "cwd")
+        os.environ.update(HOME=str(self.folder / "home"), TMPDIR=str(self.folder / "tmp"))
+        before = self._there()
+        out, shown, said = self.folder / "out", io.StringIO(), io.StringIO()
+        words = ["prepare", "--datalist", str(self.folder / "in/list.json"), "--out", str(out), "--register", "none"]
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
+            code = command_line(words)
+        faults = []
+        if code not in (0, 1, 2):
+            faults.append(f"exit status {code}")
+        if "Traceback" in said.getvalue():
+            faults.append(said.getvalue())
+        if code == 2 and said.getvalue().strip().count("\n"):
+            faults.append(f"more than a line: {said.getvalue()}")
+        if needs is not None and code == 2:
+            faults.append(f"the batch ended: {said.getvalue()}")
+        elif needs is not None:
+            listed = json.loads((out / "datalist.json").read_text(encoding="utf-8"))
+            if not any(entry["subject"] == needs for entry in listed["training"]):
+                faults.append(f"{needs} was not done: {said.getvalue()}")
+            faults += [f"{path.name} was left in out" for path in out.iterdir() if path.name.startswith(".")]
+        faults += [f"made or changed outside of out: {path}" for path in before ^ self._there()]
+        return faults
+
+    def _there(self) -> set[str]:
+        found = set()
+        for path in self.folder.rglob("*"):
+            if path.is_relative_to(self.folder / "out"):
+                continue
+            status = path.lstat()
+            found.add(f"{path} {status.st_size if not path.is_dir() else ''} {status.st_mode}")
+        return found
+
+
+def _good(place: Place, *, files: int = 2) -> dict[str, str]:
+    for contrast in ("T1", "T2")[:files]:
+        mutants.good_image(place.folder / "in/good" / f"{contrast}.nii.gz", seed=1)
+    return {"subject": "good", **{name: f"good/{name}.nii.gz" for name in ("T1", "T2")[:files]}}
+
+
+def niftis(place: Place, seed: int) -> list[str]:
+    """A batch of mutated files beside one good subject, which is the last."""
+    entries = []
+    for number in range(BATCH):
+        name = f"bad{number}"
+        path = mutants.good_image(place.folder / "in" / name / "T1.nii.gz", seed=2)
+        other = path.with_name(f"T2.nii{'.gz' * (number % 2)}")
+        mutants.nifti(other, seed * BATCH + number)
+        entries.append({"subject": name, "T1": f"{name}/T1.nii.gz", "T2": f"{name}/{other.name}"})
+    _list(place, [*entries, _good(place)])
+    return place.prepare(needs="good")
+
+
+def nothing(place: Place, seed: int) -> list[str]:
+    """As many good subjects: what such a batch honestly needs."""
+    entries = [_good(place)]
+    for number in range(BATCH):
+        name = f"more{number}"
+        for contrast in ("T1", "T2"):
+            mutants.good_image(place.folder / "in" / name / f"{contrast}.nii.gz", seed=seed)
+        entries.append({"subject": name, "T1": f"{name}/T1.nii.gz", "T2": f"{name}/T2.nii.gz"})
+    _list(place, entries)
+    return place.prepare(needs="good")
+
+
+def datalists(place: Place, seed: int) -> list[str]:
+    """A datalist with odd subjects, whose others are done, or with odd text, which may be refused as a whole."""
+    rng = random.Random(seed)
+    good = _good(place)
+    os.mkfifo(place.folder / "in/pipe.nii")
+    (place.folder / "in/loop.nii").symlink_to("loop.nii")
+    (place.folder / "outside/x").write_bytes(b"not yours")
+    content = {"name": "d", "root": ".", "training": [good, *mutants.entries(rng)], "validation": [], "test": []}
+    if rng.random() < 0.6:
+        (place.folder / "in/list.json").write_text(json.dumps(content), encoding="utf-8")
+        return place.prepare(needs="good")
+    if rng.random() < 0.03:
+        os.mkfifo(place.folder / "in/list.json")
+    else:
+        (place.folder / "in/list.json").write_bytes(mutants.damaged_json(content, rng))
+    return place.prepare(needs=None)
+
+
+def sidecars(place: Place, seed: int) -> list[str]:
+    """What an earlier run left, changed: its sidecar or its datalist."""
+    rng = random.Random(seed)
+    mutants.good_image(place.folder / "in/bad/T1.nii.gz", seed=3)
+    _list(place, [_good(place, files=1), {"subject": "bad", "T1": "bad/T1.nii.gz"}])
+    faults = place.prepare(needs="good")
+    of_subject = rng.random() < 0.7
+    path = place.folder / "out" / ("bad/prepared.json" if of_subject else "datalist.json")
+    if rng.random() < 0.05:
+        path.unlink()
+        os.mkfifo(path)
+        of_subject = of_subject and path.parent.name == "bad"
+    else:
+        path.write_bytes(mutants.damaged_json(json.loads(path.read_text()), rng))
+    return faults + place.prepare(needs="good" if of_subject else None)
+
+
+def studies(place: Place, seed: int) -> list[str]:
+    """A study read as the dicom command reads it: volumes, or one ValueError."""
+    os.chdir(place.folder / "cwd")
+    other = mutants.study(place.folder / "in/study", seed)
+    try:
+        study = read_study(place.folder / "in/study")
+        volumes = [read_series(sorted_slices(one)) for one in choose(study, ["T1", "T2"], {}).values()]
+    except (ValueError, OSError) as error:
+        return [] if str(error).isascii() or str(error) else ["refused without a word"]
+    said = []
+    if other:
+        values = {_value(path, other) for path in (place.folder / "in/study").rglob("*.dcm")}
+        if len(values) > 1:
+            said.append(f"two people are one, by {other}: {values}")
+    return said + [f"a volume of shape {one.array.shape}" for one in volumes if one.array.ndim != 3]
+
+
+def _value(path: Path, keyword: str) -> str:
+    value = pydicom.dcmread(path, stop_before_pixels=True).get(keyword)
+    return "" if value is None else str(value).strip(" \0^")
+
+
+def _list(place: Place, entries: list[dict[str, Any]]) -> None:
+    content = {"name": "d", "root": ".", "training": entries}
+    (place.folder / "in/list.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+ATTACKS: dict[str, Callable[[Place, int], list[str]]] = {
+    "nifti": niftis, "datalists": datalists, "sidecars": sidecars, "dicom": studies,
+}  # fmt: skip
+
+
+def attack(kind: str, seed: int, folder: Path, *, honest_mb: float) -> list[str]:
+    """The faults of one attack, none where all went as it should; `honest_mb` is what a good batch grows by."""
+
+    def work() -> list[str]:
+        return (ATTACKS.get(kind) or nothing)(Place(folder), seed)
+
+    try:
+        faults, grown = in_a_process(work)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if grown > 2 * max(honest_mb, FLOOR_MB):
+        faults.append(f"took {grown:.0f} MB, where a good batch takes {honest_mb:.0f}")
+    return faults
+
+
+def honest_need(folder: Path) -> float:
+    """How many MB a batch of good subjects takes."""
+    faults, grown = in_a_process(lambda: nothing(Place(folder), 5))
+    shutil.rmtree(folder, ignore_errors=True)
+    if faults:
+        raise RuntimeError(f"a good batch is at fault: {faults}")
+    return grown

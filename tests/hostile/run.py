@@ -1,0 +1,61 @@
+"""Mutated files against the commands that read them: how many were tried, and every one that got through.
+
+    python tests/hostile/run.py --nifti 10000 --datalists 2000 --sidecars 500 --dicom 500
+
+Each case is made from its number. A line is printed for each fault, and the exit status is 1 if there is one. Again one
+case: --only datalists:17.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "bundles"), str(Path(__file__).resolve().parents[2])]
+
+from attack import ATTACKS, BATCH, attack, honest_need  # noqa: E402 - the folder's own, found above
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for kind in ATTACKS:
+        parser.add_argument(f"--{kind}", type=int, default=0, help="how many cases")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first one (default: 0)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="KIND:NUMBER", help="these cases and no other")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (default: 1)")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")  # of pydicom, on each value that was changed on purpose
+    logging.disable(logging.CRITICAL)  # of nibabel, likewise
+
+    tasks = [(kind, int(number)) for kind, _, number in (one.partition(":") for one in args.only)]
+    counts = {kind: getattr(args, kind) for kind in ATTACKS}
+    for kind, count in counts.items():
+        batches = -(-count // BATCH) if kind == "nifti" else count
+        tasks += [(kind, args.first + number) for number in range(batches)]
+    start, failed = time.monotonic(), 0
+    with tempfile.TemporaryDirectory(prefix="hostile-") as work, ThreadPoolExecutor(args.jobs) as pool:
+        honest = honest_need(Path(work) / "honest")
+
+        def one(task: tuple[str, int]) -> tuple[str, int, list[str]]:
+            kind, number = task
+            return kind, number, attack(kind, number, Path(work) / f"{kind}-{number}", honest_mb=honest)
+
+        for done, (kind, number, faults) in enumerate(pool.map(one, tasks), 1):
+            if done % 100 == 0:
+                print(f"{done} of {len(tasks)} done, the last {kind}:{number}", file=sys.stderr, flush=True)
+            failed += bool(faults)
+            for fault in faults:
+                print(f"{kind}:{number} {fault}", flush=True)
+    tried = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or f"{len(tasks)} cases"
+    print(f"{tried}: {failed} got through, {time.monotonic() - start:.0f} s; a good batch takes {honest:.0f} MB")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
