@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
+    "synthesise": ("monai_ext.synthesis.command", "make the contrast that a patient's scans lack"),
+    "models": ("monai_ext.synthesis.models", "list the weights that are installed, and what each makes of what"),
     "train": ("monai_ext.verbs", "train a bundle on prepared data"),
     "evaluate": ("monai_ext.verbs", "evaluate a bundle's weights by the stated protocol"),
     "ops": ("monai_ext.ops.command", "compile the operators and say which kernel each one uses"),

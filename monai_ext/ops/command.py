@@ -9,12 +9,12 @@ from monai_ext.ops import loader
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Nothing to choose here: MONAI_EXT_OPS and MONAI_EXT_CACHE are the choices."""
+    """Add nothing to the parser: MONAI_EXT_OPS and MONAI_EXT_CACHE are the choices."""
     parser.set_defaults(run=run)
 
 
 def run(_: argparse.Namespace) -> int:
-    """Load every operator and print a line or two for each."""
+    """Load every operator and print a line or two for each; the exit status, 0."""
     print(f"MONAI_EXT_OPS={loader.mode()}")
     for name in loader.BINDERS:
         start = time.perf_counter()

@@ -23,6 +23,15 @@ def float_roll(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
 
     Returns:
         ``(B, O, C, *k)`` in the weight's dtype, computed in float32 or better.
+
+    Raises:
+        ValueError: shapes that do not fit together, groups that do not divide C, another device or dtype.
+
+    Example:
+        >>> weight = torch.arange(9.0).reshape(1, 1, 3, 3)
+        >>> half = float_roll(weight, offsets=torch.tensor([[[0.0, 0.5]]]), scale=torch.ones(1, 1))
+        >>> half[0, 0, 0, 0].tolist()  # the first row, 0 1 2, rolled by half a step to the right
+        [1.0, 0.5, 1.5]
     """
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     weight_, offsets_, scale_ = weight.to(dtype), offsets.to(dtype), scale.to(dtype)
@@ -48,10 +57,32 @@ def rolled_conv(
     dilation: int = 1,
     gain: Tensor | None = None,
 ) -> Tensor:
-    """Convolve each sample with its own rolled kernels, all in one grouped call: (B, C, *size) -> (B, O, *size').
+    """Convolve each sample with its own rolled kernels, all in one grouped call.
 
-    `gain` (B, C) multiplies the channels of x: the kernels are multiplied in its place where they are the smaller.
     A script takes any batch; a trace or an ONNX file keeps the one it was made with, since its groups are fixed.
+
+    Args:
+        x: ``(B, C, *size)``, two or three spatial axes.
+        weight: ``(O, C, *k)``, the kernels before they are rolled.
+        offsets: ``(B, n, d)``, how far each group of input channels is rolled, as in `float_roll`.
+        scale: ``(B, n)``, the factor of each group.
+        bias: ``(O,)``.
+        stride, padding, dilation: as of ``torch.nn.functional.conv2d``, one whole number for all axes.
+        gain: ``(B, C)``, multiplies the channels of x; the kernels are multiplied in their place where they are the
+            smaller.
+
+    Returns:
+        ``(B, O, *size')``, the size as of a convolution with this stride, padding and dilation.
+
+    Raises:
+        ValueError: shapes that do not fit together, an x smaller than the kernel, another device or dtype.
+
+    Example:
+        >>> x, weight = torch.rand(2, 4, 8, 8), torch.rand(6, 4, 3, 3)
+        >>> offsets, scale = torch.zeros(2, 2, 2), torch.ones(2, 2)  # two groups of channels, not rolled
+        >>> y = rolled_conv(x, weight, offsets, scale, padding=1)
+        >>> torch.allclose(y, F.conv2d(x, weight, padding=1), atol=1e-5)
+        True
     """
     if not torch.jit.is_scripting():
         if not checks.stands_alone():
@@ -82,7 +113,10 @@ def rolled_conv(
 
 
 def float_roll_reference(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
-    """float_roll in plain PyTorch: the points of each kernel times one matrix a sample and group."""
+    """Compute float_roll in plain PyTorch: the points of each kernel times one matrix a sample and group.
+
+    Args and Returns are those of `float_roll`; nothing is checked, and nothing is cast.
+    """
     batch, groups = offsets.shape[0], offsets.shape[1]
     kernels = _by_group(weight.unsqueeze(0), groups)  # (1, n, O C/n, K)
     matrix = _roll_matrix(offsets, list(weight.shape[2:]), -1) * scale[:, :, None, None]
@@ -94,7 +128,15 @@ def float_roll_reference(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tens
 def float_roll_backward_reference(
     grad: Tensor, weight: Tensor, offsets: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of float_roll by weight, offsets and scale."""
+    """Compute the gradients of float_roll by hand, in plain PyTorch.
+
+    Args:
+        grad: ``(B, O, C, *k)``, the gradient by what float_roll returned.
+        weight, offsets, scale: what it was given.
+
+    Returns:
+        The gradients by weight, offsets and scale, each of its argument's shape.
+    """
     groups = offsets.shape[1]
     size = list(weight.shape[2:])
     grads = _by_group(grad, groups)  # (B, n, O C/n, K)

@@ -18,10 +18,10 @@ from monai_ext.ops import checks, loader
 def group_pool(
     x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, groups: int, scale: Tensor | None = None
 ) -> Tensor:
-    """(B, C, *size) -> (B, C): the mean over space of GELU(LayerNorm(conv(x))).
+    """Average GELU(LayerNorm(conv(x))) over space, without writing down what the convolution makes.
 
     Args:
-        x: two or three spatial axes.
+        x: ``(B, C, *size)``, two or three spatial axes.
         weight: ``(C, C / groups, 3, ...)``, of a convolution padded by one.
         bias: ``(C,)``, the convolution's.
         gain: ``(C,)``, LayerNorm's weight.
@@ -29,7 +29,17 @@ def group_pool(
         groups: of the convolution.
         scale: ``(B, C)``, what x is multiplied by first.
 
-    Computed in float32 or better, returned in x's dtype.
+    Returns:
+        ``(B, C)`` in x's dtype, computed in float32 or better.
+
+    Raises:
+        ValueError: shapes that do not fit together, groups that do not divide C, another device or dtype.
+
+    Example:
+        >>> x, weight = torch.rand(2, 8, 5, 5), torch.rand(8, 4, 3, 3)
+        >>> zeros, ones = torch.zeros(8), torch.ones(8)
+        >>> group_pool(x, weight, bias=zeros, gain=ones, shift=zeros, groups=2).shape
+        torch.Size([2, 8])
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     tensors = (x.to(dtype), weight.to(dtype), bias.to(dtype), gain.to(dtype), shift.to(dtype))
@@ -48,7 +58,10 @@ def group_pool(
 def group_pool_reference(
     x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, groups: int, scale: Tensor | None
 ) -> Tensor:
-    """group_pool in plain PyTorch."""
+    """Compute group_pool in plain PyTorch.
+
+    Args and Returns are those of `group_pool`; nothing is checked, and nothing is cast.
+    """
     y = _convolved(x, weight, bias, groups, scale).movedim(1, -1)
     return F.gelu(F.layer_norm(y, [weight.shape[0]], gain, shift)).flatten(1, -2).mean(1)
 

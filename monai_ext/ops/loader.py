@@ -39,14 +39,24 @@ SUFFIXES = {torch.float32: "float", torch.float64: "double"}
 
 
 class BuildError(RuntimeError):
-    """A kernel that cannot be had on this machine: why, what to do, and, in the detail, how to look closer."""
+    """A kernel that cannot be had on this machine: why, what to do, and, in the detail, how to look closer.
+
+    Attributes:
+        detail: the compiler's command, where it was the compiler that failed.
+    """
 
     detail: str = ""
 
 
 @dataclass(frozen=True)
 class Status:
-    """The kernel an operator uses, where it lies, and what keeps it from a better one."""
+    """The kernel an operator uses, where it lies, and what keeps it from a better one.
+
+    Attributes:
+        kernel: "cuda", "cpu" or "reference".
+        library: the compiled library's file, None for the reference.
+        reason: why there is no better one; empty if there is none better.
+    """
 
     kernel: str
     library: Path | None
@@ -54,14 +64,23 @@ class Status:
 
 
 class Kernels:
-    """The functions of one loaded library, called with a shape and tensors, and their place in PyTorch's dispatch."""
+    """The functions of one loaded library, called with a shape and tensors, and their place in PyTorch's dispatch.
+
+    Args:
+        library: loaded with ctypes.
+        device: "cpu" or "cuda", whose tensors it takes.
+    """
 
     def __init__(self, library: ctypes.CDLL, device: str) -> None:
         self.library = library
         self.device = device
 
     def attach(self, implementations: dict[str, Callable[..., object]]) -> None:
-        """Let each kernel override its operator's reference on this device, for as long as the process lives."""
+        """Let each kernel override its operator's reference on this device, for as long as the process lives.
+
+        Args:
+            implementations: a function for each operator's name within the namespace `monai_ext`.
+        """
         _registries.append(registry := torch.library.Library("monai_ext", "IMPL"))
         with warnings.catch_warnings():  # another copy of this package may have been here before: the last one serves
             warnings.filterwarnings("ignore", message="Warning only once for all operators")
@@ -69,7 +88,18 @@ class Kernels:
                 registry.impl(operator, kernel, self.device.upper(), allow_override=True)
 
     def __call__(self, function: str, shape: ctypes.Structure, *tensors: Tensor | None) -> None:
-        """Run a function on contiguous tensors of the first one's dtype, on its device and stream."""
+        """Run a function on contiguous tensors of the first one's dtype, on its device and stream.
+
+        Args:
+            function: its name in the library, without the dtype.
+            shape: the structure that the function takes first.
+            tensors: its inputs and outputs in its order, None for an optional one that is left out.
+
+        Raises:
+            MemoryError: the kernel found no memory for its scratch space.
+            RuntimeError: CUDA did not launch it.
+            TypeError: it has no kernel for this dtype.
+        """
         first = next(tensor for tensor in tensors if tensor is not None)
         run = self.named(function, first.dtype)
         pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
@@ -85,13 +115,22 @@ class Kernels:
                 raise RuntimeError(f"{function}: CUDA error {code} when launching its kernel")
 
     def require(self, *functions: str) -> None:
-        """Raise AttributeError where the library lacks one of these functions."""
+        """Make sure that the library has these functions, for every dtype.
+
+        Raises:
+            AttributeError: it lacks one of them.
+        """
         for function in functions:
             for dtype in SUFFIXES:
                 self.named(function, dtype)
 
     def named(self, function: str, dtype: torch.dtype) -> Callable[..., int]:
-        """The library's function for a dtype."""
+        """Find the library's function for a dtype.
+
+        Raises:
+            TypeError: kernels are for float32 and float64.
+            AttributeError: the library has no function of this name.
+        """
         if dtype not in SUFFIXES:
             raise TypeError(f"{function} has kernels for float32 and float64, got {dtype}")
         return self.library[f"{function}_{SUFFIXES[dtype]}"]
@@ -119,7 +158,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def mode() -> str:
-    """MONAI_EXT_OPS: auto (kernels where they can be had), off (the reference), require (kernels or an error)."""
+    """Read MONAI_EXT_OPS from the environment.
+
+    Returns:
+        "auto" (kernels where they can be had), "off" (the reference) or "require" (kernels or an error).
+
+    Raises:
+        ValueError: it is set to something else.
+    """
     value = os.environ.get("MONAI_EXT_OPS", "auto")
     if value not in ("auto", "off", "require"):
         raise ValueError(f"MONAI_EXT_OPS must be auto, off or require, got {value!r}")
@@ -127,7 +173,15 @@ def mode() -> str:
 
 
 def load(*names: str) -> None:
-    """Compile and attach the kernels of these operators (all of them, if none is named). Safe to call again."""
+    """Compile and attach the kernels of these operators now, rather than at their first use. Safe to call again.
+
+    Args:
+        names: such as "float_roll"; all of the operators, if none is named.
+
+    Raises:
+        ValueError: there is no such operator.
+        BuildError: a kernel cannot be had, and MONAI_EXT_OPS is "require". Else that is a warning.
+    """
     for name in names or BINDERS:
         if name not in BINDERS:
             raise ValueError(f"operator must be one of {sorted(BINDERS)}, got {name!r}")
@@ -136,7 +190,15 @@ def load(*names: str) -> None:
 
 
 def ready(name: str, device: str) -> None:
-    """Load an operator's kernel before its use on a device; nothing to do, or to trace, in a model being compiled."""
+    """Load an operator's kernel before its use on a device; nothing to do, or to trace, in a model being compiled.
+
+    Args:
+        name: of the operator.
+        device: a tensor's ``device.type``.
+
+    Raises:
+        BuildError: the kernel cannot be had, and MONAI_EXT_OPS is "require".
+    """
     if not torch.compiler.is_compiling() and not _settled(name, device):
         with _lock:
             if not _settled(name, device):  # another thread may have been here meanwhile
@@ -144,7 +206,11 @@ def ready(name: str, device: str) -> None:
 
 
 def status() -> dict[str, Status]:
-    """Per operator: the best kernel attached so far, its library, and why there is not a better one."""
+    """Tell which kernel each operator uses.
+
+    Returns:
+        By the operator's name: the best kernel attached so far, its library, and why there is not a better one.
+    """
     result = {}
     for name in BINDERS:
         attempts = [_statuses[name, device] for device in ("cuda", "cpu") if (name, device) in _statuses]
@@ -275,7 +341,7 @@ def _built(name: str, device: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """MONAI_EXT_CACHE, or monai_ext under the user's cache folder."""
+    """Say where compiled kernels are kept: MONAI_EXT_CACHE, or monai_ext under the user's cache folder."""
     if given := os.environ.get("MONAI_EXT_CACHE"):
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")

@@ -42,6 +42,14 @@ def selective_scan(
 
     Returns:
         ``(batch, G * D, L)`` in u's dtype; states are kept in float32 or better, autocast or not.
+
+    Raises:
+        ValueError: shapes that do not fit together, another device or dtype.
+
+    Example:
+        >>> ones = torch.ones(1, 1, 4)  # one channel, one state: no decay and steps of 1 make a running sum
+        >>> selective_scan(ones, ones, A=torch.zeros(1, 1), B=ones, C=ones).tolist()
+        [[[1.0, 2.0, 3.0, 4.0]]]
     """
     if B.dim() == 3:
         B = B.unsqueeze(1)
@@ -77,7 +85,15 @@ def selective_scan_reference(
     delta_softplus: bool,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """selective_scan in plain PyTorch, a chunk at a time: y, and the states before each one (batch, chunks, N, G D)."""
+    """Compute selective_scan in plain PyTorch, a chunk of steps at a time.
+
+    Args:
+        u, delta, A, B, C, D, delta_bias, delta_softplus: as of `selective_scan`, B and C with their axis G.
+        chunk: steps between the states that are kept for the backward pass.
+
+    Returns:
+        y ``(batch, G * D, L)``, and the states before each chunk ``(batch, chunks, N, G * D)``.
+    """
     batch, groups, states, length = B.shape[0], B.shape[1], B.shape[2], B.shape[3]
     shape = [batch, groups, u.shape[1] // groups]
     A = A.reshape(shape[1:] + [states, 1])
@@ -111,7 +127,16 @@ def selective_scan_backward_reference(
     saved: Tensor,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients by u, delta, A, B, C, D and delta_bias; the states of a chunk are made again from the saved one."""
+    """Compute the gradients of selective_scan by hand; the states of a chunk are made again from the saved one.
+
+    Args:
+        grad: ``(batch, G * D, L)``, the gradient by y.
+        u, delta, A, B, C, D, delta_bias, delta_softplus, chunk: what `selective_scan_reference` was given.
+        saved: the states that it returned.
+
+    Returns:
+        The gradients by u, delta, A, B, C, D and delta_bias.
+    """
     batch, groups, states, length = B.shape
     shape = [batch, groups, u.shape[1] // groups]
     rates = A.reshape([*shape[1:], states, 1])

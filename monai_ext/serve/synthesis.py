@@ -87,7 +87,9 @@ class Synthesiser:
     def __call__(
         self, images: Mapping[str, Path | str], output_dir: Path | str, *, subject: str | None = None, **ids: Any
     ) -> dict[str, Path]:
-        """Synthesise from `images`, contrast -> file, into an empty `output_dir`: contrast -> the NIfTI written there.
+        """Synthesise from `images`, contrast -> file, into `output_dir`: contrast -> the NIfTI of this subject there.
+
+        What is there is written over, unless the synthesiser was made with `overwrite` false.
 
         `ids` are a request's options: data, checked by `options.asked` and never evaluated, as paths are not. What is
         wrong with them or with the subject is raised, not printed.
@@ -98,7 +100,7 @@ class Synthesiser:
             "images": files,
             "subject": subject,
             "output_dir": str(output_dir),
-            "overwrite": True,
+            "overwrite": self.ids.get("overwrite", True),
             **asked(ids, self.choices),
         }
         with self._turn:
@@ -110,11 +112,12 @@ class Synthesiser:
                 raise _root(error) from None
             if dataset.failures:
                 raise dataset.failures[0]
-            if not dataset.done:
+            served = [*dataset.done, *dataset.kept]
+            if not served:
                 raise ValueError(
                     f"there is nothing to make: {', '.join(files)} are there, name the target that you want"
                 )
-        made = sorted((Path(output_dir) / dataset.done[0]).glob(f"*{SYNTHETIC}.nii.gz"))
+        made = sorted((Path(output_dir) / served[0]).glob(f"*{SYNTHETIC}.nii.gz"))
         return {path.name.removesuffix(f"{SYNTHETIC}.nii.gz"): path for path in made}
 
     def _parser(self, ids: Mapping[str, Any]) -> ConfigParser:

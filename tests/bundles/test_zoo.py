@@ -221,6 +221,18 @@ def test_weights_that_do_not_fit_are_refused_by_name(draft, weights, tmp_path, c
     assert name in said
 
 
+def test_a_disk_that_fills_while_packing_is_one_line(draft, weights, tmp_path, capsys, monkeypatch):
+    def full(_: str, target: str, **__: object) -> None:
+        raise OSError(28, "No space left on device", target)
+
+    ordinary = shutil.copytree
+    monkeypatch.setattr(shutil, "copytree", lambda *args, **more: ordinary(*args, **{**more, "copy_function": full}))
+    said = refusal(draft, weights, tmp_path, capsys)
+    assert "nothing was packed" in said
+    assert "No space left on device" in said
+    assert said.strip().count("\n") == 0
+
+
 def test_weights_that_are_not_there_are_refused(draft, tmp_path, capsys):
     assert "there are no weights" in refusal(draft, tmp_path / "none.pt", tmp_path, capsys)
 

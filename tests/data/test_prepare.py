@@ -317,6 +317,37 @@ def test_a_subject_without_the_reference_is_reported(tmp_path, capsys):
     assert "has T2, but the grid is to come from T1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [KeyError("lost"), UnboundLocalError("none"), FileNotFoundError(2, "gone", "/in/x")])
+def test_whatever_is_raised_is_one_subjects_fault(tmp_path, monkeypatch, capsys, error):
+    ordinary = command.prepare_subject
+
+    def breaks(subject: Subject, *args: Any, **kwargs: Any) -> Any:
+        if subject.subject == "b":
+            raise error
+        return ordinary(subject, *args, **kwargs)
+
+    monkeypatch.setattr(command, "prepare_subject", breaks)
+    assert prepare(three(tmp_path / "in"), tmp_path / "out") == 1
+    assert f"cannot be prepared: {type(error).__name__}" in capsys.readouterr().err
+    assert len(read_datalist(tmp_path / "out" / "datalist.json").subjects) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("images", {"T1": 5}), ("mask_kept", "all"), ("grid", []), ("bytes", {"../in/list.json": 1}), ("reference", None)],
+)
+def test_a_sidecar_that_somebody_changed_is_not_believed(tmp_path, capsys, key, value):
+    datalist, out = three(tmp_path / "in"), tmp_path / "out"
+    assert prepare(datalist, out) == 0
+    sidecar = out / "a" / "prepared.json"
+    whole = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps({**whole, key: value}))
+    capsys.readouterr()
+    assert prepare(datalist, out) == 0
+    assert "1 prepared, 2 unchanged, 0 failed" in capsys.readouterr().out
+    assert json.loads(sidecar.read_text()) == whole
+
+
 def test_a_full_disk_ends_the_run_and_keeps_what_was_done(tmp_path, monkeypatch, capsys):
     datalist, out = three(tmp_path / "in"), tmp_path / "out"
     written: list[Path] = []

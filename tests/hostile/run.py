@@ -46,7 +46,9 @@ def main() -> int:
             kind, number = task
             return kind, number, attack(kind, number, Path(work) / f"{kind}-{number}", honest_mb=honest)
 
-        for kind, number, faults in pool.map(one, tasks):
+        for done, (kind, number, faults) in enumerate(pool.map(one, tasks), 1):
+            if done % 100 == 0:
+                print(f"{done} of {len(tasks)} done, the last {kind}:{number}", file=sys.stderr, flush=True)
             failed += bool(faults)
             for fault in faults:
                 print(f"{kind}:{number} {fault}", flush=True)

@@ -201,6 +201,17 @@ def test_nothing_wrong_ends_quietly_and_what_was_done_before_is_no_fault(capsys)
     assert shown.err == ""
 
 
+@pytest.mark.parametrize(
+    "error", [KeyError("lost"), TypeError("odd"), OverflowError("large"), UnboundLocalError("none")]
+)
+def test_whatever_is_raised_is_one_subjects_fault(capsys, error):
+    volumes = SubjectVolumes(ten(), transform=transform({"s1": error}))
+    assert len(list(volumes)) == 9
+    with pytest.raises(SystemExit):
+        volumes.finish()
+    assert f"s1 - cannot be prepared: {type(error).__name__}" in " ".join(capsys.readouterr().err.split())
+
+
 def test_faults_found_before_count_too(capsys):
     cases = Cases(ten()[:2], [SubjectError("gone", None, "lacks T2, has T1")])
     volumes = SubjectVolumes(cases, transform=transform({}))

@@ -127,7 +127,7 @@ class Grid:
 
     def positions(self, axis: int) -> NDArray[np.float64]:
         """mm of the voxels' middles from the canvas's middle."""
-        return (np.arange(self.shape[axis]) - (self.shape[axis] - 1) / 2) * self.spacing[axis]
+        return _middles(self.shape[axis], self.spacing[axis])
 
     def average(self, maps: Tensor) -> Tensor:
         """Maps (..., I, J, K) at `step` -> on the grid, each voxel the mean over its extent."""
@@ -141,7 +141,7 @@ class Grid:
 
 
 def _middles(count: int, spacing: float) -> NDArray[np.float64]:
-    return (np.arange(count) - (count - 1) / 2) * spacing
+    return (np.arange(count, dtype=np.float64) - (count - 1) / 2) * np.float64(spacing)
 
 
 def _profile(places: NDArray[np.float64], wanted: NDArray[np.float64], width: float, step: float) -> Tensor:
@@ -236,7 +236,7 @@ class Stripping:
 def draw_stripping(rng: np.random.Generator, *, shape: Sequence[int], spacing: float) -> Stripping:
     """Half of the masks are good to a millimetre; others are grown, eroded, or bitten into."""
     kind = rng.uniform()
-    grown = float(rng.normal(0.3, 0.7)) if kind < 0.5 else float(rng.uniform(-2.5, 4.0))
+    grown = float(rng.normal(-0.2, 0.8)) if kind < 0.5 else float(rng.uniform(-2.5, 4.0))
     size = 0.6 if kind < 0.8 else 2.5
     bumps = lattice_noise(rng, shape=tuple(shape), fwhm=18 / spacing) * size
     return Stripping(grown, bumps)

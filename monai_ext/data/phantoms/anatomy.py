@@ -110,7 +110,7 @@ class Anatomy:
         return (self.brain[1] - self.brain[0] + 1) * self.step
 
     def channels(self, *, head: bool, device: torch.device | str = "cpu") -> Tensor:
-        """Shares (0 to 1) of BRAIN, or of CLASSES with the head, then mm below the hull + FAR: float32, 0 far outside."""
+        """Shares (0 to 1) of BRAIN, or of CLASSES with the head, then mm below the hull + FAR: float32, 0 far off."""
         count = len(CLASSES) if head else len(BRAIN)
         kept = torch.cat([self.stored[:count], self.stored[-1:]]).to(device)
         maps = kept.float().div_(255)
@@ -201,7 +201,8 @@ def _check_whole(brain: NDArray[np.bool_]) -> None:
     millilitres = brain.sum() * STEP**3 / 1000
     if millilitres < LEAST_BRAIN:
         raise ValueError(
-            f"holds {millilitres:.0f} mL of brain, where a head has at least {LEAST_BRAIN}: empty, cut off or no label map"
+            f"holds {millilitres:.0f} mL of brain, where a head has at least {LEAST_BRAIN}: "
+            "empty, cut off or no label map"
         )
     for axis, ends in ((0, ("left", "right")), (1, ("back", "front")), (2, (None, "top"))):
         for side, end in zip((0, -1), ends, strict=True):
@@ -244,12 +245,12 @@ def hull_depth(brain: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def _guide(white: NDArray[np.uint8], ventricle: NDArray[np.uint8], depth: NDArray[np.float32]) -> Guide:
-    def coarse(values: NDArray[Any]) -> NDArray[np.float32]:
+    def coarse(values: NDArray[Any]) -> NDArray[Any]:
         pooled = functional.avg_pool3d(torch.from_numpy(values)[None, None].float(), COARSE, ceil_mode=True)
         return pooled[0, 0].numpy()
 
     away = ndimage.distance_transform_edt(coarse(ventricle) < 0.3 * 255, sampling=COARSE * STEP)
-    return Guide(coarse(white) / 255, away.astype(np.float32), coarse(depth))
+    return Guide((coarse(white) / 255).astype(np.float32), away.astype(np.float32), coarse(depth))
 
 
 def _box(mask: NDArray[np.bool_], *, margin: int) -> tuple[slice, ...]:

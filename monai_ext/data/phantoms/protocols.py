@@ -15,8 +15,8 @@ FIELD = 3.0  # tesla, of the canonical protocol
 
 # One sharp protocol a contrast, the same for every subject: what a network makes of any scanner's images.
 CANONICAL: dict[str, Sequence] = {
-    "T1": Sequence("mprage", tr=2300, te=3, ti=1000, flip=9, fat=0.8),
-    "T1C": Sequence("mprage", tr=2300, te=3, ti=1000, flip=9, fat=0.8, contrast_agent=True),
+    "T1": Sequence("mprage", tr=2300, te=3, ti=900, flip=9, fat=0.8),
+    "T1C": Sequence("mprage", tr=2300, te=3, ti=900, flip=9, fat=0.8, contrast_agent=True),
     "T2": Sequence("se", tr=5000, te=95, mt=0.3, fat=0.8),
     "PD": Sequence("se", tr=4500, te=14, mt=0.2, fat=0.8),
     "FLAIR": Sequence("ir", tr=9000, te=95, ti=2500, mt=0.15, fat=0.4),
@@ -37,7 +37,7 @@ def draw_protocol(
     def span(low: float, high: float, wider: float = 1.35) -> float:
         return between(low / wider, high * wider) if wide else between(low, high)
 
-    mt = float(rng.uniform(0, 0.9))  # of multi-slice scans: the more slices the more of it
+    mt = float(rng.uniform(0, 0.7))  # of multi-slice scans: the more slices the more of it
     fat = float(rng.uniform(0.5, 1.0))
     kind = str(rng.choice(("se", "mprage", "spgr", "ir"), p=(0.3, 0.4, 0.15, 0.15)))
     if kind == "se":
@@ -58,7 +58,8 @@ def draw_protocol(
     null = nulling_time(table["ventricle"], tr=flair_tr)
     flair = Sequence(
         "ir", tr=flair_tr, te=span(80, 145, 1.2), ti=null * float(np.exp(rng.normal(0, 0.06 if wide else 0.035))),
-        mt=mt, fat=float(rng.uniform(0.05, 0.8)), flow=float(rng.uniform(0, 0.14)), inversion=float(rng.uniform(0.9, 1)),
+        mt=mt, fat=float(rng.uniform(0.05, 0.8)), flow=float(rng.uniform(0, 0.14)),
+        inversion=float(rng.uniform(0.9, 1)),
     )  # fmt: skip
     dwi = Sequence(
         "se", tr=span(3000, 8000), te=span(60, 105, 1.15), b=float(rng.choice((1000, 1000, 1000, 800, 1200))), fat=0.05

@@ -111,7 +111,7 @@ def draw_subject(
     noisy = float(np.exp(rng.normal(np.log(0.03), 0.6))) * (2.5 if low_field else 1)
     uneven = float(np.exp(rng.normal(np.log(0.12), 0.7)))
     same_plane = int(rng.choice(3, p=(0.1, 0.15, 0.75)))
-    acquisitions = {}
+    acquisitions: dict[str, Acquisition] = {}
     for name in contrasts:
         if name == "ADC" and "DWI" in acquisitions:  # computed from that very scan
             acquisitions[name] = acquisitions["DWI"]
@@ -148,7 +148,7 @@ def draw_subject(
         acquisitions=acquisitions,
         stripping=None if head else draw_stripping(rng, shape=grid.rendered, spacing=grid.step),
         texture=(texture[0], texture[1], texture[2]),
-        atrophy=float(rng.normal(0.0, 0.2) + 0.8 * ageing),
+        atrophy=float(rng.normal(-0.3, 0.25) + 0.9 * ageing),
         contrasts=tuple(contrasts),
         facts=facts,
     )
@@ -209,12 +209,11 @@ def render(subject: Subject, *, device: torch.device | str = "cpu") -> Rendered:
     images, targets = {}, {}
     for name in subject.contrasts:
         acquisition = subject.acquisitions[name]
-        options = {"spacing": grid.step, "grid": grid}
         source = "DWI" if name == "ADC" else name
         white = abs(float(signal(subject.table["wm"], played[source])))
-        image = scan(scanned[source], acquisition, white=white, **options)
+        image = scan(scanned[source], acquisition, white=white, spacing=grid.step, grid=grid)
         if name == "ADC":
-            still = scan(scanned["b0"], _replaced_seed(acquisition), white=white, **options)
+            still = scan(scanned["b0"], _replaced_seed(acquisition), white=white, spacing=grid.step, grid=grid)
             image = apparent_diffusion(still, image, played["DWI"].b) * (still > 8 * acquisition.noise * white)
             made = apparent_diffusion(
                 grid.average(ideal["b0"]).abs(), grid.average(ideal["DWI"]).abs(), CANONICAL["ADC"].b
@@ -275,7 +274,7 @@ def _body(subject: Subject, sampled: Tensor, names: tuple[str, ...], *, ill: boo
         where = torch.nonzero(maps[0] > 0.01)[:, 0]
         found = maps[:, where]
         weight = found[0]
-        disease = tuple(found[n] / weight for n in range(1, 5))
+        disease = (found[1] / weight, found[2] / weight, found[3] / weight, found[4] / weight)
     return (
         _Body(names, shares.reshape(count, -1), water.reshape(-1), openness.reshape(-1), where, weight, disease, shape),
         depth,

@@ -61,7 +61,7 @@ class Placement:
     def sample(
         self, maps: Tensor, *, centre: NDArray[np.float64], step: float, shape: tuple[int, ...], spacing: float
     ) -> Tensor:
-        """Maps (C, I, J, K) of the anatomy, whose middle is voxel `centre`, -> (C, *shape) at `spacing` mm, trilinear."""
+        """Maps (C, I, J, K) of the anatomy, its middle at voxel `centre`, -> (C, *shape) at `spacing` mm, trilinear."""
         device = maps.device
         linear = torch.tensor(self.linear, dtype=torch.float32, device=device)
         u = enlarged(self.displacement.to(device), shape)

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, *, contrasts: tuple[str, ...], spacing: tuple[
     return 0
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what signal.signal calls
     raise _Stop
 
 

@@ -26,12 +26,12 @@ class Tissue:
     gadolinium: float | Tensor = 0.0
 
 
-# Typical of adults, from published relaxometry; T1 at 1.5 T and 3 T, T2 at 1.5 T and 3 T, T2* at 3 T, PD, D, MT, uptake.
+# Typical of adults, from published relaxometry: T1 at 1.5 and 3 T, T2 at 1.5 and 3 T, T2* at 3 T, PD, D, MT, uptake.
 _TABLE: dict[str, tuple[float, ...]] = {
     "ventricle": (4100, 4200, 2000, 1700, 500, 1.00, 3.00, 0.00, 0.0),
     "csf": (4000, 4100, 1700, 1400, 350, 1.00, 3.00, 0.00, 0.0),
-    "gm": (1050, 1400, 101, 96, 55, 0.82, 0.85, 0.28, 0.012),
-    "wm": (620, 850, 79, 72, 48, 0.70, 0.73, 0.40, 0.006),
+    "gm": (1020, 1350, 93, 87, 52, 0.80, 0.85, 0.28, 0.012),
+    "wm": (620, 850, 79, 74, 48, 0.70, 0.73, 0.34, 0.006),
     "deep": (880, 1180, 82, 72, 38, 0.77, 0.76, 0.32, 0.012),
     "blood": (1450, 1800, 110, 60, 25, 0.45, 1.50, 0.05, 2.5),
     "fat": (270, 370, 95, 85, 40, 0.80, 0.05, 0.02, 0.0),
@@ -99,7 +99,9 @@ def diseased(table: Mapping[str, Tissue], t1: Tensor, t2: Tensor, diffusion: Ten
     """Diseased tissue from faint to fluid-like, voxel by voxel.
 
     Args:
-        t1, t2: how far along from white matter (0) to fluid (1) the relaxation times and water content are, in logarithms.
+        table: the person's tissues.
+        t1: how far from white matter (0) to fluid (1) T1 and water content are, in logarithms.
+        t2: the same for T2.
         diffusion: as a factor on what the same water content has when healthy: 0.5 in a fresh infarct.
         gadolinium: uptake in mM.
     """

@@ -1,0 +1,157 @@
+"""Which weights are installed, what each makes of what, and which of them suits a patient's scans."""
+
+import difflib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monai_ext.catalogue import bundle_names, find_bundle
+from monai_ext.files import absolute
+from monai_ext.modalities import Task, make_task
+from monai_ext.weights import about_weights
+
+NONE_INSTALLED = (
+    "no weights are installed: train a bundle (monai-ext train agi_net --dataset_dir PREPARED), or name weights that "
+    "you have with --weights FILE"
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A bundle with one file of weights: what it makes of what, and what the weights' JSON says of them.
+
+    `name` is what a person types: agi_net for its models/model.pt, agi_net/t1_t2_to_pd for others in that folder.
+    """
+
+    name: str
+    bundle: Path
+    weights: Path
+    task: Task
+    about: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Those that the weights know apart."""
+        return tuple(self.about.get("datasets") or ())
+
+    def makes(self, target: str, available: Collection[str]) -> bool:
+        """Whether it makes `target` of these contrasts. What is to be made is never a source."""
+        sources, _ = self.task.of([contrast for contrast in available if contrast != target])
+        return target in self.task.outputs and bool(sources) and not self.task.lacking(set(available) - {target})
+
+    def uses(self, target: str, available: Collection[str]) -> tuple[str, ...]:
+        """Which of these contrasts it makes `target` of."""
+        return tuple(one for one in self.task.inputs if one in available and one != target)
+
+    def __str__(self) -> str:
+        if self.task.every_source:
+            return f"{self.name} makes {' and '.join(self.task.outputs)} of {' and '.join(self.task.inputs)}"
+        return f"{self.name} makes any of {', '.join(self.task.outputs)} of whichever others are there"
+
+
+def installed_methods() -> list[Method]:
+    """One for each file of weights in the models folder of an installed bundle."""
+    roots = [find_bundle(name) for name in bundle_names()]
+    return [method_of(root, weights) for root in roots for weights in sorted((root / "models").glob("*.pt"))]
+
+
+def method_of(bundle: Path, weights: Path) -> Method:
+    """What these weights make, by their own JSON, or by the bundle's config where they have none."""
+    config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
+    about = about_weights(weights)
+    if about.get("bundle", bundle.name) != bundle.name:
+        raise ValueError(
+            f"{weights} are weights of {about['bundle']}, not of {bundle.name}: --method {about['bundle']}"
+        )
+    takes_any = config["sources"] is None
+    sources = about.get("sources") or config["modalities" if takes_any else "sources"]
+    target = about.get("target") or config["target"]
+    own = weights.parent == bundle / "models" and weights.stem != "model"
+    name = f"{bundle.name}/{weights.stem}" if own else bundle.name
+    task = make_task(None, None, sources) if takes_any else make_task(sources, target)
+    return Method(name, bundle, weights, task, about)
+
+
+def methods_to_choose_from(
+    *, method: str | None = None, weights: Path | str | None = None, site: str | None = None
+) -> list[Method]:
+    """The installed ones, or those of them that a person named.
+
+    Args:
+        method: a bundle's name, or a method's.
+        weights: a file, in place of what is installed. Its JSON names the bundle, or `method` does.
+        site: one that the weights have to know apart.
+
+    Raises:
+        ValueError: there is none; the message says which there are, or what to type.
+    """
+    methods = _of_file(absolute(Path(weights)), method) if weights is not None else installed_methods()
+    if method is not None and weights is None:
+        named = [one for one in methods if method in (one.name, one.bundle.name)]
+        if not named:
+            _refuse_name(method, methods)
+        methods = named
+    if not methods:
+        raise ValueError(NONE_INSTALLED)
+    if site is not None:
+        known = [one for one in methods if site in one.sites]
+        if not known:
+            sites = sorted({name for one in methods for name in one.sites})
+            there = ", ".join(sites) or f"none: leave --site out ({', '.join(one.name for one in methods)})"
+            raise ValueError(f"no weights know the site {site!r}; the sites that are known: {there}")
+        methods = known
+    return methods
+
+
+def _of_file(weights: Path, method: str | None) -> list[Method]:
+    if not weights.is_file():
+        raise ValueError(f"there are no weights at {weights}: say with --weights where they are")
+    name = method or about_weights(weights).get("bundle")
+    if name is None:
+        raise ValueError(f"{weights} does not say which method it is of: say it with --method {bundle_names()[0]}")
+    return [method_of(find_bundle(name), weights)]
+
+
+def _refuse_name(method: str, methods: Sequence[Method]) -> None:
+    if method in bundle_names():
+        raise ValueError(
+            f"no weights are installed for {method}: train it (monai-ext train {method} --dataset_dir PREPARED), or "
+            "name weights that you have with --weights FILE"
+        )
+    known = [one.name for one in methods] or bundle_names()
+    near = difflib.get_close_matches(method, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    raise ValueError(f"there is no method {method!r}; {hint}")
+
+
+def choose_method(methods: Sequence[Method], target: str, available: Collection[str]) -> Method:
+    """The one for this patient: made for exactly these contrasts, else from whichever are there, else from a part.
+
+    Raises:
+        ValueError: none makes the target of what is there; the message says what each would need.
+    """
+    able = [one for one in methods if one.makes(target, available)]
+    if not able:
+        has = " and ".join(available) or "nothing"
+        asked = "; ".join(map(str, methods))
+        others = [one.name for one in installed_methods() if one not in methods and one.makes(target, available)]
+        can = f"; {' and '.join(others)} can" if others else ""
+        raise ValueError(f"{target} cannot be made of {has}: {asked}{can}")
+    there = set(available) - {target}
+
+    def rank(method: Method) -> tuple[int, float]:
+        exact = set(method.uses(target, available)) == there
+        fixed = method.task.every_source
+        return (0 if fixed and exact else 1 if not fixed else 2), -_quality(method, target)
+
+    return min(able, key=rank)
+
+
+def _quality(method: Method, target: str) -> float:
+    """The SSIM on real scans that its JSON states for this target; 0 where it states none."""
+    stated = method.about.get("quality")
+    value = stated.get(target) if isinstance(stated, Mapping) else None
+    ssim = value.get("ssim") if isinstance(value, Mapping) else None
+    return float(ssim) if isinstance(ssim, int | float) else 0.0

@@ -1,0 +1,132 @@
+"""What a person names on the command line, recognised: image files, a folder, a datalist, a DICOM study."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from monai_ext.data.datalist import SubjectError
+from monai_ext.data.layouts import DICOM, detect, walk
+from monai_ext.data.naming import LABEL, LAYOUTS, Found, kind_of, stem
+from monai_ext.files import absolute
+from monai_ext.inference.subjects import SYNTHETIC, Cases, find_subjects
+from monai_ext.modalities import MODALITIES
+
+AS_FILES = "T1=FILE T2=FILE"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder that holds DICOM files."""
+
+    folder: Path
+
+
+def recognised(words: Sequence[str]) -> Cases | Study:
+    """Who is meant by files (their contrast by name, or as T1=FILE), a folder, a datalist or a DICOM study.
+
+    Raises:
+        ValueError: it cannot be told, or they do not go together; the message says what to type.
+    """
+    if len(words) == 1 and "=" not in words[0]:
+        path = absolute(Path(words[0]))
+        if path.is_dir():
+            return _of_folder(path)
+        if path.suffix.lower() == ".json":
+            return find_subjects(datalist=path)
+    images: dict[str, Path] = {}
+    names = []
+    for word in words:
+        contrast, path, subject = _of_word(word)
+        if contrast in images:
+            raise ValueError(
+                f"{images[contrast]} and {path} are both {contrast}: give one of them, or say what the other shows, "
+                f"as {_another(contrast)}={path}"
+            )
+        images[contrast] = path
+        names.append(subject)
+    named = names[0] if len(set(names)) == 1 else None
+    return find_subjects(images=images, name=named or None)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file's content, or else its name, says that it is DICOM."""
+    if path.suffix.lower() in DICOM:
+        return True
+    if stem(path):
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _of_word(word: str) -> tuple[str, Path, str]:
+    """contrast, file, and whose it is where the name says so"""
+    before, equals, after = word.partition("=")
+    contrast = kind_of(before) if equals and not Path(word).exists() else ""
+    if equals and not Path(word).exists() and (contrast in ("", LABEL) or not after):
+        raise ValueError(f"{word} is no CONTRAST=FILE such as T1=a.nii.gz; contrasts are {', '.join(MODALITIES)}")
+    path = absolute(Path(after if contrast else word))
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give it alone, or files, as {AS_FILES}")
+    if is_dicom(path):
+        raise ValueError(f"{path} is DICOM: give the study's folder, alone")
+    if not stem(path):
+        raise ValueError(f"{path} is no image: NIfTI is read (.nii.gz, .nii), MetaImage and NRRD, and DICOM's folders")
+    found = _found(path)
+    if contrast:
+        return contrast, path, found.subject
+    if found.kind == LABEL:
+        raise ValueError(f"{path} is a label map by its name, and none is needed: leave it out")
+    if not found.kind:
+        raise ValueError(f"{path}: its name does not tell its contrast: say it, as T1={path}")
+    return found.kind, path, found.subject
+
+
+def _found(path: Path) -> Found:
+    """What the names tell of a file; whose it is only where a dataset's names do, as a folder's may be any."""
+    layout = detect([path])
+    name = PurePath(*path.parts[-2:])
+    found = LAYOUTS[layout](name) if layout != "folder" else None
+    if found is not None and found.kind:
+        return found
+    plain = LAYOUTS["folder"](name)
+    return Found("", plain.kind if plain else "")
+
+
+def _another(contrast: str) -> str:
+    return next(one for one in MODALITIES if one != contrast)
+
+
+def _of_folder(folder: Path) -> Cases | Study:
+    unread: list[SubjectError] = []
+    dicom: list[Path] = []
+    images: list[Path] = []
+    for file in walk(folder, unread):
+        if is_dicom(file):
+            dicom.append(file)
+        elif stem(file) and not stem(file).endswith(SYNTHETIC):
+            images.append(file)
+    if dicom and not images:
+        return Study(folder)
+    mixed = sorted({_top(file, folder) for file in dicom} & {_top(file, folder) for file in images})
+    if mixed:
+        raise ValueError(
+            f"{folder / mixed[0]} holds DICOM ({dicom[0].name}) and other images ({images[0].name}): give the folder "
+            f"of the DICOM study alone, or the files, as {AS_FILES}"
+        )
+    if not images and not unread:
+        raise ValueError(
+            f"{folder} holds no image and no DICOM: give a folder of subject folders (case1/T1.nii.gz), a DICOM study, "
+            f"or files, as {AS_FILES}"
+        )
+    try:
+        return find_subjects(folder=folder)
+    except ValueError as error:
+        raise ValueError(f"{str(error).partition('; give images')[0]}; give the files, as {AS_FILES}") from None
+
+
+def _top(file: Path, folder: Path) -> str:
+    parts = file.relative_to(folder).parts
+    return parts[0] if len(parts) > 1 else "."

@@ -1,0 +1,43 @@
+"""monai-ext models: which weights are installed, what each makes of what, and how well."""
+
+import argparse
+from collections.abc import Mapping
+
+from monai_ext.installed import NONE_INSTALLED, Method, installed_methods
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=run)
+
+
+def run(_: argparse.Namespace) -> int:
+    methods = installed_methods()
+    if not methods:
+        print(NONE_INSTALLED)
+    for method in methods:
+        print("\n  ".join(described(method)))
+    return 0
+
+
+def described(method: Method) -> list[str]:
+    """A method's name and task, then what its weights' JSON says: one fact a line."""
+    task, about = method.task, method.about
+    sources = " + ".join(task.inputs) if task.every_source else f"any of {', '.join(task.inputs)}"
+    targets = ", ".join(task.outputs) if task.every_source else "any other of them"
+    lines = [f"{method.name}: {sources} -> {targets}"]
+    lines.append(f"{method.weights.stat().st_size / 1e6:.1f} MB, {about.get('licence', 'no licence stated')}")
+    for name in ("data", "trained_on"):
+        if about.get(name):
+            lines.append(f"trained on {about[name]}")
+    if method.sites:
+        lines.append(f"knows the sites {', '.join(method.sites)}")
+    quality = about.get("quality")
+    if isinstance(quality, Mapping):
+        lines += [f"on real scans, {target}: {_figures(figures)}" for target, figures in quality.items()]
+    return lines
+
+
+def _figures(figures: object) -> str:
+    if not isinstance(figures, Mapping):
+        return str(figures)
+    return ", ".join(f"{name} {value}" for name, value in figures.items())

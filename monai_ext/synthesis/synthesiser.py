@@ -1,0 +1,184 @@
+"""Scans in, the missing contrast out: the method chosen by what is there, its network built once."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from monai_ext.files import read_json
+from monai_ext.installed import Method, choose_method, methods_to_choose_from
+from monai_ext.modalities import canonical
+from monai_ext.serve import synthesis
+
+Scan = Path | str | nib.Nifti1Image
+
+
+class Synthesiser:
+    """Synthesises for one patient after another; each method's network is built when it is first needed, and kept.
+
+    Args:
+        method: a bundle's name, such as "agi_net"; without it, the installed weights that suit each patient best.
+        weights: a file, in place of the installed ones.
+        site: whose scanners the images are of, where the weights tell sites apart.
+        register: "none" or "rigid"; without it, a scan that lies on another grid than the reference is registered.
+        brain_mask: "none", "zero" or "otsu", how the brain is cut out; without it, as the weights were trained.
+        device: "cpu", "cuda", "cuda:1"; without it, a GPU where there is one.
+        overwrite: write over what is there; without it, what the same weights made of the same scans is kept, and
+            other results are refused.
+        quick_look: write a picture beside each result.
+
+    Raises:
+        ValueError: an option that may not be, or no weights that are as asked for; the message says which there are.
+
+    Example:
+        >>> makes = Synthesiser()  # doctest: +SKIP
+        >>> for folder in folders:  # doctest: +SKIP
+        ...     flair = makes({"T1": folder / "T1.nii.gz", "T2": folder / "T2.nii.gz"}, "FLAIR")
+        ...     nib.save(flair, folder / "FLAIR_synthetic.nii.gz")
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str | None = None,
+        weights: Path | str | None = None,
+        site: str | None = None,
+        register: str | None = None,
+        brain_mask: str | None = None,
+        device: str | None = None,
+        overwrite: bool = False,
+        quick_look: bool = False,
+    ) -> None:
+        self.methods = methods_to_choose_from(method=method, weights=weights, site=site)
+        given = {"register": register, "brain_mask": brain_mask, "site": site, "device": _device(device)}
+        self._ids: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        self._ids |= {"overwrite": overwrite, "quick_look": quick_look}
+        self._built: dict[Path, synthesis.Synthesiser] = {}
+
+    def __call__(self, images: Mapping[str, Scan], target: str) -> nib.Nifti1Image:
+        """Synthesise `target` from the scans of one patient.
+
+        Args:
+            images: contrast -> a file, or an image in memory. Contrasts by any of their names.
+            target: the contrast to make.
+
+        Returns:
+            float32 in [0, 1] on the grid of the reference, one of the scans. `image.extra` says what it is: what
+            stands in the JSON beside a file.
+
+        Raises:
+            ValueError: it cannot be made; the message says why and what could be.
+        """
+        with tempfile.TemporaryDirectory() as work:
+            files = {}
+            for contrast, image in images.items():
+                if isinstance(image, Path | str):
+                    files[canonical(contrast)] = Path(image)
+                else:
+                    files[canonical(contrast)] = Path(work) / f"{canonical(contrast)}.nii.gz"
+                    nib.save(image, files[canonical(contrast)])
+            made = self.write(files, [target], Path(work) / "out", subject="patient")[canonical(target)]
+            there: Any = nib.load(made)
+            header = there.header.copy()
+            array = np.asarray(there.dataobj, dtype=np.float32)
+            return type(there)(array, there.affine, header, extra=read_json(sidecar(made)))
+
+    def plan(self, available: Sequence[str], targets: Sequence[str] | None) -> dict[str, Method]:
+        """target -> the method that makes it of the contrasts that are there.
+
+        Args:
+            available: contrasts, as in `MODALITIES`.
+            targets: contrasts; None is each that is missing and can be made.
+
+        Raises:
+            ValueError: one that is there already, or that cannot be made; nothing that is missing can be.
+        """
+        if targets is None:
+            every = dict.fromkeys(target for method in self.methods for target in method.task.outputs)
+            missing = [one for one in every if one not in available]
+            can = [one for one in missing if any(method.makes(one, available) for method in self.methods)]
+            if missing and not can:
+                choose_method(self.methods, missing[0], available)  # says why not
+            return {target: choose_method(self.methods, target, available) for target in can}
+        names = [canonical(target) for target in targets]
+        there = [one for one in names if one in available]
+        if there:
+            raise ValueError(f"{there[0]} is there already: name with --target what is missing, or leave its file out")
+        return {target: choose_method(self.methods, target, available) for target in names}
+
+    def write(
+        self, images: Mapping[str, Path], targets: Sequence[str] | None, output_dir: Path, *, subject: str
+    ) -> dict[str, Path]:
+        """Synthesise into `output_dir`/`subject`: contrast -> the NIfTI there, with its JSON beside it.
+
+        Args:
+            images: contrast -> file, contrasts as in `MODALITIES`.
+            targets: contrasts; None is each that is missing and can be made.
+            output_dir: where results of many subjects go.
+            subject: the folder's name there.
+
+        Raises:
+            ValueError: as `plan`, or the scans cannot be used.
+        """
+        plan = self.plan(tuple(images), targets)
+        made: dict[str, Path] = {}
+        for method in dict.fromkeys(plan.values()):
+            asked = [target for target, other in plan.items() if other is method]
+            made |= self._run(method, images, asked, output_dir, subject)
+        return {target: made[target] for target in plan}
+
+    def built(self, method: Method) -> synthesis.Synthesiser:
+        """The method's inference, made at its first use."""
+        if method.weights not in self._built:
+            self._built[method.weights] = synthesis.Synthesiser(method.bundle, weights=method.weights, **self._ids)
+        return self._built[method.weights]
+
+    def _run(
+        self, method: Method, images: Mapping[str, Path], targets: Sequence[str], output_dir: Path, subject: str
+    ) -> dict[str, Path]:
+        sources = {name: path for name, path in images.items() if name in method.task.inputs and name not in targets}
+        options = {} if method.task.every_source else {"target": list(targets)}
+        return self.built(method)(sources, output_dir, subject=subject, **options)
+
+
+def synthesise(images: Mapping[str, Scan], target: str, **options: Any) -> nib.Nifti1Image:
+    """One patient's missing contrast, in one call.
+
+    Args:
+        images: contrast -> a file, or an image in memory.
+        target: the contrast to make.
+        options: those of `Synthesiser`, which is what to use for many patients.
+
+    Returns:
+        As `Synthesiser.__call__`.
+
+    Raises:
+        ValueError: it cannot be made; the message says why and what could be.
+
+    Example:
+        >>> flair = synthesise({"T1": "T1.nii.gz", "T2": "T2.nii.gz"}, "FLAIR")  # doctest: +SKIP
+        >>> flair.extra["bundle"], flair.extra["synthetic"]  # doctest: +SKIP
+        ('agi_net', True)
+    """
+    return Synthesiser(**options)(images, target)
+
+
+def sidecar(image: Path) -> Path:
+    """The JSON beside a NIfTI of ours."""
+    return image.with_name(image.name.removesuffix(".nii.gz") + ".json")
+
+
+def _device(name: str | None) -> torch.device | None:
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be cpu, cuda or cuda:1 and the like, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {name}, and this machine has {torch.cuda.device_count()} CUDA devices: try cpu")
+    return device

@@ -1,0 +1,58 @@
+"""What is installed, listed and chosen from."""
+
+from pathlib import Path
+
+import pytest
+from installed_weights import collection, say_more
+
+from monai_ext import catalogue
+from monai_ext.__main__ import main
+from monai_ext.installed import choose_method, installed_methods
+
+
+@pytest.fixture
+def twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two methods for one task, the second of which states that it is better, and one for any."""
+    folder = collection(tmp_path / "twins", "agi_net", "fd_gan", "pmm_synth")
+    say_more(folder / "fd_gan/models/model.pt", quality={"FLAIR": {"ssim": 0.9, "subjects": 3}}, licence="Apache-2.0")
+    monkeypatch.setattr(catalogue, "bundles_folder", lambda: folder)
+    return folder
+
+
+@pytest.mark.usefixtures("twins")
+def test_the_list_says_of_each_its_task_size_licence_and_quality(capsys):
+    assert main(["models"]) == 0
+    entries = capsys.readouterr().out.replace("\n  ", " | ").splitlines()
+    assert [line.partition(":")[0] for line in entries] == ["agi_net", "fd_gan", "pmm_synth"]
+    assert "T1 + T2 -> FLAIR" in entries[0]
+    assert "Apache-2.0" in entries[1]
+    assert "on real scans, FLAIR: ssim 0.9" in entries[1]
+    assert "any of T1, T2" in entries[2]
+    assert all(" MB" in line for line in entries)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("target", "available", "name"),
+    [
+        ("FLAIR", ("T1", "T2"), "agi_net"),
+        ("FLAIR", ("T1", "T2", "T1C"), "pmm_synth"),  # the third contrast counts
+        ("FLAIR", ("T1",), "pmm_synth"),
+        ("FLAIR", ("T1", "PD"), "pmm_synth"),
+        ("T2", ("T1", "T2"), "pmm_synth"),  # what is to be made is no source
+    ],
+)
+def test_the_method_is_the_one_made_for_what_is_there(target, available, name):
+    assert choose_method(installed_methods(), target, available).name == name
+
+
+@pytest.mark.usefixtures("twins")
+def test_of_two_for_one_task_the_better_is_taken():
+    assert choose_method(installed_methods(), "FLAIR", ("T1", "T2")).name == "fd_gan"
+
+
+def test_where_nothing_is_installed_that_is_said(tmp_path, monkeypatch, capsys):
+    bare = collection(tmp_path / "bare")
+    monkeypatch.setattr(catalogue, "bundles_folder", lambda: bare)
+    assert main(["models"]) == 0
+    assert "no weights are installed" in capsys.readouterr().out

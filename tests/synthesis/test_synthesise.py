@@ -1,0 +1,243 @@
+"""monai-ext synthesise as a person types it: what is made, of what and by whom, and each mistake in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from dicom_study import write_series, write_study
+from installed_weights import AFFINE, collection, scan
+
+from monai_ext import Synthesiser, catalogue, synthesise
+from monai_ext.__main__ import main
+from monai_ext.files import sha256
+
+
+def typed(*words: object) -> int:
+    return main(["synthesise", *map(str, words)])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line with which the command ends."""
+    capsys.readouterr()
+    assert typed(*words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.strip().splitlines()
+    assert line.startswith("synthesise: ")
+    return line
+
+
+def record(image: Path) -> dict:
+    return json.loads(image.with_name(image.name.replace(".nii.gz", ".json")).read_text())
+
+
+@pytest.mark.usefixtures("installed")
+class TestOnePatient:
+    def test_two_files_and_a_target_are_enough(self, patient, tmp_path, capsys):
+        assert typed(patient / "T1.nii.gz", patient / "T2.nii.gz", "--target", "FLAIR", "-o", tmp_path / "out") == 0
+        image = tmp_path / "out" / "patient" / "FLAIR_synthetic.nii.gz"
+        said = record(image)
+        assert (said["target"], said["bundle"], list(said["sources"])) == ("FLAIR", "agi_net", ["T1", "T2"])
+        made, source = nib.load(image), nib.load(patient / "T1.nii.gz")
+        assert made.shape == source.shape
+        np.testing.assert_array_equal(made.affine, source.affine)
+        assert np.asarray(made.dataobj).max() > 0
+        assert image.with_name("FLAIR_synthetic.png").is_file()
+        printed = capsys.readouterr().out
+        assert "FLAIR by agi_net" in printed
+        assert str(image) in printed
+
+    def test_what_is_there_is_kept_and_said_and_made_anew_when_asked(self, patient, tmp_path, capsys):
+        words = (patient / "T1.nii.gz", patient / "T2.nii.gz", "--target", "FLAIR", "-o", tmp_path / "out")
+        image = tmp_path / "out" / "patient" / "FLAIR_synthetic.nii.gz"
+        assert typed(*words) == 0
+        first = image.stat().st_mtime_ns
+        capsys.readouterr()
+        assert typed(*words) == 0
+        assert image.stat().st_mtime_ns == first
+        assert "kept" in capsys.readouterr().out
+        assert typed(*words, "--overwrite") == 0
+        assert image.stat().st_mtime_ns > first
+
+    def test_names_that_do_not_tell_are_told_and_the_targets_may_be_several(self, tmp_path):
+        one, two = scan(tmp_path / "a.nii.gz"), scan(tmp_path / "b.nii.gz", seed=1)
+        assert typed(f"T1={one}", f"t2w={two}", "--target", "FLAIR,T1C", "-o", tmp_path / "out") == 0
+        folder = tmp_path / "out" / tmp_path.name
+        makers = {t: record(folder / f"{t}_synthetic.nii.gz")["bundle"] for t in ("FLAIR", "T1C")}
+        assert makers == {"FLAIR": "agi_net", "T1C": "pmm_synth"}
+        assert record(folder / "T1C_synthetic.nii.gz")["sources"]["T2"]["sha256"] == sha256(two)
+
+    def test_what_no_fixed_task_fits_is_made_of_whichever_are_there(self, patient, tmp_path):
+        assert typed(patient / "T1.nii.gz", "--target", "FLAIR", "-o", tmp_path / "out") == 0
+        assert record(tmp_path / "out" / "patient" / "FLAIR_synthetic.nii.gz")["bundle"] == "pmm_synth"
+
+    def test_a_method_can_be_asked_for(self, patient, tmp_path):
+        words = (patient / "T1.nii.gz", patient / "T2.nii.gz", "--target", "FLAIR", "-o", tmp_path / "out")
+        assert typed(*words, "--method", "pmm_synth", "--threads", 1, "--device", "cpu") == 0
+        assert record(tmp_path / "out" / "patient" / "FLAIR_synthetic.nii.gz")["bundle"] == "pmm_synth"
+
+    def test_weights_of_ones_own_are_taken_by_what_their_json_says(self, both, patient, tmp_path):
+        mine = tmp_path / "mine"
+        shutil.copytree(both / "agi_net" / "models", mine)
+        shutil.copy(mine / "model.pt", mine / "best.pt")
+        shutil.copy(mine / "model.json", mine / "best.json")
+        assert typed(patient, "--target", "missing", "--weights", mine / "best.pt", "-o", tmp_path / "out") == 0
+        made = list((tmp_path / "out").rglob("*.nii.gz"))
+        assert [path.name for path in made] == ["FLAIR_synthetic.nii.gz"]
+        assert record(made[0])["weights_sha256"] == sha256(mine / "best.pt")
+
+    def test_scans_on_two_grids_are_registered_and_that_is_said(self, patient, tmp_path, capsys):
+        moved = AFFINE.copy()
+        moved[:3, 3] += 4.0
+        scan(patient / "T2.nii.gz", affine=moved)  # the same values: it lies on the T1 once it is moved back
+        words = (patient / "T1.nii.gz", patient / "T2.nii.gz", "--target", "FLAIR")
+        assert typed(*words, "-o", tmp_path / "out") == 0
+        assert "registered to T1: T2" in capsys.readouterr().out
+        assert typed(*words, "-o", tmp_path / "as_they_lie", "--register", "none") == 0
+        assert "registered" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("installed")
+class TestManyPatients:
+    def test_each_gets_what_is_missing_and_the_broken_are_named(self, tmp_path, capsys):
+        root = tmp_path / "patients"
+        for name, contrasts in {"p1": ("T1", "T2"), "p2": ("T1", "FLAIR"), "p3": ("T1", "T2")}.items():
+            for seed, contrast in enumerate(contrasts):
+                scan(root / name / f"{contrast}.nii.gz", seed=seed)
+        (root / "p3" / "T2.nii.gz").write_bytes(b"not an image")
+        assert typed(root, "--target", "FLAIR", "-o", tmp_path / "out") == 1
+        printed = capsys.readouterr()
+        assert "1 of 3 subjects could not be synthesised" in printed.err
+        assert "p3" in printed.err.partition("could not be")[2]
+        assert "p2: has FLAIR" in printed.out + printed.err
+        made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.nii.gz"))
+        assert made == ["p1/FLAIR_synthetic.nii.gz"]
+
+    def test_a_bids_tree_and_a_datalist_are_recognised(self, tmp_path):
+        root = tmp_path / "bids"
+        for seed, suffix in enumerate(("T1w", "T2w")):
+            scan(root / "sub-01" / "anat" / f"sub-01_{suffix}.nii.gz", seed=seed)
+        assert typed(root, "--target", "FLAIR", "-o", tmp_path / "out") == 0
+        assert (tmp_path / "out" / "sub-01" / "FLAIR_synthetic.nii.gz").is_file()
+        assert main(["index", "--root", str(root), "--out", str(root / "list.json"), "--split", "1/0/0"]) == 0
+        assert typed(root / "list.json", "--target", "FLAIR", "-o", tmp_path / "again") == 0
+        assert (tmp_path / "again" / "sub-01" / "FLAIR_synthetic.nii.gz").is_file()
+        files = sorted(root.rglob("*.nii.gz"))
+        assert typed(*files, "--target", "FLAIR", "-o", tmp_path / "files") == 0
+        assert (tmp_path / "files" / "sub-01" / "FLAIR_synthetic.nii.gz").is_file()
+
+
+@pytest.mark.usefixtures("installed")
+class TestStudies:
+    def test_a_study_is_recognised_by_its_content(self, tmp_path, capsys):
+        study = write_study(tmp_path / "study", "T1", "T2")
+        for number, path in enumerate(sorted(study.rglob("*.dcm"))):
+            path.rename(path.with_name(f"IM{number}"))  # as many a disc from a hospital has them
+        assert typed(study, "--target", "FLAIR", "-o", tmp_path / "out") == 0
+        image = tmp_path / "out" / "FLAIR_synthetic.nii.gz"
+        assert record(image)["bundle"] == "agi_net"
+        series = list((tmp_path / "out" / "SYNTHETIC_FLAIR").iterdir())
+        assert len(series) == nib.load(image).shape[2] == 10
+        assert str(image) in capsys.readouterr().out
+        line = refused(capsys, study, "--target", "FLAIR", "-o", tmp_path / "out")
+        assert "is there already" in line
+
+    def test_two_patients_are_refused(self, tmp_path, capsys):
+        study = write_study(tmp_path / "study", "T1")
+        write_series(study / "T2", number=2, SeriesDescription="T2 TSE TRA", PatientID="N1")
+        assert "holds 2 patients" in refused(capsys, study, "--target", "FLAIR", "-o", tmp_path / "out")
+
+    def test_a_study_and_images_in_one_folder_are_refused(self, patient, tmp_path, capsys):
+        write_study(patient, "T1")
+        line = refused(capsys, patient, "--target", "FLAIR", "-o", tmp_path / "out")
+        assert "DICOM" in line
+        assert "T1=FILE" in line
+
+
+@pytest.mark.usefixtures("installed")
+class TestMistakes:
+    """Each is one line that says what to type."""
+
+    def test_a_target_that_is_there(self, patient, tmp_path, capsys):
+        line = refused(capsys, patient / "T1.nii.gz", patient / "T2.nii.gz", "--target", "T2", "-o", tmp_path / "out")
+        assert "T2 is there already" in line
+        assert "--target" in line
+
+    def test_a_folder_with_nothing_to_recognise(self, tmp_path, capsys):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "notes.txt").write_text("nothing")
+        line = refused(capsys, tmp_path / "empty", "--target", "FLAIR", "-o", tmp_path / "out")
+        assert "T1=FILE" in line
+
+    def test_two_files_of_one_contrast(self, patient, tmp_path, capsys):
+        other = scan(tmp_path / "other" / "t1_mprage.nii.gz")
+        line = refused(capsys, patient / "T1.nii.gz", other, "--target", "FLAIR", "-o", tmp_path / "out")
+        assert "both T1" in line
+        assert f"T2={other}" in line
+
+    def test_a_name_that_does_not_tell(self, tmp_path, capsys):
+        one = scan(tmp_path / "scan001.nii.gz")
+        assert f"T1={one}" in refused(capsys, one, "--target", "FLAIR", "-o", tmp_path / "out")
+
+    def test_a_word_that_names_no_contrast(self, tmp_path, capsys):
+        one = scan(tmp_path / "a.nii.gz")
+        assert "T1=a.nii.gz" in refused(capsys, f"T9={one}", "--target", "FLAIR", "-o", tmp_path / "out")
+
+    def test_a_file_that_is_not_there(self, patient, tmp_path, capsys):
+        line = refused(capsys, patient / "T11.nii.gz", "--target", "FLAIR", "-o", tmp_path / "out")
+        assert "T11" in line
+
+    def test_a_method_that_cannot(self, patient, tmp_path, capsys):
+        words = (patient / "T1.nii.gz", "--target", "FLAIR", "-o", tmp_path / "out", "--method", "agi_net")
+        line = refused(capsys, *words)
+        assert "agi_net makes FLAIR of T1 and T2" in line
+        assert "pmm_synth can" in line
+
+    def test_a_contrast_that_nobody_makes(self, patient, tmp_path, capsys):
+        words = (patient / "T1.nii.gz", patient / "T2.nii.gz", "--target", "PD", "-o", tmp_path / "out")
+        assert "PD cannot be made of T1 and T2" in refused(capsys, *words)
+
+    @pytest.mark.parametrize(
+        ("option", "value", "says"),
+        [
+            ("--method", "agi-net", "did you mean agi_net"),
+            ("--method", "fd_gan", "monai-ext train fd_gan"),
+            ("--site", "nowhere", "leave --site out"),
+            ("--device", "gpu", "cpu, cuda"),
+            ("--threads", "0", "at least 1"),
+            ("--weights", "nothing.pt", "--weights"),
+            ("--series", "T1=5", "T1=FILE"),
+        ],
+    )
+    def test_an_option_that_may_not_be(self, option, value, says, patient, tmp_path, capsys):
+        words = (patient / "T1.nii.gz", patient / "T2.nii.gz", "--target", "FLAIR", "-o", tmp_path / "out")
+        assert says in refused(capsys, *words, option, value)
+
+    def test_no_weights(self, patient, tmp_path, capsys, monkeypatch):
+        bare = collection(tmp_path / "bare")
+        monkeypatch.setattr(catalogue, "bundles_folder", lambda: bare)
+        line = refused(capsys, patient, "--target", "FLAIR", "-o", tmp_path / "out")
+        assert "no weights are installed" in line
+        assert "--weights FILE" in line
+
+
+@pytest.mark.usefixtures("installed")
+class TestPython:
+    def test_files_and_images_in_memory_give_one_image_that_says_what_it_is(self, patient):
+        files = {contrast: patient / f"{contrast}.nii.gz" for contrast in ("T1", "T2")}
+        of_files = synthesise(files, "FLAIR")
+        of_images = synthesise({"t1w": nib.load(files["T1"]), "T2": nib.load(files["T2"])}, "FLAIR")
+        np.testing.assert_allclose(of_images.get_fdata(), of_files.get_fdata(), atol=1e-5)
+        np.testing.assert_array_equal(of_files.affine, nib.load(files["T1"]).affine)
+        assert (of_files.extra["bundle"], of_files.extra["synthetic"]) == ("agi_net", True)
+
+    def test_a_network_is_built_once_for_many_patients(self, patient):
+        makes = Synthesiser(method="agi_net")
+        (method,) = makes.methods
+        makes({"T1": patient / "T1.nii.gz", "T2": patient / "T2.nii.gz"}, "FLAIR")
+        first = makes.built(method).network
+        makes({"T1": patient / "T2.nii.gz", "T2": patient / "T1.nii.gz"}, "FLAIR")
+        assert makes.built(method).network is first
