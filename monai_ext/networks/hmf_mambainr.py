@@ -13,21 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_ext.networks.inr import ImplicitDecoder, PixelDecoder, check_output
-from monai_ext.networks.rhmb import RHMB, ConvBlock, ResidualConvs
+from monai_ext.networks.rhmb import RHMB, ConvBlock, ResidualConvs, UpBlock
 from monai_ext.runtime import wanted_dtype
 
 PARTS = ("rhmb", "mfeb", "msf", "mfm", "inrb")
-
-
-class UpBlock(nn.Sequential):
-    """Transposed convolution to twice the size, its kernel a multiple of its stride; batch norm, ReLU."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__(
-            nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(inplace=True),
-        )
 
 
 class MSF(nn.Module):

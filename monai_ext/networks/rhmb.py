@@ -31,6 +31,17 @@ class ConvBlock(nn.Sequential):
         )
 
 
+class UpBlock(nn.Sequential):
+    """Transposed convolution to twice the size, its kernel a multiple of its stride; batch norm, ReLU."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(
+            nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(inplace=True),
+        )
+
+
 class ResidualConvs(nn.Module):
     """x + F(F(x)), F a ConvBlock: the RCG, and the end of each RHMB."""
 
