@@ -40,7 +40,7 @@ class Scaled:
         to_source: 4 x 4, from the reference's world to its own, in mm.
         moved_mm: how far registration moved it.
         seen: the share of the mask that its field of view holds.
-        placed_by: what placed it: its header, or registration.
+        placed_by: "its grid", "its header" or "rigid registration".
     """
 
     array: NDArray[np.float32]
