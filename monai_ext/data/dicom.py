@@ -94,7 +94,8 @@ def _check_one(folder: Path, headers: Sequence[Any], keyword: str, *, what: str)
     values = sorted({_text(header, keyword) for header in headers})
     if len(values) > 1:
         shown = ", ".join(map(repr, values[:4]))
-        raise ValueError(f"{folder} holds {len(values)} {what}, expected one: {shown} ({keyword}); give a folder of one")
+        expected = f"expected one: {shown} ({keyword}); give a folder of one"
+        raise ValueError(f"{folder} holds {len(values)} {what}, {expected}")
 
 
 def _text(header: Any, keyword: str) -> str:
