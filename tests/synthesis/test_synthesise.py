@@ -13,6 +13,8 @@ from installed_weights import collection, scan
 from monai_ext import Synthesiser, catalogue, synthesise
 from monai_ext.__main__ import main
 from monai_ext.files import sha256
+from monai_ext.inference.checks import Finding, Findings
+from monai_ext.synthesis import looking
 from monai_ext.synthesis.command import said
 
 
@@ -215,6 +217,25 @@ class TestMistakes:
         line = refused(capsys, patient, "--target", "FLAIR", "-o", tmp_path / "out")
         assert "no weights are installed" in line
         assert "--weights FILE" in line
+
+
+@pytest.mark.usefixtures("installed")
+class TestLooking:
+    @pytest.fixture
+    def swapped(self, both, monkeypatch):
+        """The eyes see that T1 and T2 are exchanged."""
+        monkeypatch.setattr(looking, "WEIGHTS", both / "agi_net" / "models" / "model.pt")
+        seen = Finding("contrast", "refuse", ("T1",), "T1 looks like T2 (99% sure): name it T2=FILE")
+        monkeypatch.setattr(looking, "look", lambda images: Findings({}, (), (seen,)))
+
+    @pytest.mark.usefixtures("swapped")
+    def test_what_is_seen_to_be_another_contrast_is_refused_unless_names_are_trusted(self, patient, tmp_path, capsys):
+        words = (patient / "T1.nii.gz", patient / "T2.nii.gz", "--target", "FLAIR", "-o", tmp_path / "out")
+        assert "T1 looks like T2 (99% sure)" in refused(capsys, *words)
+        assert not (tmp_path / "out").exists()
+        assert typed(*words, "--trust-names") == 0
+        (finding,) = record(tmp_path / "out" / "patient" / "FLAIR_synthetic.nii.gz")["checks"]["findings"]
+        assert finding["kind"] == "contrast"
 
 
 @pytest.mark.usefixtures("installed")
