@@ -93,7 +93,7 @@ def _subjects(synthesiser: "Synthesiser", cases: "Cases", targets: Sequence[str]
     """One subject after another; a fault is one subject's, and the others are done."""
     from tqdm import tqdm
 
-    from monai_ext.data.datalist import report_failures
+    from monai_ext.data.datalist import SubjectError, report_failures
     from monai_ext.inference.subjects import subject_fault
 
     failures = list(cases.failures)
@@ -110,7 +110,9 @@ def _subjects(synthesiser: "Synthesiser", cases: "Cases", targets: Sequence[str]
             except (ValueError, OSError, RuntimeError) as error:
                 if total == 1:
                     raise
-                failures.append(subject_fault(error, subject))
+                plain = type(error) is ValueError  # whose message says all
+                said_of = SubjectError(subject.name, None, str(error))
+                failures.append(said_of if plain else subject_fault(error, subject))
                 continue
             for path in made.values():
                 kept = before.get(path) == path.stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""A patient's scans looked at before anything is made of them: what is not what it says is refused, the rest is said."""
+"""A patient's scans looked at before anything is made of them: what they are not is refused."""
 
 import logging
 from collections.abc import Mapping

@@ -226,7 +226,7 @@ class TestLooking:
         """The eyes see that T1 and T2 are exchanged."""
         monkeypatch.setattr(looking, "WEIGHTS", both / "agi_net" / "models" / "model.pt")
         seen = Finding("contrast", "refuse", ("T1",), "T1 looks like T2 (99% sure): name it T2=FILE")
-        monkeypatch.setattr(looking, "look", lambda images: Findings({}, (), (seen,)))
+        monkeypatch.setattr(looking, "look", lambda _: Findings({}, (), (seen,)))
 
     @pytest.mark.usefixtures("swapped")
     def test_what_is_seen_to_be_another_contrast_is_refused_unless_names_are_trusted(self, patient, tmp_path, capsys):
