@@ -110,9 +110,9 @@ def _subjects(synthesiser: "Synthesiser", cases: "Cases", targets: Sequence[str]
             except (ValueError, OSError, RuntimeError) as error:
                 if total == 1:
                     raise
-                plain = type(error) is ValueError  # whose message says all
-                said_of = SubjectError(subject.name, None, str(error))
-                failures.append(said_of if plain else subject_fault(error, subject))
+                own = type(error) is ValueError  # its message says all
+                fault = SubjectError(subject.name, None, str(error)) if own else subject_fault(error, subject)
+                failures.append(fault)
                 continue
             for path in made.values():
                 kept = before.get(path) == path.stat().st_mtime_ns
