@@ -30,7 +30,7 @@ from monai_ext.zoo import rules
 
 AGREEMENT = 60.0  # dB
 LARGEST = 20e6  # bytes
-COMPARED = 16  # slices
+COMPARED = 8  # slices
 LICENCE = "Apache-2.0"
 
 
