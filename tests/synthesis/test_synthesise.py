@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from dicom_study import write_series, write_study
 from installed_weights import collection, scan
@@ -137,6 +138,16 @@ class TestStudies:
         assert str(image) in capsys.readouterr().out
         line = refused(capsys, study, "--target", "FLAIR", "-o", tmp_path / "out")
         assert "is there already" in line
+
+    def test_the_dicom_command_needs_no_more_than_a_target(self, tmp_path, capsys):
+        study = write_study(tmp_path / "study", "T1", "T2")
+        words = ["dicom", "--study", str(study), "--out", str(tmp_path / "out")]
+        assert main(words) == 2
+        assert "--target" in capsys.readouterr().err
+        assert main([*words, "--target", "FLAIR"]) == 0
+        (series,) = (tmp_path / "out").iterdir()
+        (first, *_) = sorted(series.iterdir())
+        assert "agi_net" in str(pydicom.dcmread(first))
 
     def test_two_patients_are_refused(self, tmp_path, capsys):
         study = write_study(tmp_path / "study", "T1")
