@@ -18,9 +18,8 @@ class PreparedVolumes(SliceDataset):
     """Prepared subjects as whole volumes, one item a subject, read when asked for.
 
     An item has "image" (M, I, J, K) and "target" (N, I, J, K), float32 in [0, 1]; "mask" (1, I, J, K), boolean;
-    "affine";
-    "slices", the numbers of those to evaluate; "available", as of `SliceDataset`, whose rules hold; "subject" and
-    "dataset". Subjects that cannot serve are in `failures`.
+    "affine"; "slices", the numbers of those to evaluate; "available", as of `SliceDataset`, whose rules hold; "subject"
+    and "dataset". Subjects that cannot serve are in `failures`.
 
     Args:
         data: prepared subjects, each with its mask.

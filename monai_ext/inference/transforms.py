@@ -108,11 +108,9 @@ class PrepareSubjectd(Transform):
     As `python -m monai_ext prepare` did to the training data with the maker's preset: read by contrast name, moved
     onto the reference if so asked, put on one RAS grid, scaled. But nothing is cut off: the grid holds all of the
     reference, and its voxels are of the size that the weights know. Only the sources are opened, and a contrast that
-    the
-    network takes but the subject lacks is zeros. `root` is where a preset's pattern of mask files begins. Where the
+    the network takes but the subject lacks is zeros. `root` is where a preset's pattern of mask files begins. Where the
     maker's resolution is not the reference's own, the case's grid is the finer one, and "output_size" is what the
-    network
-    is to write.
+    network is to write.
 
     Args:
         maker: whose network gets the image.

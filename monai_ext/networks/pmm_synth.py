@@ -210,8 +210,7 @@ class PMMSynth(nn.Module):
         Args:
             x: an image a contrast.
             available: (B, M), what a sample has; without it a channel of zeros is a missing one, and an image of
-                nothing
-                else stays empty.
+                nothing else stays empty.
             dataset: (B,), numbers as of `dataset_index`; None for no personalization.
             wanted: (M,), the contrasts to make, None for all; the others are zeros.
 

@@ -24,8 +24,7 @@ class Synthesiser:
     An archive that `ckpt_export` wrote can stand for the folder: its weights are within, and say with which values to
     run the config of the installed bundle of its name; a config of its own is never run. Weights say which network they
     are for and from which contrasts it makes which. They are read again for each subject: those of a training that
-    ended
-    meanwhile are the next's. Several threads may call; one at a time is served.
+    ended meanwhile are the next's. Several threads may call; one at a time is served.
 
     Args:
         bundle_root: the bundle's folder, or an archive.

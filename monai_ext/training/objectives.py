@@ -159,8 +159,7 @@ class AnyScale(Pix2Pix):
     Sources are always `finest` times as coarse as the images, so that a pixel is of one size for the encoder, in
     training and after it. Targets have a size by chance, of the sources' to the images' own; in validation the latter.
     The discriminator sees the sources enlarged to the target. The text's "1 and 100 respectively" are `pixel_weight`
-    and
-    `adversarial_weight`; pix2pix's are the other way round.
+    and `adversarial_weight`; pix2pix's are the other way round.
 
     Args:
         finest: at least 1. With 1, the paper's, sources and targets are the images.
