@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 
 class ContrastDiscriminators(nn.Module):
-    """MONAI's patch discriminator for each of the `modalities`; instance norm, so that an image is judged alone."""
+    """MONAI's patch discriminator for each of the `modalities`; instance norm, so that an image is judged alone.
+
+    Args:
+        modalities: the contrasts, in the order of the channels of an image.
+        width: channels of each discriminator's first layer.
+    """
 
     def __init__(
         self, *, modalities: Sequence[str] = ("T1", "T2", "T1C", "FLAIR", "DWI", "ADC"), width: int = 64

@@ -24,12 +24,15 @@ logger = logging.getLogger(__name__)
 def describe(
     *, sources: Sequence[str], target: Sequence[str], datalist: Datalists, datasets: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """For the JSON beside weights: what made them, and from which data.
+    """Describe weights for the JSON beside them: what made them, and from which data.
 
     Args:
         sources, target: contrasts, by any of their names.
         datalist: one or several, as `select_subjects` takes them.
         datasets: those that the network tells apart, in the order of their numbers.
+
+    Returns:
+        Plain values by key.
     """
     workflow = current_workflow()
     made: dict[str, Any] = {}
@@ -58,9 +61,13 @@ def describe(
 
 
 def prepared_as(datalist: Path | str) -> dict[str, Any] | None:
-    """The preset that the datalist's images were prepared with: inference has to do the same. None if they were not.
+    """Find the preset that a datalist's images were prepared with: inference has to do the same.
 
-    Its `trained_spacing` is the median voxel size of their grids.
+    Args:
+        datalist: its path.
+
+    Returns:
+        The preset's fields, `trained_spacing` the median voxel size of their grids; None if they were not prepared.
     """
     sidecars = [next(iter(one.images.values())).with_name("prepared.json") for one in read_datalist(datalist).subjects]
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sidecars if path.is_file()]
