@@ -34,7 +34,9 @@ SAME_IMAGE = 0.995  # correlation of the detail of two images, which noise alone
 DETAIL = 200_000  # voxels that are compared for it
 INTERCHANGED = frozenset({"T1", "T1C"})  # without enhancement nobody can tell them apart
 NEXT_OF_KIN = frozenset({"PD", "T2"})  # between them lie protocols that are called either
-KIN_SURE = 0.995
+KIN_SURER = 0.1
+LEAST_SURE = 0.9  # of the contrast that a refusal names
+UNLIKELY = 0.05
 SKULL_SURE = 0.9
 
 
@@ -105,6 +107,17 @@ class Findings:
         """What is to be said; with `trust_names`, what would else have been refused too."""
         refused = self.refusals(trust_names=trust_names)
         return [one for one in self.found if one not in refused]
+
+    def admitted(self, *, trust_names: bool = False) -> list[str]:
+        """The warnings, a line each, to go on with.
+
+        Raises:
+            ValueError: something is refused; a line for each.
+        """
+        refused = [one.message for one in self.refusals(trust_names=trust_names)]
+        if refused:
+            raise ValueError("\n".join(refused))
+        return [one.message for one in self.warnings(trust_names=trust_names)]
 
     @property
     def registration(self) -> bool:
@@ -246,7 +259,7 @@ def _of_image(name: str, called: str, volume: Volume, seen: Glance, one: Look) -
         )
         yield Finding("pose", "refuse", (name,), message, sure)
     else:
-        yield from _of_contrast(name, called, one.seen, model.sure_of_contrast)
+        yield from _of_contrast(name, called, one.seen, model.implausible)
     sides = _cut(seen, skull=one.skull)
     if sides:
         area = max(sides.values())
@@ -260,26 +273,24 @@ def _of_image(name: str, called: str, volume: Volume, seen: Glance, one: Look) -
         yield Finding("far", "warn", (name,), message)
 
 
-def _of_contrast(name: str, called: str, seen: Seen, least: float) -> Iterator[Finding]:
-    together = dict(seen.contrasts)
-    likeliest = max(together, key=lambda contrast: together[contrast])
-    for kind in (INTERCHANGED,):
-        if likeliest in kind:
-            sure = sum(together[contrast] for contrast in kind)
-            break
-    else:
-        sure = together[likeliest]
-    if likeliest == name or {likeliest, name} <= INTERCHANGED or name not in together:
+def _of_contrast(name: str, called: str, seen: Seen, implausible: float) -> Iterator[Finding]:
+    def share(contrast: str) -> float:
+        return sum(seen.contrasts[one] for one in (INTERCHANGED if contrast in INTERCHANGED else {contrast}))
+
+    likeliest = max(seen.contrasts, key=share)
+    if name not in seen.contrasts or share(name) == share(likeliest):
         return
-    if {likeliest, name} <= NEXT_OF_KIN:
-        least = max(least, KIN_SURE)
-    if sure >= least:
+    looks = " or ".join(sorted(INTERCHANGED)) if likeliest in INTERCHANGED else likeliest
+    if {likeliest, name} == NEXT_OF_KIN:
+        implausible *= KIN_SURER
+    sure = share(likeliest)
+    if share(name) < implausible and sure >= LEAST_SURE:
         message = (
-            f"{called} looks like {likeliest} ({_percent(sure)} sure): name it {likeliest}=FILE, or go on with {TRUST}"
+            f"{called} looks like {looks} ({_percent(sure)} sure): name it {likeliest}=FILE, or go on with {TRUST}"
         )
         yield Finding("contrast", "refuse", (name,), message, sure)
-    elif together[name] < 1 - least:
-        message = f"{called} may be {likeliest} ({_percent(sure)} sure) rather than {name}"
+    elif share(name) < UNLIKELY:
+        message = f"{called} may be {looks} ({_percent(sure)} sure) rather than {name}: look at it"
         yield Finding("contrast", "warn", (name,), message, sure)
 
 

@@ -25,8 +25,6 @@ DARK = 1 / 12  # of the bright: less is background
 SHELLS = (0.0, 0.45, 0.75, 1.05, 1.35, 1.75, 9.0)  # of the head's own radius along each axis
 LEVELS = np.linspace(0, 1.2, 21)
 SLOPES = np.linspace(0, 0.4, 7)
-RANKS = (0.1, 0.3, 0.5, 0.7, 0.9)
-DEPTHS = (0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0)  # cubes below the surface
 PERCENTILES = (2, 10, 25, 50, 75, 90, 98)
 BLOCKS = 10  # along each side of the head's box, for its pose
 LARGEST = 4.0  # standard deviations: figures further out are held there
@@ -39,36 +37,25 @@ _AXES = ("left-right", "front-back", "head-foot")
 
 
 def profile(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The figures of a cube (S, S, S), the same however it is turned by right angles: (F,).
-
-    By shells round the head's middle: how bright, edged and uneven. By depth below its surface: how bright. And whether
-    what is bright gets brighter outwards, as it does where grey matter outshines white.
-    """
-    inside = image > DARK
-    head = np.argwhere(inside)
-    box = tuple(slice(a, b + 1) for a, b in zip(head.min(axis=0), head.max(axis=0), strict=True))
-    image, inside = image[box], inside[box]
-    middle, radius = head.mean(axis=0) - head.min(axis=0), head.std(axis=0) * np.sqrt(5) + 1e-6  # of a ball so spread
-    places = [(x - m) / r for x, m, r in zip(np.ogrid[tuple(map(slice, image.shape))], middle, radius, strict=True)]
-    away = 1.35 * np.sqrt(sum(x**2 for x in places))
-    shells = np.digitize(away, SHELLS) - 1
-    gradient = np.gradient(image)
-    slopes = np.sqrt(sum(part**2 for part in gradient))
-    outwards = sum(part * x for part, x in zip(gradient, places, strict=True)) / np.maximum(away, 0.1)
+    """The figures of a cube (S, S, S), the same however it is turned by right angles: (F,)."""
+    head = np.argwhere(image > DARK)
+    middle, radius = head.mean(axis=0), head.std(axis=0) * np.sqrt(5) + 1e-6  # of a ball of that spread
+    places = np.ogrid[tuple(map(slice, image.shape))]
+    away = 1.35 * np.sqrt(sum(((x - m) / r) ** 2 for x, m, r in zip(places, middle, radius, strict=True)))
+    shell = np.digitize(away, SHELLS) - 1
+    slope = np.sqrt(sum(part**2 for part in np.gradient(image)))
     around = ndimage.uniform_filter(image, 3)
     figures: list[Any] = []
     for number in range(len(SHELLS) - 1):
-        here = shells == number
-        values, near = image[here], around[here]
+        inside = shell == number
+        values, near = image[inside], around[inside]
         detail = values - near
         spread, count = float(detail.std()) if values.size else 0.0, max(values.size, 1)
         both = values.size and values.std() > 1e-6 and near.std() > 1e-6
         figures += [
             np.histogram(np.minimum(values, 1.19), LEVELS)[0] / count,
             np.percentile(values, PERCENTILES) if values.size else np.zeros(len(PERCENTILES)),
-            np.histogram(np.minimum(slopes[here], 0.39), SLOPES)[0] / count,
-            _means(outwards[here], np.digitize(values, RANKS), len(RANKS) + 1),
-            _means(detail, np.digitize(near, RANKS), len(RANKS) + 1),
+            np.histogram(np.minimum(slope[inside], 0.39), SLOPES)[0] / count,
             [
                 np.corrcoef(values, near)[0, 1] if both else 0.0,
                 float((detail**3).sum()) / count / (spread**3 + 1e-6),
@@ -76,17 +63,7 @@ def profile(image: NDArray[np.float32]) -> NDArray[np.float32]:
                 spread,
             ],
         ]
-    depth = np.digitize(ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1, 1:-1], DEPTHS)
-    for number in range(1, len(DEPTHS) + 1):
-        values = image[depth == number]
-        figures.append(np.percentile(values, (15, 50, 85)) if values.size else np.zeros(3))
     return np.nan_to_num(np.concatenate(figures)).astype(np.float32)
-
-
-def _means(values: NDArray[np.float32], kinds: NDArray[np.int_], count: int) -> NDArray[np.float64]:
-    """The mean of the values of each kind, 0 of none."""
-    sums = np.bincount(kinds, weights=values, minlength=count)
-    return sums / np.maximum(np.bincount(kinds, minlength=count), 1)
 
 
 def blocks(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -157,7 +134,7 @@ class Trained:
     centres: NDArray[np.float32]  # (7, H): each contrast's phantoms in the last hidden layer
     precision: NDArray[np.float32]  # (H, H)
     farthest: float
-    sure_of_contrast: float
+    implausible: float  # probability of the true contrast that one unseen phantom in a thousand falls below
     sure_of_pose: float
 
     def look(self, figures: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -205,7 +182,7 @@ def trained(path: Path = WEIGHTS) -> Trained:
         centres=values["centres"],
         precision=values["precision"],
         farthest=float(about["farthest"]),
-        sure_of_contrast=float(about["sure_of_contrast"]),
+        implausible=float(about["implausible"]),
         sure_of_pose=float(about["sure_of_pose"]),
     )
 

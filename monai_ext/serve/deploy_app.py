@@ -4,7 +4,7 @@
 
 The model is a bundle's folder with its weights, the archive that `ckpt_export` writes of one, or a folder that holds
 one of these. The other choices of `python -m monai_ext dicom` stand under `synthesis` in the YAML file that
-HOLOSCAN_CONFIG_PATH names, as Holoscan has it: target, series, register, reference, uid_root, reproducible.
+HOLOSCAN_CONFIG_PATH names, as Holoscan has it: target, site, series, register, reference, uid_root, reproducible.
 
 The study is read by an operator of our own, since the SDK's keeps one image a position: of a series with two echoes or
 two b-values it would drop one.
@@ -23,7 +23,7 @@ from monai_ext.serve.options import INFERENCE, asked
 from monai_ext.serve.synthesis import Synthesiser
 from monai_ext.weights import ARCHIVE
 
-CHOICES = ("target", "series", "register", "reference", "uid_root", "reproducible")
+CHOICES = ("target", "site", "series", "register", "reference", "uid_root", "reproducible")
 
 
 class StudyReader(Operator):
@@ -120,7 +120,7 @@ class SynthesisApp(Application):
             self,
             synthesiser=synthesiser,
             folder=Path(context.output_path),
-            options={"register": register, "reference": chosen.get("reference")},
+            options={"register": register, "reference": chosen.get("reference"), "site": chosen.get("site")},
             uid_root=chosen.get("uid_root"),
             reproducible=bool(chosen.get("reproducible", False)),
         )
@@ -135,7 +135,9 @@ class SynthesisApp(Application):
             if name not in CHOICES:
                 raise ValueError(f"synthesis: {name} cannot be chosen; what can is {', '.join(CHOICES)}")
         check_uid_root(chosen.get("uid_root"))
-        named = {name: chosen[name] for name in ("target", "register", "reference") if chosen.get(name) is not None}
+        named = {
+            name: chosen[name] for name in ("target", "site", "register", "reference") if chosen.get(name) is not None
+        }
         return {**chosen, **asked(named, INFERENCE)}
 
 

@@ -24,9 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dicom` to a parser."""
     add = parser.add_argument
     add("--study", type=Path, required=True, metavar="DIR", help="a folder with the DICOM files of one study")
-    add("--bundle", type=Path, required=True, metavar="DIR", help="a bundle's folder, or its archive .ts")
+    add("--bundle", type=Path, metavar="DIR", help="a bundle's folder, or its archive .ts; else what suits the target")
     add("--weights", type=Path, metavar="FILE", help="its weights, models/model.pt of the bundle unless given")
     add("--target", metavar="CONTRAST", help="what to synthesise; without it, what the weights make")
+    add("--site", metavar="NAME", help="whose scanner it was, where the weights tell sites apart")
     add("--out", type=Path, required=True, metavar="DIR", help="each new series becomes a folder here")
     add("--series", nargs="+", default=[], metavar="CONTRAST=SERIES", help="which: a number, a description or a UID")
     add("--reference", metavar="CONTRAST", help="the source whose slices the new series has")
@@ -45,12 +46,18 @@ def run(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("pydicom") is None:
         raise ValueError("DICOM is read with pydicom, which is not here: pip install 'monai-ext[dicom]'")
     check_uid_root(args.uid_root)
+    study, bundle, weights = absolute(args.study), args.bundle, args.weights
+    if bundle is None:
+        bundle, weights = suitable(
+            study, args.target, weights=weights, site=args.site, series=named_series(args.series)
+        )
     for folder in synthesise(
-        absolute(args.study),
-        args.bundle,
+        study,
+        bundle,
         absolute(args.out),
-        weights=args.weights,
+        weights=weights,
         target=args.target,
+        site=args.site,
         series=named_series(args.series),
         register=args.register,
         reference=args.reference,
@@ -86,6 +93,26 @@ def named_series(pairs: list[str]) -> dict[str, str]:
     return {contrast: what for contrast, _, what in (pair.partition("=") for pair in pairs)}
 
 
+def suitable(
+    study: Path, target: str | None, *, weights: Path | None, site: str | None, series: Mapping[str, str]
+) -> tuple[Path, Path]:
+    """The bundle and the weights, of those installed, that make `target` of what a study shows.
+
+    Raises:
+        ValueError: no target is named, or none of them can.
+    """
+    from monai_ext.data.dicom import contrast_of, read_study
+    from monai_ext.installed import choose_method, methods_to_choose_from
+    from monai_ext.modalities import canonical
+
+    if target is None:
+        raise ValueError("say with --target what is missing, or with --bundle what is to make it")
+    methods = methods_to_choose_from(weights=weights, site=site)
+    shown = {*map(canonical, series), *filter(None, (contrast_of(one.headers[0]) for one in read_study(study)))}
+    method = choose_method(methods, canonical(target), sorted(shown - {canonical(target)}))
+    return method.bundle, method.weights
+
+
 def synthesise(
     study: Path,
     bundle: Path,
@@ -93,6 +120,7 @@ def synthesise(
     *,
     weights: Path | None = None,
     target: str | None = None,
+    site: str | None = None,
     series: Mapping[str, str] | None = None,
     register: str | None = None,
     reference: str | None = None,
@@ -121,7 +149,7 @@ def synthesise(
     """
     synthesiser = ready(bundle, weights=weights, target=target)
     sources, number = sources_in(study, synthesiser, target=target, series=series, register=register)
-    with synthesised(synthesiser, sources, register=register, reference=reference) as results:
+    with synthesised(synthesiser, sources, register=register, reference=reference, site=site) as results:
         return write_all(results, sources, out, number=number, uid_root=uid_root, reproducible=reproducible)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from dicom_study import write_series, write_study
 from installed_weights import collection, scan
@@ -13,6 +14,8 @@ from installed_weights import collection, scan
 from monai_ext import Synthesiser, catalogue, synthesise
 from monai_ext.__main__ import main
 from monai_ext.files import sha256
+from monai_ext.inference.checks import Finding, Findings
+from monai_ext.synthesis import looking
 from monai_ext.synthesis.command import said
 
 
@@ -136,6 +139,16 @@ class TestStudies:
         line = refused(capsys, study, "--target", "FLAIR", "-o", tmp_path / "out")
         assert "is there already" in line
 
+    def test_the_dicom_command_needs_no_more_than_a_target(self, tmp_path, capsys):
+        study = write_study(tmp_path / "study", "T1", "T2")
+        words = ["dicom", "--study", str(study), "--out", str(tmp_path / "out")]
+        assert main(words) == 2
+        assert "--target" in capsys.readouterr().err
+        assert main([*words, "--target", "FLAIR"]) == 0
+        (series,) = (tmp_path / "out").iterdir()
+        (first, *_) = sorted(series.iterdir())
+        assert "agi_net" in str(pydicom.dcmread(first))
+
     def test_two_patients_are_refused(self, tmp_path, capsys):
         study = write_study(tmp_path / "study", "T1")
         write_series(study / "T2", number=2, SeriesDescription="T2 TSE TRA", PatientID="N1")
@@ -215,6 +228,25 @@ class TestMistakes:
         line = refused(capsys, patient, "--target", "FLAIR", "-o", tmp_path / "out")
         assert "no weights are installed" in line
         assert "--weights FILE" in line
+
+
+@pytest.mark.usefixtures("installed")
+class TestLooking:
+    @pytest.fixture
+    def swapped(self, both, monkeypatch):
+        """The eyes see that T1 and T2 are exchanged."""
+        monkeypatch.setattr(looking, "WEIGHTS", both / "agi_net" / "models" / "model.pt")
+        seen = Finding("contrast", "refuse", ("T1",), "T1 looks like T2 (99% sure): name it T2=FILE")
+        monkeypatch.setattr(looking, "look", lambda _: Findings({}, (), (seen,)))
+
+    @pytest.mark.usefixtures("swapped")
+    def test_what_is_seen_to_be_another_contrast_is_refused_unless_names_are_trusted(self, patient, tmp_path, capsys):
+        words = (patient / "T1.nii.gz", patient / "T2.nii.gz", "--target", "FLAIR", "-o", tmp_path / "out")
+        assert "T1 looks like T2 (99% sure)" in refused(capsys, *words)
+        assert not (tmp_path / "out").exists()
+        assert typed(*words, "--trust-names") == 0
+        (finding,) = record(tmp_path / "out" / "patient" / "FLAIR_synthetic.nii.gz")["checks"]["findings"]
+        assert finding["kind"] == "contrast"
 
 
 @pytest.mark.usefixtures("installed")

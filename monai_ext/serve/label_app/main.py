@@ -19,6 +19,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from starlette.middleware import Middleware
 
 from monai_ext import __version__
+from monai_ext.catalogue import bundles_folder
 from monai_ext.serve.label_app.gatekeeper import Gatekeeper
 from monai_ext.serve.label_app.studies import Studies
 from monai_ext.serve.label_app.synthesis_task import Synthesis
@@ -26,7 +27,6 @@ from monai_ext.serve.label_app.training_task import Training
 from monai_ext.serve.options import INFERENCE
 
 logger = logging.getLogger(__name__)
-COLLECTION = Path(__file__).resolve().parents[3] / "bundles"
 
 
 class SynthesisApp(MONAILabelApp):
@@ -39,7 +39,7 @@ class SynthesisApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
-        self.bundles = bundles_of(Path(conf.get("bundles") or COLLECTION))
+        self.bundles = bundles_of(Path(conf.get("bundles") or bundles_folder()))
         models = conf.get("models")
         self.weights = {
             name: Path(models) / name / "model.pt" if models else root / "models" / "model.pt"
