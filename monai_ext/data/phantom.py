@@ -27,7 +27,7 @@ from monai_ext.files import absolute, write_json
 from monai_ext.modalities import MODALITIES, canonical
 
 SPLIT = (0.7, 0.15, 0.15)
-BRAIN = "truth/{name}_brain.nii.gz"  # where the reference has it; prepare --brain-mask takes it so
+BRAIN = ".brain/{name}.nii.gz"  # where the reference has it; hidden, so that index passes it over
 CONVENTION = (
     "offsets are 4x4 matrices in RAS mm world coordinates; what the reference contrast shows at x, "
     "the other contrast shows at M x; headers know nothing of it"

@@ -145,7 +145,7 @@ def test_a_dataset_of_label_maps_is_written_as_the_sites_are(tmp_path: Path, hea
     assert set(subject.images) == {"T1", "T2", "T1C", "FLAIR"}
     assert subject.label is not None
     assert set(np.unique(read_volume(subject.label).array)) <= {0, 1, 2, 3}
-    brain = read_volume(tmp_path / "d/truth" / f"{subject.name}_brain.nii.gz")
+    brain = read_volume(tmp_path / "d/.brain" / f"{subject.name}.nii.gz")
     assert brain.shape == read_volume(subject.images["T1"]).shape
     assert 200 < brain.array.sum() * 125 / 1000 < 800  # mL
     truth = json.loads((tmp_path / "d/truth" / f"{subject.name}.json").read_text())
