@@ -4,6 +4,7 @@ What `prepare` writes and what inference gives to a network are the same, becaus
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -194,11 +195,19 @@ def mask_file(subject: Subject, *, preset: Preset, root: Path) -> Path | None:
         subject: whose mask it is.
         preset: whose `brain_mask` may be a pattern.
         root: the folder that the pattern starts from.
+
+    Raises:
+        SubjectError: the pattern has another field than {subject}, {session} and {name}.
     """
     if "{" not in preset.brain_mask:
         return None
     names = {"subject": subject.subject, "session": subject.session, "name": subject.name}
-    return root / preset.brain_mask.format(**names)
+    fields = re.findall(r"{[^{}]*}?", preset.brain_mask)  # not str.format, which would follow {name.__class__} too
+    for field in fields:
+        if field[1:-1] not in names or not field.endswith("}"):
+            known = ", ".join(f"{{{name}}}" for name in names)
+            raise SubjectError(subject.name, None, f"brain_mask may have {known} in it, got {preset.brain_mask!r}")
+    return root / re.sub(r"{(\w+)}", lambda field: names[field[1]], preset.brain_mask)
 
 
 def _read(subject: Subject, path: Path, *, allow_constant: bool = False) -> Volume:
