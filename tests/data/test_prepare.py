@@ -226,7 +226,7 @@ def test_two_runs_into_one_folder_do_not_meet(tmp_path, capsys):
     out.mkdir()
     with command.alone(out):
         assert prepare(datalist, out) == 2
-    assert f"another prepare is writing into {out}" in capsys.readouterr().err
+    assert f"another run is writing into {out}" in capsys.readouterr().err
     assert list(out.iterdir()) == []
     assert prepare(datalist, out) == 0
 
