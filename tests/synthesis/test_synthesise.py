@@ -233,9 +233,9 @@ class TestMistakes:
 @pytest.mark.usefixtures("installed")
 class TestLooking:
     @pytest.fixture
-    def swapped(self, both, monkeypatch):
+    def swapped(self, installed, monkeypatch):
         """The eyes see that T1 and T2 are exchanged."""
-        monkeypatch.setattr(looking, "WEIGHTS", both / "agi_net" / "models" / "model.pt")
+        monkeypatch.setattr(looking, "WEIGHTS", installed / "agi_net" / "models" / "model.pt")
         seen = Finding("contrast", "refuse", ("T1",), "T1 looks like T2 (99% sure): name it T2=FILE")
         monkeypatch.setattr(looking, "look", lambda _: Findings({}, (), (seen,)))
 
