@@ -67,6 +67,8 @@ def ids(prepared: Path, raw: Path, tmp_path: Path) -> Callable[[Path, tuple[Path
             "weights": str(weights),
             "output_dir": str(tmp_path / "run"),
         }
+        if files[0].stem != "train":
+            del said["image_size"]  # the weights were made at the config's own
         return {key: value for key, value in said.items() if key in known}
 
     return of
