@@ -24,7 +24,14 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a fault that a person can mend is one line and exit status 2."""
+    """Run one command; a fault that a person can mend is one line and exit status 2.
+
+    Args:
+        argv: the words after `monai-ext`, the command line's unless given.
+
+    Returns:
+        The exit status.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="monai-ext", description="Missing MRI contrasts, synthesised.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -8,22 +8,35 @@ VERBS = ("train", "evaluate", "inference")
 
 
 def bundles_folder() -> Path:
-    """The folder that holds a folder a bundle, and the overlays that serve all of them."""
+    """Say where the bundles lie: a folder for each, and the overlays that serve all of them."""
     package = Path(__file__).resolve().parent
     installed = package / "bundles"
     return installed if installed.is_dir() else package.parent / "bundles"
 
 
 def bundle_names() -> list[str]:
-    """The bundles that came with this package."""
+    """List the bundles that came with this package."""
     return sorted(path.parent.parent.name for path in bundles_folder().glob("*/configs/metadata.json"))
 
 
 def find_bundle(bundle: Path | str) -> Path:
-    """The folder of the bundle with this name, or at this path.
+    """Find the folder of the bundle with this name, or at this path.
+
+    Args:
+        bundle: a name such as "agi_net", or a folder's path.
+
+    Returns:
+        The bundle's folder.
 
     Raises:
         ValueError: there is none; the message names the nearest known.
+
+    Example:
+        >>> find_bundle("agi_net").name
+        'agi_net'
+        >>> find_bundle("agi-net")
+        Traceback (most recent call last):
+        ValueError: there is no bundle 'agi-net'; did you mean agi_net?
     """
     for folder in (bundles_folder() / bundle, Path(bundle)):
         if (folder / "configs" / "metadata.json").is_file():
@@ -37,10 +50,18 @@ def find_bundle(bundle: Path | str) -> Path:
 
 
 def config_files(root: Path, verb: str, overlays: Sequence[str] = ()) -> list[Path]:
-    """The verb's config and what is laid over it: each a path, or the name of one of the bundle's or of all bundles'.
+    """List the verb's config and what is laid over it.
+
+    Args:
+        root: the bundle's folder.
+        verb: "train", "evaluate" or "inference".
+        overlays: each a path, or the name of one of the bundle's or of all bundles'.
+
+    Returns:
+        The files, the verb's first.
 
     Raises:
-        ValueError: one that is not there.
+        ValueError: a verb or an overlay that is not there.
     """
     if verb not in VERBS:
         raise ValueError(f"verb must be one of {', '.join(VERBS)}, got {verb!r}")

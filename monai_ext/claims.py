@@ -15,11 +15,14 @@ REGISTRATIONS = ("none", "rigid")
 
 
 def checked(about: Mapping[str, Any], *, of: str) -> dict[str, Any]:
-    """The claims as they are, once each that enters a config is what it may be.
+    """Check that each claim that enters a config is what it may be.
 
     Args:
         about: what weights say; keys that enter no config are not looked at.
         of: where it is written, for the message.
+
+    Returns:
+        The claims as they are.
 
     Raises:
         ValueError: a claim that is not what it may be; the message says which, and what may be.
@@ -43,7 +46,10 @@ def checked(about: Mapping[str, Any], *, of: str) -> dict[str, Any]:
 
 
 def is_plain(value: Any) -> bool:
-    """A number of sensible size, a boolean, null, a text that means itself, or a list of these, but no dictionary."""
+    """Say whether a value is plain data that a config would take as it is.
+
+    A number of sensible size, a boolean, null, a text that means itself, or a list of these, but no dictionary.
+    """
     if isinstance(value, list | tuple):
         return len(value) <= 1000 and all(is_plain(one) and not isinstance(one, list | tuple) for one in value)
     if isinstance(value, str):

@@ -11,12 +11,16 @@ from typing import Any
 
 
 def absolute(path: Path) -> Path:
-    """Without `..` and without following links: data are often links into a store."""
+    """Make a path absolute, without `..` and without following links: data are often links into a store."""
     return Path(os.path.normpath(path.absolute()))
 
 
 def read_json(path: Path, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The content of a JSON file that may come from anybody; `pairs` makes its objects, dictionaries without it.
+    """Read a JSON file that may come from anybody.
+
+    Args:
+        path: the file.
+        pairs: makes the file's objects of their (key, value) pairs; dictionaries without it.
 
     Raises:
         ValueError: it is not JSON in UTF-8, is nested deeper than Python follows, or is not a regular file.
@@ -31,7 +35,15 @@ def read_json(path: Path, *, pairs: Callable[[list[tuple[str, Any]]], Any] | Non
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON for people to read, through a temporary file and a rename: no reader ever sees half of it."""
+    """Write JSON for people to read, through a temporary file and a rename: no reader ever sees half of it.
+
+    Args:
+        path: the file.
+        content: what JSON has.
+
+    Raises:
+        OSError: it cannot be written; then nothing is.
+    """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -50,7 +62,14 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to: it becomes `path` if all goes well, and is removed if not."""
+    """Give a name beside `path` to write to: it becomes `path` if all goes well, and is removed if not.
+
+    Args:
+        path: the file that is to be whole.
+
+    Raises:
+        OSError: it cannot be written, by the path's own name.
+    """
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
         yield partial
@@ -63,6 +82,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
+    """Compute a file's sha256, in hexadecimal digits."""
     digest = hashlib.sha256()  # hashlib.file_digest is Python 3.11's
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -21,7 +21,21 @@ _CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in ali
 
 
 def canonical(name: str) -> str:
-    """The contrast that a name means, whatever its case and separators: "t1_ce" -> "T1C"."""
+    """Give the contrast that a name means, whatever its case and separators.
+
+    Args:
+        name: such as "t1_ce".
+
+    Returns:
+        A name of `MODALITIES`.
+
+    Raises:
+        ValueError: no contrast is called so; the message names the nearest.
+
+    Example:
+        >>> canonical("t1_ce"), canonical("Flair")
+        ('T1C', 'FLAIR')
+    """
     key = re.sub(r"[\s_.\-]+", "", name).lower()
     if key in _CANONICAL:
         return _CANONICAL[key]
@@ -34,8 +48,11 @@ def canonical(name: str) -> str:
 class Task:
     """What a network synthesises from what, and what that means for one subject.
 
-    `inputs` and `outputs` are the network's channels. Of these, `sources` may be used and `targets` are wanted, where
-    None is whatever a subject has, and whatever it lacks. With `every_source` a subject must have all of the sources.
+    Attributes:
+        inputs, outputs: the contrasts of the network's channels.
+        sources: those that may be used; None is whatever a subject has.
+        targets: those that are wanted; None is whatever a subject lacks.
+        every_source: whether a subject must have all of the sources.
     """
 
     inputs: tuple[str, ...]
@@ -45,17 +62,24 @@ class Task:
     every_source: bool = False
 
     def of(self, available: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The sources and the targets of a subject that has these contrasts.
+        """Choose the sources and the targets of a subject.
 
         Args:
-            available: names as in `MODALITIES`.
+            available: the contrasts that it has, by their names in `MODALITIES`.
+
+        Returns:
+            The sources and the targets, in the order of the network's channels.
         """
         has = [contrast for contrast in self.inputs if contrast in available]
         targets = tuple(one for one in self.outputs if one not in has) if self.targets is None else self.targets
         return tuple(c for c in has if c not in targets and (self.sources is None or c in self.sources)), targets
 
     def lacking(self, available: Collection[str]) -> tuple[str, ...]:
-        """Which of the sources that are needed a subject does not have."""
+        """Tell which of the sources that are needed a subject does not have.
+
+        Args:
+            available: the contrasts that it has, by their names in `MODALITIES`.
+        """
         if not self.every_source:
             return ()
         return tuple(contrast for contrast in self.sources or self.inputs if contrast not in available)
@@ -64,7 +88,7 @@ class Task:
 def make_task(
     sources: Sequence[str] | None, target: str | Sequence[str] | None, modalities: Sequence[str] | None = None
 ) -> Task:
-    """The task that a config or a person names.
+    """Make the task that a config or a person names.
 
     Args:
         sources: contrasts, by any of their names. None, with `modalities`, is whichever a subject has.
@@ -72,8 +96,18 @@ def make_task(
         modalities: all that the network takes and makes, where it takes whichever are there; without them, each
             source is needed.
 
+    Returns:
+        The task, its contrasts by their names in `MODALITIES`.
+
     Raises:
         ValueError: a contrast that is not known, is named twice, or is a source and a target; none at all.
+
+    Example:
+        >>> task = make_task(sources=["t1w", "t2w"], target="flair")
+        >>> task.of(["T1", "T2", "PD"]), task.lacking(["T1"])
+        ((('T1', 'T2'), ('FLAIR',)), ('T2',))
+        >>> make_task(None, None, modalities=["T1", "T2", "FLAIR"]).of(["T2"])  # whatever is there, to whatever is not
+        (('T2',), ('T1', 'FLAIR'))
     """
     chosen = _names("source", sources)
     targets = _names("target", [target] if isinstance(target, str) else target)

@@ -19,7 +19,7 @@ UNTRAINED = "untrained"
 
 
 def software() -> dict[str, str]:
-    """The versions that a result depends on."""
+    """List the versions that a result depends on, by the software's name."""
     return {
         "monai_ext": __version__,
         "python": sys.version.split()[0],

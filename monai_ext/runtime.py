@@ -13,7 +13,15 @@ AMP = (True, False, "bf16", "fp16")
 
 
 def wanted_dtype(device: torch.device | str, amp: bool | str) -> torch.dtype | None:
-    """What autocast is to use, None for float32. True is bfloat16 where it pays; "fp16" is for CUDA alone."""
+    """Choose what autocast is to use, None for float32.
+
+    Args:
+        device: where it runs.
+        amp: True is bfloat16 where it pays; "bf16" is always that, "fp16" is for CUDA alone, False is float32.
+
+    Raises:
+        ValueError: an `amp` that is none of these, or not for this device.
+    """
     if amp not in AMP:
         raise ValueError(f"amp must be true, false, bf16 or fp16, got {amp!r}")
     device = torch.device(device)
@@ -27,16 +35,27 @@ def wanted_dtype(device: torch.device | str, amp: bool | str) -> torch.dtype | N
 
 
 def autocast(device: torch.device | str, amp: bool | str) -> contextlib.AbstractContextManager[object]:
-    """torch.autocast as `amp` asks for it, or nothing."""
+    """Give torch.autocast as `amp` asks for it, or a context that does nothing.
+
+    Args:
+        device, amp: as of `wanted_dtype`.
+
+    Raises:
+        ValueError: as `wanted_dtype`.
+    """
     dtype = wanted_dtype(device, amp)
     return contextlib.nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype)
 
 
 def memory_format(device: torch.device | str, dtype: torch.dtype | None) -> torch.memory_format:
-    """The layout to hand images in: channels last for tensor cores.
+    """Choose the layout to hand images in: channels last for tensor cores.
 
     On a CPU it pays for plain convolutions (ResUnet in bfloat16: 0.34 s against 0.38 s), not where our operators,
     which take channels first, stand between them (AGI-Net: 0.59 s against 0.51 s).
+
+    Args:
+        device: where it runs.
+        dtype: of `wanted_dtype`.
     """
     tensor_cores = torch.device(device).type == "cuda" and dtype is not None
     return torch.channels_last if tensor_cores else torch.contiguous_format
@@ -61,7 +80,9 @@ def keep_freed_memory() -> bool:
 
 
 def own_device() -> torch.device:
-    """Of one process among several that torchrun started: the GPU with its local number, or the CPU."""
+    """Choose the device of one process among several that torchrun started: the GPU with its local number, or the
+    CPU.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -70,7 +91,7 @@ def own_device() -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What a figure was measured on, in words."""
+    """Say in words what a figure was measured on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.backends.cpu.get_cpu_capability()} CPU, {torch.get_num_threads()} threads"

@@ -24,7 +24,15 @@ def configure(command: argparse.ArgumentParser) -> None:
 
 
 def run(verb: str, args: argparse.Namespace) -> int:
-    """Do what the command line says; 0, for what cannot be done raises."""
+    """Do what the command line says.
+
+    Args:
+        verb: "train" or "evaluate".
+        args: of the parser that `configure` filled.
+
+    Returns:
+        0, for what cannot be done raises.
+    """
     root = find_bundle(args.bundle)
     config = json.loads(config_files(root, verb)[0].read_text(encoding="utf-8"))
     if {"-h", "--help"} & set(args.ids):
@@ -41,7 +49,14 @@ def run(verb: str, args: argparse.Namespace) -> int:
 
 
 def parsed(words: Sequence[str], config: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-    """`--id value` or `--id=value`: our own options, and the config's ids with values of their own kind.
+    """Read `--id value` and `--id=value`.
+
+    Args:
+        words: of the command line.
+        config: whose ids they are.
+
+    Returns:
+        Our own options, and the config's ids with values of their own kind.
 
     Raises:
         ValueError: a word without its value, an id given twice, or a value of another kind than the config's.
@@ -68,7 +83,12 @@ def parsed(words: Sequence[str], config: Mapping[str, Any]) -> tuple[dict[str, s
 
 
 def value_of(name: str, text: str, *, default: Any) -> Any:
-    """What the text means where the config has `default`.
+    """Read what a text means where the config has `default`.
+
+    Args:
+        name: of the id, for the message.
+        text: what was given.
+        default: whose kind the value is to have.
 
     Raises:
         ValueError: a number, a list or a yes and no is wanted, and the text is none.
@@ -103,7 +123,13 @@ def _fits(value: Any, default: Any) -> tuple[str, bool]:
 
 
 def described(name: str, verb: str, config: Mapping[str, Any]) -> str:
-    """The ids that a person may set, with their defaults."""
+    """List the ids that a person may set, with their defaults, as text for --help.
+
+    Args:
+        name: of the bundle.
+        verb: "train" or "evaluate".
+        config: of that verb.
+    """
     lines = [f"monai-ext {verb} {name} [--size compact] [--tracking mlflow] [--ID VALUE ...]", "", "ids and defaults:"]
     for key, value in config.items():
         if key in ("imports", "initialize", "run", "finalize") or isinstance(value, dict):

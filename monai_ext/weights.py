@@ -26,7 +26,20 @@ ARCHIVE = ".ts"
 
 
 def save_weights(path: Path | str, network: nn.Module, about: Mapping[str, Any]) -> None:
-    """`path` and the JSON beside it, each whole or not at all; `about` is what the JSON says of them."""
+    """Write a network's weights and the JSON beside them, each whole or not at all.
+
+    Args:
+        path: of the weights, such as model.pt; the JSON has the same name and .json.
+        network: whose state dict is written.
+        about: what the JSON says of them, beside their sha256.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "model.pt"
+        >>> save_weights(path, nn.Linear(2, 1), {"sources": ["T1", "T2"], "target": ["FLAIR"]})
+        >>> sorted(file.name for file in path.parent.iterdir())
+        ['model.json', 'model.pt']
+    """
     path = absolute(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
@@ -35,7 +48,25 @@ def save_weights(path: Path | str, network: nn.Module, about: Mapping[str, Any])
 
 
 def load_weights(network: nn.Module, path: Path | str) -> dict[str, Any]:
-    """Put all of the weights at `path` into the network, or none; what their JSON says, {} where there is none."""
+    """Put all of the weights in a file into the network, or none.
+
+    Args:
+        network: in which they belong.
+        path: of the weights, or of an archive that `ckpt_export` wrote.
+
+    Returns:
+        What their JSON says; {} where there is none, or it speaks of other weights.
+
+    Raises:
+        ValueError: they do not fit the network, the file is damaged or would run code, or the JSON may not say so.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "model.pt"
+        >>> save_weights(path, nn.Linear(2, 1), {"sources": ["T1", "T2"], "target": ["FLAIR"]})
+        >>> load_weights(nn.Linear(2, 1), path)["sources"]
+        ['T1', 'T2']
+    """
     path = absolute(Path(path))
     about = about_weights(path)
     own = network.state_dict()
@@ -59,7 +90,13 @@ def load_weights(network: nn.Module, path: Path | str) -> dict[str, Any]:
 
 
 def about_weights(path: Path | str) -> dict[str, Any]:
-    """What the JSON beside the weights says, unless it speaks of others; of an archive, what is in it.
+    """Read what the JSON beside the weights says, unless it speaks of others; of an archive, what is in it.
+
+    Args:
+        path: of the weights.
+
+    Returns:
+        Plain values by key; {} where nothing is said of these weights.
 
     Raises:
         ValueError: it says what may not enter a config.
@@ -81,7 +118,15 @@ def about_weights(path: Path | str) -> dict[str, Any]:
 
 
 def archived(path: Path, name: str) -> dict[str, Any]:
-    """One of the JSON files that an archive holds."""
+    """Read one of the JSON files that an archive holds.
+
+    Args:
+        path: of the archive.
+        name: such as "inference.json".
+
+    Raises:
+        ValueError: it is no archive, has no such file, or that is no dictionary.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             (member,) = [one for one in archive.namelist() if one.endswith(f"/extra/{name}")]
@@ -119,7 +164,17 @@ def _is_expression(value: Any) -> bool:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file of tensors and plain values; one that is damaged or would run code is refused by name."""
+    """Read a file of tensors and plain values.
+
+    Args:
+        path: of the file, or of a TorchScript archive.
+
+    Returns:
+        name -> tensor or plain value.
+
+    Raises:
+        ValueError: it is damaged, or would run code.
+    """
     if path.suffix == ARCHIVE:
         try:
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
@@ -141,7 +196,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
-    """Through a temporary file that has reached the disk: a reader finds the old one or the new one."""
+    """Write tensors and plain values, through a temporary file that has reached the disk.
+
+    A reader finds the old one or the new one.
+
+    Args:
+        path: the file.
+        content: by name.
+    """
     with whole_file(path) as partial, partial.open("wb") as file:
         torch.save(dict(content), file)
         file.flush()
@@ -151,7 +213,19 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
 def trained_network(
     network: nn.Module, weights: Path | str, *, sources: Sequence[str], target: Sequence[str]
 ) -> nn.Module:
-    """The network, ready to predict; weights that were trained for another task are refused."""
+    """Put weights into a network for a task.
+
+    Args:
+        network: in which they belong.
+        weights: their file.
+        sources, target: contrasts, the network's channels.
+
+    Returns:
+        The network, ready to predict.
+
+    Raises:
+        ValueError: the weights are not there, do not fit, or were trained for another task.
+    """
     if not Path(weights).is_file():
         raise ValueError(f"there are no weights at {weights}: train the bundle, or name a file with --weights")
     made = load_weights(network, weights)

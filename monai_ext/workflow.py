@@ -42,6 +42,15 @@ class Workflow(ConfigWorkflow):
 
     Raises:
         ValueError: an id that none of the configs has; the message names the nearest.
+
+    Example:
+        >>> files = [str(file) for file in config_files(find_bundle("agi_net"), "train")]
+        >>> workflow = Workflow(files, workflow_type="train", target="PD")
+        >>> workflow.parser["target"]
+        'PD'
+        >>> Workflow(files, workflow_type="train", targte="PD")
+        Traceback (most recent call last):
+        ValueError: no config of this bundle has the id 'targte'; did you mean 'target'?
     """
 
     def __init__(self, config_file: str | Sequence[str], **ids: Any) -> None:
@@ -94,7 +103,7 @@ def run_verb(
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What lies behind an error that others were raised from."""
+    """Find what lies behind an error that others were raised from."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -160,7 +169,11 @@ def _is_command_line() -> bool:
 
 
 def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What we refuse is one line at the end of a run; a traceback is for faults in code."""
+    """Print what we refuse as one line at the end of a run; a traceback is for faults in code.
+
+    Args:
+        kind, error, trace: as `sys.excepthook` gets them.
+    """
     root = root_cause(error)
     frames = traceback.extract_tb(root.__traceback__)
     ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
@@ -171,7 +184,7 @@ def say(kind: type[BaseException], error: BaseException, trace: TracebackType | 
 
 
 def current_workflow() -> ConfigWorkflow | None:
-    """The workflow that evaluates the expression we are called from. It is not told, so the stack is asked."""
+    """Find the workflow that evaluates the expression we are called from. It is not told, so the stack is asked."""
     frame = inspect.currentframe()
     while frame is not None:
         workflow = frame.f_locals.get("self")
@@ -182,7 +195,15 @@ def current_workflow() -> ConfigWorkflow | None:
 
 
 def refuse_unknown_ids(config: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> None:
-    """Every id of `config` is one of `known`'s, or an argument of the component it belongs to."""
+    """Make sure that every id of `config` is one of `known`'s, or an argument of the component it belongs to.
+
+    Args:
+        config: what was given, ids within ids.
+        known: configs.
+
+    Raises:
+        ValueError: one is none; the message names the nearest.
+    """
     for path, allowed in _unknown(config, known, path=""):
         near = difflib.get_close_matches(path.rpartition("::")[2], allowed, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(allowed))}"
@@ -242,7 +263,12 @@ def _arguments(target: Any) -> set[str] | None:
 
 
 def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with what these weights were trained with where its own values are others: contrasts and widths.
+    """Give the config with what these weights were trained with where its own values are others: contrasts and
+    widths.
+
+    Args:
+        config: of the bundle.
+        about: what the weights say, checked.
 
     Raises:
         ValueError: the weights were made with another network, or with arguments that this one does not have.

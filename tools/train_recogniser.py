@@ -1,22 +1,25 @@
 """Train what recognises a scan's contrast, skull and pose, on phantoms alone, and write it into the package.
 
-    python tools/train_recogniser.py --anatomies LABEL_MAPS --phantoms phantoms.npz
+    python tools/train_recogniser.py --anatomies LABEL_MAPS --samples samples.npz --jobs 2
 
-LABEL_MAPS is a folder of whole-head label maps in SynthSeg's numbers. The phantoms are rendered once, into
-`--phantoms`, at the 4 mm that the recogniser looks at; some 10 minutes on one core, then about 15 of training.
+LABEL_MAPS is a folder of whole-head label maps in SynthSeg's numbers. Phantoms are rendered at the 4 mm that the
+recogniser looks at, each is scanned many times as hospitals do, and what the recogniser measures of these scans is kept
+in `--samples`: some 20 minutes on one core, once. The training itself takes a minute.
 """
 
 import argparse
 import json
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
+from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -25,13 +28,28 @@ from monai_ext.data.phantoms.anatomy import halved, label_maps, read_anatomy
 from monai_ext.data.phantoms.rendering import draw_subject, render
 from monai_ext.files import absolute, whole_file
 from monai_ext.inference.coarse import CEILING, STEP, TOP, cube
-from monai_ext.inference.recogniser import POSES, UPRIGHT, WEIGHTS, Recogniser, mahalanobis, posed
+from monai_ext.inference.recogniser import (
+    BLOCKS,
+    LARGEST,
+    POSES,
+    UPRIGHT,
+    WEIGHTS,
+    blocks,
+    distances,
+    posed,
+    profile,
+    softmax,
+)
 from monai_ext.modalities import MODALITIES
 
 GRID = Grid((56, 60, 58), (STEP,) * 3)
-BATCH = 32
-HELD_OUT = 4  # one phantom in so many is not trained on, and is what thresholds are measured with
-LEAST_SURE = 0.9
+BATCH = 256
+HELD_OUT = 4  # one person in so many is not trained on: thresholds are measured with them
+SCANS = 19  # of each phantom
+BOXES = 3  # one scan in so many serves for poses too: turned by right angles and mirrored it is 48
+LEAST_SURE = 0.9  # of a pose
+WRONGLY_REFUSED = 0.001  # of scans that are what they are said to be
+MOST_IMPLAUSIBLE = 0.01
 GROUPS = {"T1C": "T1"}  # without enhancement nobody can tell them apart
 
 
@@ -46,34 +64,47 @@ class Work:
     seed: int
 
 
-def render_person(work: Work) -> dict[str, np.ndarray]:
-    """images (N, 7, I, J, K) float16 and brains (N, I, J, K) of whole heads at STEP."""
+def samples_of(work: Work) -> dict[str, np.ndarray]:
+    """What the recogniser measures of scans of one person's phantoms; which contrast each is, and if it has a skull."""
     torch.set_num_threads(1)
     anatomy = halved(read_anatomy(work.anatomy, STEP / 2))
-    images, brains = [], []
+    figures, boxes, contrasts, skulls = [], [], [], []
     for number in range(work.count):
         rng = np.random.default_rng([work.seed, work.person, number])
-        made = render(draw_subject(rng, anatomy, grid=GRID, contrasts=MODALITIES, masks=work.masks, skull=True))
-        stack = np.stack([made.images[name].numpy() for name in MODALITIES])
-        tops = np.maximum(np.percentile(stack.reshape(len(MODALITIES), -1), 99.9, axis=1), 1e-6)
-        images.append((stack / tops[:, None, None, None]).astype(np.float16))
-        brains.append(made.brain.numpy())
-    return {"images": np.stack(images), "brains": np.stack(brains), "people": np.full(work.count, work.person)}
+        drawn = draw_subject(rng, anatomy, grid=GRID, contrasts=MODALITIES, masks=work.masks, skull=True)
+        made = render(drawn)
+        brain = brain_of(made.brain.numpy())
+        for scan in range(SCANS):
+            contrast = MODALITIES[int(rng.integers(len(MODALITIES)))]
+            image = made.images[contrast].numpy()
+            image = image / max(float(np.percentile(image, 99.9)), 1e-6)
+            seen, skull = scan_of(image, brain, rng, contrast=contrast)
+            figures.append(profile(seen))
+            contrasts.append(MODALITIES.index(contrast))
+            skulls.append(skull)
+            if scan % BOXES == 0:
+                boxes.append(blocks(seen))
+    return {
+        "figures": np.stack(figures),
+        "contrasts": np.array(contrasts),
+        "skulls": np.array(skulls),
+        "people": np.full(len(figures), work.person),
+        "boxes": np.stack(boxes),
+        "box_people": np.full(len(boxes), work.person),
+    }
 
 
-def render_phantoms(anatomies: Path, masks: Path | None, *, count: int, seed: int, jobs: int) -> dict[str, np.ndarray]:
-    """`count` phantoms, as many of each anatomy."""
+def make_samples(anatomies: Path, masks: Path | None, *, count: int, seed: int, jobs: int) -> dict[str, np.ndarray]:
+    """Of `count` phantoms, as many of each anatomy."""
     maps = label_maps(anatomies)
     infarcts = tuple(sorted(masks.glob("*.nii.gz"))) if masks else ()
     work = [Work(path, person, -(-count // len(maps)), infarcts, seed) for person, path in enumerate(maps)]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        parts = list(tqdm(pool.map(render_person, work), total=len(work), desc="anatomies"))
+        parts = list(tqdm(pool.map(samples_of, work), total=len(work), desc="anatomies"))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def scan_of(
-    image: np.ndarray, person: "Person", rng: np.random.Generator, *, contrast: str, pose: int
-) -> tuple[np.ndarray, bool]:
+def scan_of(image: np.ndarray, person: "Brain", rng: np.random.Generator, *, contrast: str) -> tuple[np.ndarray, bool]:
     """One image as it may come from a hospital: stripped or with its skull, defaced, cut, noisy; and whether skull."""
     image = image.astype(np.float32)
     skull = bool(rng.uniform() < 0.5)
@@ -96,7 +127,6 @@ def scan_of(
         uneven = bumps.repeat(6, 0).repeat(6, 1).repeat(6, 2)[tuple(map(slice, image.shape))]
         image[person.near + uneven < rng.uniform(0.2, 0.65)] = 0
     _cut(image, person, rng, skull=skull)
-    image = posed(image, pose)
     if rng.uniform() < 0.5:
         image = image[::-1]
     few = image[::2, ::2, ::2]
@@ -107,7 +137,7 @@ def scan_of(
 
 
 @dataclass(frozen=True)
-class Person:
+class Brain:
     """A phantom's brain: `near` is 1 in it and falls to 0 around it; its first and last voxel along each axis."""
 
     near: np.ndarray
@@ -123,13 +153,13 @@ class Person:
         return gone[None] & (self.near < 0.15)
 
 
-def person_of(brain: np.ndarray) -> Person:
+def brain_of(brain: np.ndarray) -> Brain:
     lines = [np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     near = ndimage.gaussian_filter(brain.astype(np.float32), 1.0)
-    return Person(near, tuple((int(line[0]), int(line[-1])) for line in lines))
+    return Brain(near, tuple((int(line[0]), int(line[-1])) for line in lines))
 
 
-def _cut(image: np.ndarray, person: Person, rng: np.random.Generator, *, skull: bool) -> None:
+def _cut(image: np.ndarray, person: Brain, rng: np.random.Generator, *, skull: bool) -> None:
     """The field of view: often it ends with the brain, sometimes within it."""
     low, high = person.ends[2]
     if skull and rng.uniform() < 0.7:  # how much of the neck
@@ -144,79 +174,68 @@ def _cut(image: np.ndarray, person: Person, rng: np.random.Generator, *, skull: 
             view[last + int(rng.integers(-3, 7)) :] = 0
 
 
-@dataclass
-class Scans(torch.utils.data.Dataset):
-    """Batches of (image, contrast, skull, pose): number n of a seed is the same always."""
+class Dense(nn.Module):
+    """Layers with ReLU between them; figures and hidden ones are dropped at random while it is trained."""
 
-    images: np.ndarray
-    people: list[Person]
-    seed: int
+    def __init__(self, widths: Sequence[int], *, dropped: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.dropped = dropped
 
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, int, bool, int]:
-        person, contrast = int(rng.integers(len(self.images))), int(rng.integers(len(MODALITIES)))
-        pose = UPRIGHT if rng.uniform() < 0.6 else int(rng.integers(len(POSES)))
-        image, skull = scan_of(
-            self.images[person, contrast], self.people[person], rng, contrast=MODALITIES[contrast], pose=pose
-        )
-        return image, contrast, skull, pose
-
-    def batch(self, number: int) -> tuple[torch.Tensor, ...]:
-        rng = np.random.default_rng([self.seed, number])
-        images, contrasts, skulls, poses = zip(*(self.draw(rng) for _ in range(BATCH)), strict=True)
-        return (
-            torch.from_numpy(np.stack(images))[:, None],
-            torch.tensor(contrasts),
-            torch.tensor(skulls),
-            torch.tensor(poses),
-        )
-
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, ...]:
-        return self.batch(number)
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, F) -> the last layer's (B, C), and what goes into it (B, H)."""
+        x = functional.dropout(x, self.dropped / 3, self.training)
+        for layer in self.layers[:-1]:
+            x = functional.dropout(functional.relu(layer(x)), self.dropped, self.training)
+        return self.layers[-1](x), x
 
 
-def batches(scans: Scans, count: int, *, jobs: int) -> Iterable[list[torch.Tensor]]:
-    return torch.utils.data.DataLoader(scans, batch_size=None, sampler=range(count), num_workers=jobs)
+def train_looks(figures: torch.Tensor, contrasts: torch.Tensor, skulls: torch.Tensor, *, epochs: int) -> Dense:
+    """Figures, normalised -> contrasts and skull."""
+    network = Dense((figures.shape[1], 192, 64, len(MODALITIES) + 1), dropped=0.25)
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        given = figures[rows]
+        said, _ = network(given + 0.1 * torch.randn_like(given))
+        skull = functional.binary_cross_entropy_with_logits(said[:, -1], skulls[rows].float())
+        return functional.cross_entropy(said[:, :-1], contrasts[rows]) + 0.5 * skull
+
+    return fitted(network, loss, count=len(figures), epochs=epochs)
 
 
-def train(scans: Scans, *, steps: int, rate: float, seed: int, jobs: int) -> Recogniser:
-    torch.manual_seed(seed)
-    network = Recogniser()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    bar = tqdm(batches(scans, steps, jobs=jobs), total=steps, desc="training", mininterval=20)
-    for step, (image, contrast, skull, pose) in enumerate(bar):
-        with torch.autocast("cpu", torch.bfloat16):
-            seen, head, lies, _ = network(image)
-        loss = (
-            functional.cross_entropy(seen.float(), contrast, label_smoothing=0.01)
-            + 0.5 * functional.binary_cross_entropy_with_logits(head.float(), skull.float())
-            + 0.5 * functional.cross_entropy(lies.float(), pose)
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0:
-            right = [(a.argmax(1) == b).float().mean().item() for a, b in ((seen, contrast), (lies, pose))]
-            right.insert(1, ((head > 0) == skull).float().mean().item())
-            bar.set_postfix(loss=f"{loss.item():.3f}", right="/".join(f"{one:.2f}" for one in right))
+def train_lies(boxes: torch.Tensor, *, epochs: int) -> Dense:
+    """Boxes of upright heads -> poses, each batch in one of them."""
+    network = Dense((BLOCKS**3, 128, 64, len(POSES)), dropped=0.15)
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        given, truth = turned(boxes[rows], torch.randint(len(POSES), (len(rows),)), torch.rand(len(rows)) < 0.5)
+        said, _ = network(given * (1 + 0.1 * torch.randn(len(rows), 1)) + 0.03 * torch.randn_like(given))
+        return functional.cross_entropy(said, truth)
+
+    return fitted(network, loss, count=len(boxes), epochs=epochs)
+
+
+def turned(boxes: torch.Tensor, poses: torch.Tensor, mirrored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Upright boxes (B, n, n, n) as they lie in poses: (B, n^3) and the poses."""
+    arrays = [box[::-1] if flip else box for box, flip in zip(boxes.numpy(), mirrored, strict=True)]
+    lie = [posed(array, int(pose)).ravel() for array, pose in zip(arrays, poses, strict=True)]
+    return torch.from_numpy(np.stack(lie)), poses
+
+
+def fitted(network: Dense, loss: Callable[[torch.Tensor], torch.Tensor], *, count: int, epochs: int) -> Dense:
+    """`loss` of rows, minimised over shuffled batches."""
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.05)
+    steps = max(count // BATCH, 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * steps)
+    network.train()
+    for _ in tqdm(range(epochs), desc="training", mininterval=10):
+        for rows in torch.randperm(count)[: steps * BATCH].reshape(steps, -1):
+            value = loss(rows)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            schedule.step()
     return network.eval()
-
-
-@torch.inference_mode()
-def measure(network: Recogniser, scans: Scans, *, count: int, jobs: int) -> dict[str, np.ndarray]:
-    """Of scans that were not trained on: probabilities and truths."""
-    rows: dict[str, list[np.ndarray]] = {}
-    for image, contrast, skull, pose in batches(scans, count, jobs=jobs):
-        seen, head, lies, features = network(image)
-        found = {
-            "contrast": contrast, "skull": skull, "pose": pose, "contrasts": seen.softmax(1), "head": head.sigmoid(),
-            "poses": lies.softmax(1), "features": features,
-        }  # fmt: skip
-        for name, value in found.items():
-            rows.setdefault(name, []).append(value.numpy())
-    return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
 def grouped(probabilities: np.ndarray) -> np.ndarray:
@@ -230,69 +249,93 @@ def grouped(probabilities: np.ndarray) -> np.ndarray:
 
 def sure(probability: np.ndarray, right: np.ndarray, *, wrong_share: float) -> float:
     """The least confidence above which no more than `wrong_share` of all scans are seen wrongly."""
-    order = np.sort(probability[~right])[::-1]
+    wrong = np.sort(probability[~right])[::-1]
     allowed = int(wrong_share * len(right))
-    return float(max(LEAST_SURE, np.nextafter(order[allowed], 2) if len(order) > allowed else LEAST_SURE))
+    return float(max(LEAST_SURE, np.nextafter(wrong[allowed], 2))) if len(wrong) > allowed else LEAST_SURE
+
+
+@torch.inference_mode()
+def train(samples: dict[str, np.ndarray], *, seed: int, epochs: int) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """The arrays of the recogniser, and what was measured of it on people that it had not seen."""
+    held, box_held = (samples[name] % HELD_OUT == 0 for name in ("people", "box_people"))  # no person on both sides
+    mean, spread = samples["figures"][~held].mean(axis=0), samples["figures"][~held].std(axis=0) + 1e-3
+    figures = torch.from_numpy(np.clip((samples["figures"] - mean) / spread, -LARGEST, LARGEST).astype(np.float32))
+    contrasts, skulls = torch.from_numpy(samples["contrasts"]), torch.from_numpy(samples["skulls"])
+    boxes = torch.from_numpy(samples["boxes"])
+    torch.manual_seed(seed)
+    with torch.inference_mode(False), torch.enable_grad():
+        looks = train_looks(figures[~held], contrasts[~held], skulls[~held], epochs=epochs)
+        lies = train_lies(boxes[~box_held], epochs=2 * epochs)
+
+    said, hidden = (part.numpy() for part in looks(figures))
+    probabilities, truth = softmax(said[:, :-1]), samples["contrasts"]
+    centres = np.stack([hidden[~held & (truth == n)].mean(axis=0) for n in range(len(MODALITIES))])
+    # of what is unseen, for what was trained on lies closer: half of it gives the shape, all of it the threshold
+    apart = hidden[held] - centres[truth[held]]
+    covariance = np.cov(apart.T)
+    precision = np.linalg.inv(covariance + 0.05 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
+    farthest = float(np.percentile(distances(hidden[held], centres, precision), 99))
+
+    leader = np.array([MODALITIES.index(GROUPS.get(name, name)) for name in MODALITIES])[truth]
+    together = grouped(probabilities)
+    right = together.argmax(axis=1) == leader
+    of_truth = together[np.arange(len(truth)), leader][held]
+    poses = torch.arange(int(box_held.sum())) % len(POSES)
+    poses = torch.cat([torch.full_like(poses, UPRIGHT), poses])
+    lying, poses = turned(torch.cat([boxes[box_held]] * 2), poses, torch.rand(len(poses)) < 0.5)
+    pose = softmax(lies(lying)[0].numpy())
+    upright = pose.argmax(axis=1) == poses.numpy()
+    about: dict[str, object] = {
+        "farthest": farthest,
+        "implausible": min(MOST_IMPLAUSIBLE, float(np.quantile(of_truth, WRONGLY_REFUSED))),
+        "sure_of_pose": sure(pose.max(axis=1), upright, wrong_share=0.0005),
+        "right": {
+            "contrast": float(right[held].mean()),
+            "skull": float(((said[:, -1] > 0) == samples["skulls"])[held].mean()),
+            "pose": float(upright.mean()),
+        },
+        "unseen_scans": int(held.sum()),
+        "scans": len(held),
+        "seed": seed,
+    }
+    names = [name for name in MODALITIES if name not in GROUPS]
+    for name in names:
+        rows = held & (leader == MODALITIES.index(name))
+        taken = {other: int((together[rows].argmax(axis=1) == MODALITIES.index(other)).sum()) for other in names}
+        print(f"{name:>5} of {rows.sum()}: " + ", ".join(f"{other} {n}" for other, n in taken.items() if n))
+    arrays = {"mean": mean, "spread": spread, "centres": centres, "precision": precision}
+    for name, network in (("looks", looks), ("lies", lies)):
+        for n, layer in enumerate(network.layers):
+            arrays[f"{name}.weight{n}"] = layer.weight.numpy().astype(np.float16)
+            arrays[f"{name}.bias{n}"] = layer.bias.numpy()
+    return arrays, about
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--anatomies", type=Path, help="label maps; not needed where --phantoms is there")
+    parser.add_argument("--anatomies", type=Path, help="label maps; not needed where --samples is there")
     parser.add_argument("--masks", type=Path, help="a folder of infarcts' masks")
-    parser.add_argument("--phantoms", type=Path, required=True, help="rendered phantoms, .npz: made if it is not there")
-    parser.add_argument("--count", type=int, default=320)
-    parser.add_argument("--jobs", type=int, default=1, help="processes that make images")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--samples", type=Path, required=True, help="a .npz: made if it is not there")
+    parser.add_argument("--count", type=int, default=320, help="phantoms")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that make them")
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
 
-    if not args.phantoms.is_file():
+    if not args.samples.is_file():
         if args.anatomies is None:
-            parser.error(f"{args.phantoms} is not there: give --anatomies to make it")
-        made = render_phantoms(args.anatomies, args.masks, count=args.count, seed=args.seed, jobs=args.jobs)
-        with whole_file(absolute(args.phantoms)) as partial, partial.open("wb") as file:
+            parser.error(f"{args.samples} is not there: give --anatomies to make it")
+        made = make_samples(args.anatomies, args.masks, count=args.count, seed=args.seed, jobs=args.jobs)
+        with whole_file(absolute(args.samples)) as partial, partial.open("wb") as file:
             np.savez(file, **made)
-    with np.load(args.phantoms, allow_pickle=False) as stored:
-        images, brains, people = stored["images"], stored["brains"], stored["people"]
-    held = people % HELD_OUT == 0  # by person: no anatomy is on both sides
-    seen, new = (Scans(images[rows], [person_of(brain) for brain in brains[rows]], args.seed) for rows in (~held, held))
-    network = train(seen, steps=args.steps, rate=args.rate, seed=args.seed, jobs=args.jobs)
-
-    known = measure(network, replace(seen, seed=args.seed + 1), count=30, jobs=args.jobs)
-    unseen = measure(network, replace(new, seed=args.seed + 2), count=100, jobs=args.jobs)
-    means = np.stack([known["features"][known["contrast"] == n].mean(axis=0) for n in range(len(MODALITIES))])
-    apart = known["features"] - means[known["contrast"]]
-    covariance = np.cov(apart.T) + 1e-2 * np.eye(apart.shape[1]) * apart.var()
-    precision = np.linalg.inv(covariance)
-    up = unseen["pose"] == UPRIGHT
-    farthest = float(np.percentile(mahalanobis(unseen["features"][up], means, precision), 99))
-
-    leader = np.array([MODALITIES.index(GROUPS.get(name, name)) for name in MODALITIES])
-    together = grouped(unseen["contrasts"])
-    right = together.argmax(1) == leader[unseen["contrast"]]
-    lies = unseen["poses"].argmax(1) == unseen["pose"]
-    skulls = (unseen["head"] > 0.5) == unseen["skull"]
-    about = {
-        "farthest": farthest,
-        "sure_of_contrast": sure(together[up].max(1), right[up], wrong_share=0.001),
-        "sure_of_pose": sure(unseen["poses"].max(1), lies, wrong_share=0.0005),
-        "right": {"contrast": float(right[up].mean()), "skull": float(skulls.mean()), "pose": float(lies.mean())},
-        "phantoms": len(images), "steps": args.steps, "seed": args.seed,
-    }  # fmt: skip
+    with np.load(args.samples, allow_pickle=False) as stored:
+        samples = {name: stored[name] for name in stored.files}
+    arrays, about = train(samples, seed=args.seed, epochs=args.epochs)
     print(json.dumps(about, indent=1))
-    names = [name for name in MODALITIES if name not in GROUPS]
-    for name in names:
-        rows = up & (leader[unseen["contrast"]] == MODALITIES.index(name))
-        taken = {other: int((together[rows].argmax(1) == MODALITIES.index(other)).sum()) for other in names}
-        print(f"{name:>5} of {rows.sum()}: " + ", ".join(f"{other} {n}" for other, n in taken.items() if n))
-    tensors = {name: value.numpy().astype(np.float16) for name, value in network.state_dict().items()}
+    written = {name: value if value.dtype == np.float16 else value.astype(np.float32) for name, value in arrays.items()}
     with whole_file(absolute(args.out)) as partial, partial.open("wb") as file:
-        np.savez_compressed(
-            file, **tensors, means=means.astype(np.float32), precision=precision.astype(np.float32),
-            about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
-        )  # fmt: skip
+        np.savez_compressed(file, **written, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8))
 
 
 if __name__ == "__main__":

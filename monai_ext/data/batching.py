@@ -17,7 +17,13 @@ _ORDER, _BATCH, _NAME = 0, 1, 2
 
 
 class Kind(NamedTuple):
-    """What the samples of a batch must share; `available` says which contrasts a sample has."""
+    """What the samples of a batch must share.
+
+    Attributes:
+        dataset: its name.
+        available: which contrasts a sample has, in the order of the dataset's `contrasts`.
+        size: pixels along the image's two axes.
+    """
 
     dataset: str
     available: tuple[bool, ...]
@@ -25,7 +31,14 @@ class Kind(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """A dataset's key: which sample, with which random augmentation, the batch's synthesis condition, and its name."""
+    """A dataset's key: which sample, with which random augmentation, the batch's synthesis condition, and its name.
+
+    Attributes:
+        sample: the item's number.
+        seed: of the random augmentation.
+        condition: for each contrast whether it is a source; None where sources and target are fixed.
+        named: whether the item says of which dataset it is.
+    """
 
     sample: int
     seed: int
@@ -34,7 +47,14 @@ class Draw(NamedTuple):
 
 
 def group_by_kind(kinds: Sequence[Hashable]) -> list[np.ndarray]:
-    """Step 1: the samples' numbers by kind, in order of first appearance."""
+    """Group the samples by kind (step 1).
+
+    Args:
+        kinds: one a sample; samples of equal kinds belong together.
+
+    Returns:
+        The samples' numbers by kind, in order of first appearance.
+    """
     groups: dict[Hashable, list[int]] = {}
     for number, kind in enumerate(kinds):
         groups.setdefault(kind, []).append(number)
@@ -44,10 +64,17 @@ def group_by_kind(kinds: Sequence[Hashable]) -> list[np.ndarray]:
 def draw_batches(
     groups: Sequence[np.ndarray], *, batch_size: int, fill: bool, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Steps 2 and 3: an epoch's batches, each out of one group, in random order.
+    """Draw an epoch's batches, each out of one group, in random order (steps 2 and 3).
 
-    With `fill` a group's last batch is filled with samples drawn again from the group, as in the paper;
-    without, it is short and every sample comes exactly once.
+    Args:
+        groups: the samples' numbers, as `group_by_kind` gives them.
+        batch_size: samples a batch.
+        fill: whether a group's last batch is filled with samples drawn again from the group, as in the paper;
+            without, it is short and every sample comes exactly once.
+        rng: what draws.
+
+    Returns:
+        The samples' numbers, an array a batch.
     """
     batches = []
     for group in groups:
@@ -61,9 +88,14 @@ def draw_batches(
 
 
 def most_missing(available: int, *, epoch: int, curriculum: int) -> int:
-    """How many available contrasts may be targets: one at first, all but one from epoch `curriculum` on.
+    """Say how many available contrasts may be targets: one at first, all but one from epoch `curriculum` on.
 
     The epochs before it are shared evenly by the numbers, since no paper gives a pace.
+
+    Args:
+        available: how many contrasts there are, at least 2.
+        epoch: counted from 0.
+        curriculum: the epoch from which any number may be.
     """
     if epoch >= curriculum:
         return available - 1
@@ -73,9 +105,18 @@ def most_missing(available: int, *, epoch: int, curriculum: int) -> int:
 def draw_condition(
     available: Sequence[bool], *, epoch: int, curriculum: int, rng: np.random.Generator
 ) -> tuple[bool, ...]:
-    """A synthesis condition: at least one available contrast is a source and at least one is a target.
+    """Draw a synthesis condition: at least one available contrast is a source and at least one is a target.
 
     The number of targets is drawn first, so that one-to-many is trained as often as many-to-one.
+
+    Args:
+        available: for each contrast whether the samples have it.
+        epoch: counted from 0.
+        curriculum: see `most_missing`.
+        rng: what draws.
+
+    Returns:
+        For each contrast whether it is a source. One that is available and no source is a target.
     """
     present = np.flatnonzero(available)
     targets = rng.integers(1, most_missing(len(present), epoch=epoch, curriculum=curriculum) + 1)
@@ -87,14 +128,32 @@ def draw_condition(
 class ModalityConsistentBatches(Sampler[list[Draw]]):
     """A batch sampler for `DataLoader(dataset, batch_sampler=...)`, whose dataset takes `Draw` as key.
 
-    `fill=False` leaves a group's last batch short, so that an epoch has every sample exactly once.
-    `curriculum=None` draws no conditions (sources and target are fixed); `curriculum=n` draws one a batch, of
-    one target in the first epoch and any number from epoch n on. `unnamed` is the share of batches, by chance, that do
-    not say of which dataset they are, so that a dataset nobody knows is a case that is learnt.
-
     A batch is shared by `world_size` processes, each of which takes its part: however many they are, an epoch has the
-    same steps of the same samples. `world_size` has to divide `batch_size`. Call `advance()` after each step trained:
-    workers fetch ahead, so only the caller knows what was used, and `state_dict()` then resumes at the very next batch.
+    same steps of the same samples. Call `advance()` after each step trained: workers fetch ahead, so only the caller
+    knows what was used, and `state_dict()` then resumes at the very next batch.
+
+    Args:
+        kinds: each sample's, as `SliceDataset.kinds`.
+        batch_size: samples a batch of all processes together, all of one kind.
+        seed: of every draw.
+        fill: False leaves a group's last batch short, so that an epoch has every sample exactly once.
+        curriculum: None draws no conditions (sources and target are fixed); n draws one a batch, of one target in the
+            first epoch and any number from epoch n on.
+        unnamed: the share of batches, by chance, that do not say of which dataset they are, so that a dataset nobody
+            knows is a case that is learnt.
+        rank, world_size: of this process, and how many there are; `world_size` has to divide `batch_size`.
+
+    Raises:
+        ValueError: no samples, a number out of its range, processes that do not divide a batch, or a curriculum for
+            samples of fewer than two contrasts.
+
+    Example:
+        >>> kinds = [Kind("ixi", (True, True))] * 4 + [Kind("brats", (True, False))] * 2
+        >>> batches = ModalityConsistentBatches(kinds, batch_size=2)
+        >>> len(batches)
+        3
+        >>> sorted(sorted(draw.sample for draw in batch)[-1] < 4 for batch in batches)  # two are of the first dataset
+        [False, True, True]
     """
 
     def __init__(
@@ -171,7 +230,11 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         return draws[self.rank :: self.world_size]
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch, counted from 0; the epoch one is in already keeps its position."""
+        """Go to the start of an epoch, counted from 0; the epoch one is in already keeps its position.
+
+        Raises:
+            ValueError: the epoch is no whole number of at least 0.
+        """
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
             raise ValueError(f"epoch must be a whole number of at least 0, got {epoch!r}")
         if epoch != self.epoch:
@@ -195,11 +258,21 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The same in every process, so that one process's checkpoint resumes them all."""
+        """Tell the position and the settings; the same in every process, so that one process's checkpoint resumes
+        them all.
+        """
         return {"epoch": self.epoch, "position": self.position, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refused where the batches to come would not be those that the stopped run had before it."""
+        """Go on where the run that stopped was.
+
+        Args:
+            state: of its `state_dict`.
+
+        Raises:
+            ValueError: the batches to come would not be those that the stopped run had before it: other settings or
+                data.
+        """
         state = {"unnamed": 0.0, **state}  # older ones named every batch, and do not say so
         for name, value in self._identity().items():
             if name not in state or state[name] != value:

@@ -7,7 +7,7 @@ DARK = 0.05  # of white: noise of the background is below it, and skin above
 
 
 def filled_box(images: Tensor, *, margin: int = 0, multiple: int = 1) -> tuple[slice, slice]:
-    """The rows and columns that hold all that is not dark.
+    """Find the rows and columns that hold all that is not dark.
 
     Args:
         images: (..., H, W) in [0, 1]; what any of them shows counts.

@@ -15,6 +15,9 @@ KINDS = (*MODALITIES, LABEL)
 
 
 def matches(path: Path, pattern: str, root: Path) -> bool:
+    """Say whether a file's path, relative to `root` and with forward slashes, fits a shell pattern such as
+    "*acq-mprage*".
+    """
     return fnmatch.fnmatchcase(path.relative_to(root).as_posix(), pattern)
 
 
@@ -23,6 +26,12 @@ class Choices:
 
     A pattern picks among the files that bear its contrast's name. One that fits no such file in the whole
     dataset picks among those that bear none, and so says what they are: "label=*seg_auto_fusion_mav*".
+
+    Args:
+        texts: each CONTRAST=PATTERN, or label=PATTERN.
+
+    Raises:
+        ValueError: a text of another form, or a contrast that is not known.
     """
 
     def __init__(self, texts: Sequence[str] = ()) -> None:
@@ -35,7 +44,15 @@ class Choices:
         self._of_unnamed: set[tuple[str, str]] = set()
 
     def look_at(self, visits: Iterable[Mapping[str, Sequence[Path]]], *, root: Path) -> None:
-        """See all the files that there are, so that a pattern that fits none of them is refused."""
+        """See all the files that there are, so that a pattern that fits none of them is refused.
+
+        Args:
+            visits: for each visit its files, by the contrast that their names say, "" for none.
+            root: the dataset's folder, which the patterns' paths start from.
+
+        Raises:
+            ValueError: a pattern fits no file.
+        """
         visits = list(visits)
         for kind, patterns in self.patterns.items():
             for pattern in patterns:
@@ -49,7 +66,20 @@ class Choices:
                     self._of_unnamed.add((kind, pattern))
 
     def pick(self, name: str, files: Mapping[str, Sequence[Path]], *, root: Path) -> dict[str, Path]:
-        """One file a contrast, or an error that lists those that could be it and says how to choose."""
+        """Pick one file for each contrast of a visit.
+
+        Args:
+            name: of the visit, for the message.
+            files: those that could be each contrast.
+            root: the dataset's folder.
+
+        Returns:
+            contrast -> file; "label" too, where there is one.
+
+        Raises:
+            SubjectError: several files could be one contrast, and how to choose; or one is empty, or its name is no
+                text.
+        """
         picked, doubts = {}, []
         for kind in KINDS:
             candidates = list(files.get(kind, ()))
@@ -79,7 +109,7 @@ class Choices:
 
 
 def tell_apart(paths: Sequence[str]) -> str:
-    """A pattern that fits one of the paths and none of the others: "*acq-mprage*"."""
+    """Make a pattern that fits one of the paths and none of the others: "*acq-mprage*"."""
     path = next((path for path in paths if path.endswith(".nii.gz")), paths[0])
     patterns = [f"*{end}" for end in EXTENSIONS if path.endswith(end)][:1]
     patterns += [f"*{part}*" for part in re.split(r"[_/]", path) if not glob.has_magic(part)]

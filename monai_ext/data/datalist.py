@@ -35,7 +35,13 @@ ENTRY_KEYS = ("subject", "session", "dataset", *MODALITIES, "label", *GROUPS)
 
 
 class SubjectError(ValueError):
-    """One subject's fault: a batch command reports it, goes on with the others and exits non-zero."""
+    """One subject's fault: a batch command reports it, goes on with the others and exits non-zero.
+
+    Args:
+        subject: whose fault it is.
+        path: the file that is at fault, None where it is none alone.
+        reason: what is wrong with it, and what to do.
+    """
 
     def __init__(self, subject: str, path: Path | None, reason: str) -> None:
         super().__init__(subject, path, reason)  # as three arguments, so that it comes back whole from a worker process
@@ -47,10 +53,16 @@ class SubjectError(ValueError):
 
 @dataclass(frozen=True)
 class Subject:
-    """One visit of one person: `images` maps canonical contrast names to absolute paths.
+    """One visit of one person: which files there are.
 
-    `targets`, where there are any, are what a network is to make of a contrast, instead of the image as scanned;
-    `masks` are the truth of what MASKS name.
+    Attributes:
+        subject: the person.
+        dataset: whose person it is.
+        images: canonical contrast name -> absolute path.
+        session: the visit; empty where there is but one.
+        label: a map of lesions or tissues, if there is one.
+        targets: what a network is to make of a contrast, where that is not the image as scanned.
+        masks: the truth of what MASKS name, which phantoms have.
     """
 
     subject: str
@@ -69,6 +81,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Datalist:
+    """The subjects of a dataset by split.
+
+    Attributes:
+        name: of the dataset.
+        root: the folder that the file's paths start from.
+        splits: "training", "validation", "test" -> subjects; a split may be absent.
+    """
+
     name: str
     root: Path
     splits: Mapping[str, Sequence[Subject]]
@@ -80,7 +100,31 @@ class Datalist:
 
 
 def read_datalist(path: Path | str, *, failures: list[SubjectError] | None = None) -> Datalist:
-    """The datalist at `path`. A subject's fault is raised, or joins `failures` while the others are read."""
+    """Read a datalist's JSON, whose form is at the top of this module.
+
+    Args:
+        path: of the JSON.
+        failures: joined by the subjects' faults, while the others are read; without it the first fault is raised.
+
+    Returns:
+        The datalist, its paths absolute.
+
+    Raises:
+        ValueError: the file is no datalist, or its root is not there.
+        SubjectError: a subject's fault, where `failures` is None: a path that is not there, a person in two splits.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for contrast in ("T1", "T2"):
+        ...     _ = (folder / f"{contrast}.nii").write_bytes(b"an image")
+        >>> _ = (folder / "datalist.json").write_text(
+        ...     '{"name": "ixi", "training": [{"subject": "IXI012", "T1": "T1.nii", "T2": "T2.nii"}]}'
+        ... )
+        >>> datalist = read_datalist(folder / "datalist.json")
+        >>> datalist.name, [(subject.name, list(subject.images)) for subject in datalist.subjects]
+        ('ixi', [('IXI012', ['T1', 'T2'])])
+    """
     path = absolute(Path(path))
     content = _read_json(path)
     unknown = sorted(set(content) - {"name", "root", *SPLITS})
@@ -123,7 +167,12 @@ def read_datalist(path: Path | str, *, failures: list[SubjectError] | None = Non
 
 
 def write_datalist(path: Path | str, datalist: Datalist) -> None:
-    """Written whole or not at all, in the order given, with paths relative to the datalist's root."""
+    """Write a datalist, whole or not at all, in the order given, with paths relative to its root.
+
+    Args:
+        path: of the JSON.
+        datalist: what is written.
+    """
     path = absolute(Path(path))
     root = absolute(datalist.root)
     # Written relative where one lies in the other, because they are moved together then.
@@ -138,7 +187,16 @@ def write_datalist(path: Path | str, datalist: Datalist) -> None:
 
 
 def report_failures(failures: Sequence[SubjectError], *, total: int, what: str) -> int:
-    """A table of subject, file and reason on stderr, for a command that did the rest; the exit status."""
+    """Print a table of subject, file and reason on stderr, for a command that did the rest.
+
+    Args:
+        failures: the faults; none prints nothing.
+        total: how many subjects there were.
+        what: was done to the others, such as "prepared".
+
+    Returns:
+        The command's exit status: 1 if there are any, else 0.
+    """
     if not failures:
         return 0
     rows = [("subject", "file", "reason")]
@@ -225,7 +283,10 @@ def _check_group(value: Any, *, key: str, subject: str) -> None:
 def check_name(value: str, *, key: str, subject: str) -> None:
     """Refuse a name that cannot be a folder on every system, would leave the output's or would be one of our files.
 
-    `value` may be empty for other keys than subject: such a name is not used.
+    Args:
+        value: the name. It may be empty for other keys than subject: such a name is not used.
+        key: what it names, "subject" or "session" say.
+        subject: whose it is, for the message.
 
     Raises:
         SubjectError: it names the key, the rule and the value.
@@ -262,7 +323,11 @@ def _file(relative: str, subject: str, root: Path) -> Path:
 
 
 def file_size(path: Path, *, subject: str) -> int:
-    """In bytes; one that is missing, a link to nowhere or in a circle, or a folder is the subject's fault."""
+    """Say how many bytes a file has.
+
+    Raises:
+        SubjectError: it is missing, a link to nowhere or in a circle, a folder, or cannot be read.
+    """
     try:
         status = path.stat()
     except (OSError, ValueError) as error:  # a ValueError where the path has a null byte

@@ -14,7 +14,11 @@ _NAMES_SEVERAL = re.compile(r"LIST\b|.*%\d*d")  # MetaImage's and NRRD's ways to
 
 
 def most_voxels() -> int:
-    """MONAI_EXT_MAX_VOXELS: how many voxels an image may have, 536870912 unless it is set."""
+    """Say how many voxels an image may have: MONAI_EXT_MAX_VOXELS, 536870912 unless it is set.
+
+    Raises:
+        ValueError: it is set to something else than a whole number above 0.
+    """
     text = os.environ.get("MONAI_EXT_MAX_VOXELS", "")
     if not text:
         return MOST_VOXELS
@@ -24,7 +28,15 @@ def most_voxels() -> int:
 
 
 def check_regular(path: Path) -> int:
-    """The file's size in bytes. A pipe, a device, a socket or a folder is refused: reading it may never end."""
+    """Refuse what is no regular file: a pipe, a device, a socket or a folder, which reading may never end.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        ValueError: it is none.
+        OSError: it is not there.
+    """
     kind = path.stat()
     if not stat.S_ISREG(kind.st_mode):
         kinds = {stat.S_IFIFO: "pipe", stat.S_IFDIR: "folder", stat.S_IFSOCK: "socket"}
@@ -34,7 +46,15 @@ def check_regular(path: Path) -> int:
 
 
 def check_count(what: object, sizes: Sequence[int]) -> None:
-    """Refuse an image of more voxels than may be."""
+    """Refuse an image of more voxels than may be.
+
+    Args:
+        what: the image, for the message.
+        sizes: of its axes, as declared.
+
+    Raises:
+        ValueError: it is larger than `most_voxels` allows.
+    """
     count, most = prod(int(size) for size in sizes), most_voxels()
     if count > most:
         shape = " x ".join(str(int(size)) for size in sizes)
@@ -45,7 +65,17 @@ def check_count(what: object, sizes: Sequence[int]) -> None:
 
 
 def check_bytes(path: Path, *, needed: int, there: int, packed: bool) -> None:
-    """Refuse a file whose `there` bytes cannot hold the `needed` that its header declares."""
+    """Refuse a file whose `there` bytes cannot hold the `needed` that its header declares.
+
+    Args:
+        path: the file.
+        needed: bytes of its voxels, unpacked.
+        there: bytes that it has for them.
+        packed: whether they are compressed, and may be more once unpacked.
+
+    Raises:
+        ValueError: the file is truncated or damaged.
+    """
     if needed > there * (MOST_INFLATED if packed else 1):
         held = f"{there:,} bytes{' of compressed data' if packed else ''}"
         raise ValueError(
@@ -55,10 +85,19 @@ def check_bytes(path: Path, *, needed: int, there: int, packed: bool) -> None:
 
 
 def check_itk_header(path: Path) -> tuple[int, bool]:
-    """The bytes that hold a MetaImage's or NRRD's voxels, and whether they are packed.
+    """Find the bytes that hold a MetaImage's or NRRD's voxels.
 
     The header is read as text before ITK sees it: a number of dimensions beyond what ITK has room for, and a data
     file that is not a plain name beside the header, are refused.
+
+    Args:
+        path: of the header, which may hold the voxels too.
+
+    Returns:
+        How many bytes there are for the voxels, and whether they are packed.
+
+    Raises:
+        ValueError: what the header declares is damaged or not allowed.
     """
     with path.open("rb") as file:
         text = file.read(_HEADER_BYTES).decode("latin-1")

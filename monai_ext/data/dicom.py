@@ -30,21 +30,29 @@ WITH_CONTRAST = re.compile(r"\+\s?c\b|\bce\b|\bgd\b|gado|\bpost\b|\bkm\b|contras
 
 @dataclass(frozen=True)
 class Series:
-    """The instances of one series that make one volume: one echo, one b-value."""
+    """The instances of one series that make one volume: one echo, one b-value.
+
+    Attributes:
+        files: a file an instance.
+        headers: pydicom's dataset of each, without its pixels.
+    """
 
     files: tuple[Path, ...]
     headers: tuple[Any, ...]
 
     @property
     def number(self) -> str:
+        """The series' number, as text; empty if it has none."""
         return str(self.headers[0].get("SeriesNumber", ""))
 
     @property
     def description(self) -> str:
+        """The series' description; empty if it has none."""
         return str(self.headers[0].get("SeriesDescription", "")).strip()
 
     @property
     def b(self) -> float | None:
+        """The b-value in s/mm2, None where the header tells none."""
         return _b(self.headers[0])
 
     def __str__(self) -> str:
@@ -54,7 +62,17 @@ class Series:
 
 
 def read_study(folder: Path) -> list[Series]:
-    """The MR series below `folder`; other files are passed over. Two patients or two studies are refused."""
+    """Read the headers of the MR series below `folder`; other files are passed over.
+
+    Args:
+        folder: with the DICOM files of one study, in any folders below.
+
+    Returns:
+        A series for each echo and each b-value.
+
+    Raises:
+        ValueError: no MR image is there, or those of two patients or two studies.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: a study is a folder of DICOM files")
     found: dict[tuple[Any, ...], list[tuple[Path, Any]]] = {}
@@ -94,7 +112,9 @@ def _check_one(folder: Path, headers: Sequence[Any], keyword: str, *, what: str)
     values = sorted({_text(header, keyword) for header in headers})
     if len(values) > 1:
         shown = ", ".join(map(repr, values[:4]))
-        raise ValueError(f"{folder} holds {len(values)} {what}, expected one: {shown} ({keyword})")
+        raise ValueError(
+            f"{folder} holds {len(values)} {what}, expected one: {shown} ({keyword}); give a folder of one"
+        )
 
 
 def _text(header: Any, keyword: str) -> str:
@@ -118,7 +138,14 @@ def _as_fault_of(what: object) -> Iterator[None]:
 
 
 def contrast_of(header: Any) -> str | None:
-    """The contrast that a series shows, None where it is none of ours or cannot be told."""
+    """Tell which contrast a series shows.
+
+    Args:
+        header: pydicom's dataset of one of its instances.
+
+    Returns:
+        The contrast, None where it is none of ours or cannot be told.
+    """
     kinds, text = _image_type(header), f" {header.get('SeriesDescription', '')} ".lower()
     sequence = set(_values(header, "ScanningSequence"))
     if "LOCALIZER" in kinds or re.search(r"\bloc\b|localizer|scout|survey", text):
@@ -152,7 +179,19 @@ def contrast_of(header: Any) -> str | None:
 
 
 def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[str, str]) -> dict[str, Series]:
-    """A series a contrast: the one that `chosen` names by number, description or UID, or the one that shows it."""
+    """Find the series of each contrast: the one that `chosen` names, or the one that shows it.
+
+    Args:
+        study: as `read_study` gives it.
+        contrasts: which are wanted.
+        chosen: contrast -> a series' number, description or UID.
+
+    Returns:
+        contrast -> series, for every contrast.
+
+    Raises:
+        ValueError: no series or several could be a contrast, or `chosen` names a contrast that is not wanted.
+    """
     named = {canonical(contrast): what for contrast, what in chosen.items()}
     unused = [contrast for contrast in named if contrast not in contrasts]
     if unused:
@@ -179,7 +218,11 @@ def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[st
 
 
 def sorted_slices(series: Series) -> Series:
-    """Along the normal of its slices, which have to be parallel, of one size, and equally far apart."""
+    """Sort a series' slices along their normal.
+
+    Raises:
+        ValueError: they are not parallel, of one size, and equally far apart.
+    """
     name = f"series {series.number} {series.description!r}"
     with _as_fault_of(name):
         return _sorted_slices(series, name)
@@ -247,7 +290,7 @@ def _check_place(header: Any, name: str) -> None:
 
 
 def read_series(series: Series) -> Volume:
-    """Of slices that are sorted: their values, rescaled, and where they lie."""
+    """Read the volume of a series whose slices are sorted: its values, rescaled, and where they lie."""
     check_count(series, (series.headers[0].Rows, series.headers[0].Columns, len(series.files)))
     slices = [_pixels(path) for path in series.files]
     first, last = series.headers[0], series.headers[-1]

@@ -4,6 +4,7 @@ What `prepare` writes and what inference gives to a network are the same, becaus
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +33,16 @@ NEAR = 1.1  # voxels so much larger or smaller are as good as the same: heads th
 
 @dataclass(frozen=True)
 class Scaled:
-    """One contrast on the grid in [0, 1], where 1 was `top`; `to_source` maps the reference's world to its own."""
+    """One contrast on the grid in [0, 1].
+
+    Attributes:
+        array: (I, J, K), the values.
+        top: what 1 was in the contrast's file.
+        to_source: 4 x 4, from the reference's world to its own, in mm.
+        moved_mm: how far registration moved it.
+        seen: the share of the mask that its field of view holds.
+        placed_by: "its grid", "its header" or "rigid registration".
+    """
 
     array: NDArray[np.float32]
     top: float
@@ -55,7 +65,13 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the reference lies as it is stored, and the RAS grid (`shape`, `affine`) that all contrasts are put on."""
+    """Where the reference lies as it is stored, and the RAS grid that all contrasts are put on.
+
+    Attributes:
+        contrast: which the reference is.
+        stored_shape, stored_affine: of the reference's file.
+        shape, affine: of the grid.
+    """
 
     contrast: str
     stored_shape: tuple[int, int, int]
@@ -64,9 +80,13 @@ class Grid:
     affine: NDArray[np.float64]
 
     def back(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
-        """From the grid to the reference's own voxels: crop, size, spacing and orientation undone, outside is 0.
+        """Bring an image from the grid to the reference's own voxels: crop, size, spacing and orientation undone.
 
-        An array of another shape covers the same field of view.
+        Args:
+            array: (I, J, K). One of another shape than the grid's covers the same field of view.
+
+        Returns:
+            An array of `stored_shape`, 0 outside of the grid.
         """
         stored = Volume(np.broadcast_to(np.float32(0), self.stored_shape), self.stored_affine)
         upright = to_ras(stored)
@@ -75,7 +95,7 @@ class Grid:
         return apply_orientation(volume.array, turn)
 
     def affine_of(self, shape: Sequence[int]) -> NDArray[np.float64]:
-        """Of an array of `shape` over the grid's field of view."""
+        """Say where an array of `shape` over the grid's field of view lies: 4 x 4, voxel index -> world in mm."""
         step = np.array(self.shape) / np.array(shape)
         index = np.diag([*step, 1.0])
         index[:3, 3] = (step - 1) / 2  # the outer corner stays where it is
@@ -85,9 +105,15 @@ class Grid:
 class Gridded:
     """A subject's contrasts as they were read, where each lies, and the grid; `image` puts one onto it.
 
-    A fault of the subject's files is a SubjectError. `root` is where the preset's pattern of a mask file begins.
-    `whole` is for a patient: nothing of the reference is cut off, and its voxels are of the preset's
-    `trained_spacing`.
+    Args:
+        subject: whose files are read.
+        preset: how they become slices.
+        root: where the preset's pattern of a mask file begins.
+        whole: for a patient: nothing of the reference is cut off, and its voxels are of the preset's
+            `trained_spacing`.
+
+    Raises:
+        SubjectError: a fault of the subject's files.
     """
 
     def __init__(self, subject: Subject, *, preset: Preset, root: Path, whole: bool = False) -> None:
@@ -106,7 +132,11 @@ class Gridded:
         self.mask_kept = float(_millilitres(self.mask, affine) / _millilitres(mask, reference.affine))
 
     def image(self, contrast: str) -> Scaled:
-        """One contrast on the grid, its foreground's percentile 1 and nothing below 0."""
+        """Put one contrast on the grid, its foreground's percentile 1 and nothing below 0.
+
+        Raises:
+            SubjectError: it does not show what the reference shows, or nothing of it lies inside the mask.
+        """
         volume, path, to_source = self.read[contrast], self.subject.images[contrast], self.placed[contrast]
         there = apply_affine(to_source, self.points)
         seen = share_inside(volume, there)
@@ -129,14 +159,22 @@ class Gridded:
         return Scaled(scaled, top, to_source, moved_mm, seen, self.placed_by[contrast])
 
     def coverage(self, computed: NDArray[np.bool_]) -> float:
-        """The share of the mask's voxels, about 4000 of them, that lie in slices of the grid that are `computed`."""
+        """Estimate the share of the mask that lies in slices that are computed, from about 4000 of its voxels.
+
+        Args:
+            computed: (K,), for each slice of the grid.
+        """
         index = np.rint(apply_affine(np.linalg.inv(self.grid.affine), self.points)).astype(int)
         inside = np.all((index >= 0) & (index < np.array(self.grid.shape)), axis=-1)
         inside[inside] = computed[index[inside, 2]]
         return float(inside.mean())
 
     def label(self) -> Volume:
-        """The label map moved like the contrast whose voxels it shares, which is the one it was drawn on."""
+        """Put the label map on the grid, moved like the contrast whose voxels it shares, which it was drawn on.
+
+        Raises:
+            SubjectError: its values are no labels.
+        """
         subject = self.subject
         assert subject.label is not None
         label = to_ras(_read(subject, subject.label, allow_constant=True))
@@ -151,11 +189,25 @@ class Gridded:
 
 
 def mask_file(subject: Subject, *, preset: Preset, root: Path) -> Path | None:
-    """The brain mask that the preset's pattern names for this subject, if it is a pattern."""
+    """Name the brain mask of this subject that the preset's pattern means; None if the preset has no pattern.
+
+    Args:
+        subject: whose mask it is.
+        preset: whose `brain_mask` may be a pattern.
+        root: the folder that the pattern starts from.
+
+    Raises:
+        SubjectError: the pattern has another field than {subject}, {session} and {name}.
+    """
     if "{" not in preset.brain_mask:
         return None
     names = {"subject": subject.subject, "session": subject.session, "name": subject.name}
-    return root / preset.brain_mask.format(**names)
+    fields = re.findall(r"{[^{}]*}?", preset.brain_mask)  # not str.format, which would follow {name.__class__} too
+    for field in fields:
+        if field[1:-1] not in names or not field.endswith("}"):
+            known = ", ".join(f"{{{name}}}" for name in names)
+            raise SubjectError(subject.name, None, f"brain_mask may have {known} in it, got {preset.brain_mask!r}")
+    return root / re.sub(r"{(\w+)}", lambda field: names[field[1]], preset.brain_mask)
 
 
 def _read(subject: Subject, path: Path, *, allow_constant: bool = False) -> Volume:

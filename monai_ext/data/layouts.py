@@ -27,8 +27,15 @@ DICOM = (".dcm", ".dicom", ".ima")
 
 @dataclass
 class Index:
-    """What a dataset's folder holds: `unused` are images that no contrast took, `left_out` is visit ->
-    reason.
+    """What a dataset's folder holds.
+
+    Attributes:
+        layout: how its files are named.
+        dataset: its name.
+        subjects: every visit that has an image, sorted by name.
+        failures: the faults of those that could not be taken.
+        unused: images that no contrast took.
+        left_out: visit -> why it is not wanted.
     """
 
     layout: str
@@ -50,14 +57,20 @@ class Visit:
 
     @property
     def name(self) -> str:
+        """The visit's name in a datalist, which its folders get."""
         return Subject(self.subject, "", {}, self.session).name
 
     @property
     def describe(self) -> str:
+        """The visit in words, for a message."""
         return f"subject {self.subject!r}" + (f" session {self.session!r}" if self.session else "")
 
     def check(self) -> None:
-        """Refuse names that cannot be folders and files that lie in two folders of one name."""
+        """Refuse names that cannot be folders and files that lie in two folders of one name.
+
+        Raises:
+            SubjectError: what is wrong, and what to rename.
+        """
         check_name(self.subject, key="subject", subject=self.name)
         check_name(self.session, key="session", subject=self.name)
         check_name(self.name, key="subject and session", subject=self.name)
@@ -68,7 +81,17 @@ class Visit:
 
 
 def detect(files: Sequence[Path]) -> str:
-    """The layout that the files' names speak of; a root that holds several datasets is refused."""
+    """Tell the layout that the files' names speak of.
+
+    Args:
+        files: all that a dataset's folder holds.
+
+    Returns:
+        A layout's name, "folder" where no dataset's names are recognised.
+
+    Raises:
+        ValueError: the names are of several datasets.
+    """
     counts: Counter[str] = Counter()
     for file in files:
         layouts = (layout for layout, start in SIGNATURES.items() if re.match(start, file.name))
@@ -89,8 +112,21 @@ def index(
     exclude: Sequence[str] = (),
     require: Sequence[str] = (),
 ) -> Index:
-    """Every visit under `root`, sorted by name. `exclude` are patterns of files to pass over, matched as
-    `choices` are against paths relative to `root`; `require` are contrasts that a wanted visit has.
+    """Find every visit under `root`, sorted by name; no image is opened.
+
+    Args:
+        root: the dataset's folder.
+        layout: how its files are named; "auto" tells it from the names.
+        dataset: its name; the layout's or the folder's unless given.
+        choices: which file is a contrast where several could be.
+        exclude: patterns of files to pass over, matched against paths relative to `root`.
+        require: contrasts that a wanted visit has.
+
+    Returns:
+        The visits, and all that was not taken with the reason.
+
+    Raises:
+        ValueError: `root` is no folder, holds several datasets, or a pattern of `choices` fits no file.
     """
     root = absolute(root)
     if not root.is_dir():
@@ -161,8 +197,12 @@ def _dicom(files: Sequence[Path], root: Path) -> list[SubjectError]:
 
 
 def walk(folder: Path, failures: list[SubjectError], above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Files in sorted order, through links to folders. A link that leads back up is a fault, and so is a
-    folder that may not be read. Hidden files are passed over.
+    """List files in sorted order, through links to folders; hidden files are passed over.
+
+    Args:
+        folder: where to begin.
+        failures: joined by a link that leads back up, and by a folder that may not be read.
+        above: the folders that led here, for the recursion.
     """
     above = (*above, folder.resolve())
     try:
@@ -181,7 +221,7 @@ def walk(folder: Path, failures: list[SubjectError], above: tuple[Path, ...] = (
 
 
 def table(datalist: Datalist) -> str:
-    """How many visits, people, and images of each contrast every split has."""
+    """Count the visits, people, and images of each contrast that every split has, as a table to print."""
     kinds = [kind for kind in KINDS if any(_has(subject, kind) for subject in datalist.subjects)]
     rows = [["", "visits", "people", *kinds]]
     for name, subjects in [*((split, datalist.splits[split]) for split in SPLITS), ("all", datalist.subjects)]:
@@ -202,6 +242,7 @@ def _some(paths: Sequence[Path], root: Path) -> str:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `index` to a parser."""
     add = parser.add_argument
     add(
         "--root", type=Path, required=True, help="the dataset's folder; for many people's files in one folder, that one"
@@ -222,6 +263,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Write the datalist of a folder as the options say.
+
+    Returns:
+        The exit status: 1 if a visit could not be taken.
+
+    Raises:
+        ValueError: an option that may not be, or nothing to index.
+    """
     root, split, choices = absolute(args.root), parse_split(args.split), Choices(args.choose)
     found = index(
         root,

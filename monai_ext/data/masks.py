@@ -13,19 +13,23 @@ _PEEL = 8.0  # mm: of 4 and 8 tried on four scans, 8 lost no brain and kept no s
 
 
 def foreground(volume: Volume) -> NDArray[np.bool_]:
-    """What is not background: not zero where that is zero, else above Otsu's threshold; holes filled."""
+    """Mark what is not background: not zero where the background is zero, else above Otsu's threshold; holes filled."""
     if has_zero_background(volume):
         return zero_background(volume)
     return _solid(volume.array > otsu(volume.array))
 
 
 def has_zero_background(volume: Volume) -> bool:
-    """Whether so many voxels are exactly zero that somebody set them so."""
+    """Say whether so many voxels are exactly zero that somebody set them so."""
     return bool(np.mean(volume.array == 0) >= _LEAST_ZERO_SHARE)
 
 
 def zero_background(volume: Volume) -> NDArray[np.bool_]:
-    """The largest piece that is not zero, holes filled: for images that were skull-stripped already."""
+    """Mark the largest piece that is not zero, holes filled: for images that were skull-stripped already.
+
+    Raises:
+        ValueError: too few voxels are zero for a background that was cut away.
+    """
     if not has_zero_background(volume):
         share = float(np.mean(volume.array == 0))
         raise ValueError(
@@ -36,10 +40,13 @@ def zero_background(volume: Volume) -> NDArray[np.bool_]:
 
 
 def otsu_brain(volume: Volume) -> NDArray[np.bool_]:
-    """A brain out of its skull: above Otsu's threshold, peeled, the largest piece, grown back, filled.
+    """Mark a brain in its skull: above Otsu's threshold, peeled, the largest piece, grown back, filled.
 
     Peeling 8 mm off breaks the bridges from brain to scalp. It rests on bone and fluid being darker than
     brain and scalp, as on T1 and FLAIR; the edge is good to some millimetres, so look at the result.
+
+    Raises:
+        ValueError: nothing bright is deep enough to be a brain.
     """
     coarse = isotropic(volume, _PEELING_SPACING)
     bright = coarse.array > otsu(coarse.array)
@@ -56,7 +63,12 @@ def otsu_brain(volume: Volume) -> NDArray[np.bool_]:
 
 
 def otsu(values: NDArray[np.float32], *, bins: int = 256) -> float:
-    """Otsu's threshold: the cut that leaves least variance within its two sides; without the top 0.5 %."""
+    """Compute Otsu's threshold: the cut that leaves least variance within its two sides; without the top 0.5 %.
+
+    Args:
+        values: of any shape.
+        bins: of the histogram.
+    """
     limits = (float(values.min()), float(np.percentile(values, 99.5)))
     counts, edges = np.histogram(values, bins=bins, range=limits)
     middles = (edges[:-1] + edges[1:]) / 2

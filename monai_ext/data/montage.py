@@ -20,10 +20,20 @@ def montage(
     height: int | None = None,
     white: float | None = None,
 ) -> Path:
-    """Write grey images (2D, first axis downwards) to `path`: from 0 to `white`, or each to its 99.5th percentile.
+    """Write a picture of rows of images as an 8-bit PNG.
 
-    One of three channels, (H, W, 3) in [0, 1], is in colour.
-    `titles` names the columns, or each image with one sequence a row; `height` resizes every image.
+    Args:
+        rows: of images, 2D with the first axis downwards, or in colour (H, W, 3) in [0, 1].
+        titles: one a column, or a sequence a row with one an image.
+        path: the PNG.
+        height: in pixels, to which every image is resized.
+        white: the grey value that is white; without it each image's 99.5th percentile. Black is 0.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no image, or titles that do not fit.
     """
     if not rows or not all(len(row) for row in rows):
         raise ValueError("a montage needs at least one row, and one image in each row")

@@ -27,7 +27,14 @@ SESSION = re.compile(
 
 @dataclass(frozen=True)
 class Found:
-    """`kind` is a contrast, "label", "" for others; `home` the folder that is the visit's own."""
+    """What a file's name says of it.
+
+    Attributes:
+        subject: the person.
+        kind: a contrast, "label", or "" for others.
+        session: the visit, empty where the names tell of none.
+        home: the folder that is the visit's own.
+    """
 
     subject: str
     kind: str
@@ -52,7 +59,7 @@ def kind_of(word: str) -> str:
 
 
 def ixi(path: PurePath) -> Found | None:
-    """IXI012-HH-1211-T1.nii.gz: person, hospital, examination, contrast; one visit each. MRA and DTI have no
+    """Read IXI012-HH-1211-T1.nii.gz: person, hospital, examination, contrast; one visit each. MRA and DTI have no
     use.
     """
     match = re.fullmatch(r"(IXI\d+)-[A-Za-z]+-\d+-(.+)", stem(path))
@@ -60,9 +67,10 @@ def ixi(path: PurePath) -> Found | None:
 
 
 def brats2015(path: PurePath) -> Found | None:
-    """HGG/brats_tcia_pat153_0181/VSD.Brain.XX.O.MR_T1c.35536/VSD.Brain.XX.O.MR_T1c.35536.mha, or without the
-    inner folder; the label is VSD.Brain_3more.XX.O.OT. The people of 2013 are numbered afresh in HGG and LGG,
-    and keep that in their names; those of TCIA are not, and their last number is the visit.
+    """Read HGG/brats_tcia_pat153_0181/VSD.Brain.XX.O.MR_T1c.35536/VSD.Brain.XX.O.MR_T1c.35536.mha.
+
+    The inner folder may be missing; the label is VSD.Brain_3more.XX.O.OT. The people of 2013 are numbered afresh in HGG
+    and LGG, and keep that in their names; those of TCIA are not, and their last number is the visit.
     """
     match = re.fullmatch(r"VSD\.Brain(?:_\w+)?(?:\.X+)+(?:\.O)?\.(?:MR_)?(.+)", stem(path))
     folders = [part for part in path.parts[:-1] if not part.startswith("VSD.")]
@@ -76,8 +84,9 @@ def brats2015(path: PurePath) -> Found | None:
 
 
 def brats2020(path: PurePath) -> Found | None:
-    """BraTS 2017 to 2021: BraTS20_Training_001_t1ce.nii.gz, BraTS2021_00000_seg.nii.gz; up to 2019 with the
-    visit last, Brats18_TCIA01_390_1_flair.nii.gz. One label of 2020 kept its hospital's name,
+    """Read BraTS 2017 to 2021: BraTS20_Training_001_t1ce.nii.gz, BraTS2021_00000_seg.nii.gz.
+
+    Up to 2019 the visit comes last, Brats18_TCIA01_390_1_flair.nii.gz. One label of 2020 kept its hospital's name,
     W39_1998.09.19_Segm.nii: it belongs to the folder that it lies in.
     """
     case, _, word = stem(path).rpartition("_")
@@ -90,14 +99,15 @@ def brats2020(path: PurePath) -> Found | None:
 
 
 def brats2023(path: PurePath) -> Found | None:
-    """BraTS-GLI-00000-001-t1c.nii.gz: person BraTS-GLI-00000, time point 001; MEN, MET, PED, SSA alike."""
+    """Read BraTS-GLI-00000-001-t1c.nii.gz: person BraTS-GLI-00000, time point 001; MEN, MET, PED, SSA alike."""
     match = re.fullmatch(r"(BraTS-[A-Za-z]+-\d+)(?:-(\d+))?-(\w.*)", stem(path))
     return match and Found(match[1], kind_of(match[3]), match[2] or "")
 
 
 def bids(path: PurePath) -> Found | None:
-    """sub-01_ses-02_acq-mprage_run-1_T1w.nii.gz; a T1w with ce- is T1C. Under derivatives/ only lesion labels
-    count: the images there are copies.
+    """Read sub-01_ses-02_acq-mprage_run-1_T1w.nii.gz; a T1w with ce- is T1C.
+
+    Under derivatives/ only lesion labels count: the images there are copies.
     """
     match = re.fullmatch(r"sub-([^_]+)(?:_ses-([^_]+))?((?:_[a-zA-Z]+-[^_]+)*?)_([^_]+)", stem(path))
     if not match or {"sourcedata", "code"} & set(path.parts):
@@ -118,12 +128,12 @@ def bids(path: PurePath) -> Found | None:
 
 
 def isles22(path: PurePath) -> Found | None:
-    """sub-strokecase0001_ses-0001_dwi.nii.gz and _adc in dwi, _FLAIR in anat, _msk in derivatives: BIDS."""
+    """Read sub-strokecase0001_ses-0001_dwi.nii.gz and _adc in dwi, _FLAIR in anat, _msk in derivatives: BIDS."""
     return bids(path) if path.name.startswith("sub-strokecase") else None
 
 
 def folder(path: PurePath) -> Found | None:
-    """Plain folders, by the contrast that ends a file's name or names its folder:
+    """Read plain folders, by the contrast that ends a file's name or names its folder.
 
     case7/T1.nii.gz, case7/case7_flair.nii.gz, case7/T1/image.nii.gz, T1/case7.nii.gz, case7_T1.nii.gz. The
     innermost folder is the person, or the visit if it is called so: case7/visit2/t1ce.nii.gz,

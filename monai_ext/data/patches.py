@@ -14,11 +14,24 @@ from monai_ext.data.slices import SliceDataset, faults_of
 
 
 class PatchDataset(SliceDataset):
-    """Items as `SliceDataset` has them, of `patch_size` voxels: "sources" (M, I, J, K), "target" (K, I, J, K).
+    """Patches of prepared volumes: items as `SliceDataset` has them, "sources" (M, I, J, K) and "target" (K, I, J,
+    K).
 
-    Each subject gives `per_subject` patches an epoch, around slices spread evenly over those that `slices` chooses;
-    where in the plane, and how far from that slice, is drawn anew by a `Draw`'s seed, by the item's number without
-    one. A volume smaller than a patch is padded with zeros. "slice" is the patch's first slice, which may be negative.
+    Where in the plane a patch lies, and how far from its slice, is drawn anew by a `Draw`'s seed, by the item's number
+    without one. A volume smaller than a patch is padded with zeros. "slice" is the patch's first slice, which may be
+    negative.
+
+    Args:
+        data: prepared subjects.
+        sources, target: contrasts, the channels of "sources" and of "target".
+        patch_size: voxels along i, j and k.
+        per_subject: patches a subject and epoch, around slices spread evenly over those that `slices` chooses.
+        slices: a rule, see `SliceDataset`.
+        transform: a MONAI dictionary transform over "sources" and "target".
+
+    Raises:
+        ValueError: a size or a number below 1, or what `SliceDataset` refuses.
+        SubjectError: a subject that cannot serve.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ MOVES = 6  # times that a patient moves while one slice is scanned
 
 @dataclass(frozen=True)
 class Perturbation:
-    """One kind of harm to one source, at each of `levels`; 0 is none at all.
+    """One kind of harm to one source, at each of several levels; 0 is none at all.
 
     translate  every slice by a random length of up to `level` pixels along either axis of the plane: AGI-Net's "random
                translation with a range" (Fig. 3)
@@ -40,6 +40,14 @@ class Perturbation:
                `level` pixels and `level` degrees away: ghosts and blur (HMF-MambaINR, Table 5)
     noise      Rician, of standard deviation `level` where there is much signal; a background that is exactly 0,
                because it was cut away, stays 0
+
+    Attributes:
+        kind: one of the above, or "none".
+        contrast: the source that is harmed.
+        levels: how much, each at least 0 and given once.
+
+    Raises:
+        ValueError: a kind, a contrast or a level that may not be.
     """
 
     kind: str
@@ -61,15 +69,17 @@ class Perturbation:
         object.__setattr__(self, "levels", levels)
 
     def described(self) -> dict[str, Any]:
-        """As a run's protocol has it."""
+        """Describe it as a run's protocol does."""
         return {"kind": self.kind, "contrast": self.contrast, "levels": list(self.levels), "unit": UNITS[self.kind]}
 
 
 class Draw(NamedTuple):
     """The random part for a volume (I, J, K), at level 1; what a kind does not use is empty.
 
-    `poses` (P, K, 3): shift along i and j in pixels and turn in degrees, P of them for motion, else one.
-    `held` (K, J): which pose each k-space line was acquired in. `noise` (2, I, J, K): normal deviates.
+    Attributes:
+        poses: (P, K, 3), shift along i and j in pixels and turn in degrees, P of them for motion, else one.
+        held: (K, J), which pose each k-space line was acquired in.
+        noise: (2, I, J, K), normal deviates.
     """
 
     poses: Tensor
@@ -78,7 +88,14 @@ class Draw(NamedTuple):
 
 
 def randomize(perturbation: Perturbation, shape: tuple[int, int, int], *, seed: int, subject: str) -> Draw:
-    """All that is random about a perturbation of one subject, whatever the level."""
+    """Draw all that is random about a perturbation of one subject, whatever the level.
+
+    Args:
+        perturbation: what is done.
+        shape: of the volume, (I, J, K).
+        seed: of the evaluation.
+        subject: whose name makes the draw its own.
+    """
     identity = f"{perturbation.kind}/{perturbation.contrast}/{subject}".encode()
     rng = np.random.default_rng([seed, *identity])
     width, height, depth = shape
@@ -101,7 +118,17 @@ def randomize(perturbation: Perturbation, shape: tuple[int, int, int], *, seed: 
 
 
 def apply(perturbation: Perturbation, volume: Tensor, draw: Draw, *, level: float) -> Tensor:
-    """(I, J, K) in [0, 1] -> the same, perturbed; at level 0 the very same values"""
+    """Perturb one volume; at level 0 it keeps the very same values.
+
+    Args:
+        perturbation: what is done.
+        volume: (I, J, K) in [0, 1].
+        draw: of `randomize`.
+        level: how much, which need not be one of the perturbation's own levels.
+
+    Returns:
+        (I, J, K) in [0, 1].
+    """
     if level == 0:
         return volume
     if perturbation.kind == "noise":
@@ -118,7 +145,26 @@ def apply(perturbation: Perturbation, volume: Tensor, draw: Draw, *, level: floa
 
 
 def perturb(perturbation: Perturbation, image: Tensor, draw: Draw, *, level: float, sources: Sequence[str]) -> Tensor:
-    """(M, I, J, K) -> the same with the one source perturbed, the others as they are"""
+    """Perturb the one source that the perturbation names; the others stay as they are.
+
+    Args:
+        perturbation: what is done.
+        image: (M, I, J, K) in [0, 1].
+        draw: of `randomize`, for (I, J, K).
+        level: how much.
+        sources: the contrasts of the M channels.
+
+    Returns:
+        (M, I, J, K), another tensor.
+
+    Example:
+        >>> shifted = Perturbation("translate", contrast="T2", levels=(0, 2))
+        >>> image = torch.rand(2, 16, 16, 3)
+        >>> draw = randomize(shifted, (16, 16, 3), seed=0, subject="IXI012")
+        >>> harmed = perturb(shifted, image, draw, level=2.0, sources=["T1", "T2"])
+        >>> bool((harmed[0] == image[0]).all()), bool((harmed[1] == image[1]).all())
+        (True, False)
+    """
     channel = list(sources).index(perturbation.contrast)
     changed = image.clone()
     changed[channel] = apply(perturbation, image[channel], draw, level=level)

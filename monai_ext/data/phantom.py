@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +17,8 @@ from tqdm import tqdm
 from monai_ext.data.datalist import Datalist, Subject, write_datalist
 from monai_ext.data.montage import montage
 from monai_ext.data.phantoms import stream
+from monai_ext.data.phantoms.anatomy import label_maps
+from monai_ext.data.phantoms.sites import phantom_of_labels
 from monai_ext.data.rendering import Phantom, make_phantom
 from monai_ext.data.sites import SITES
 from monai_ext.data.splits import split_subjects
@@ -24,6 +27,7 @@ from monai_ext.files import absolute, write_json
 from monai_ext.modalities import MODALITIES, canonical
 
 SPLIT = (0.7, 0.15, 0.15)
+BRAIN = ".brain/{name}.nii.gz"  # where the reference has it; hidden, so that index passes it over
 CONVENTION = (
     "offsets are 4x4 matrices in RAS mm world coordinates; what the reference contrast shows at x, "
     "the other contrast shows at M x; headers know nothing of it"
@@ -49,6 +53,8 @@ class Job:
     contrasts: tuple[str, ...] | None
     misalign: tuple[float, float]
     randomize: bool
+    anatomies: tuple[Path, ...] = ()
+    masks: tuple[Path, ...] = ()
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +87,14 @@ def run(args: argparse.Namespace) -> int:
     """Make the subjects, then the datalist, which a dataset that was not finished lacks."""
     if args.stream is not None:
         return stream.run(args, contrasts=args.contrasts or (), spacing=args.spacing)
+    if typed := stream.given(args):
+        raise ValueError(f"--{', --'.join(typed)} go with --stream, not with --out")
+    if args.lesions and not args.anatomy:
+        raise ValueError("--lesions goes with --anatomy or --stream: the template's lesions are drawn")
+    if args.anatomy and any(args.misalign):
+        raise ValueError("--misalign goes with the template; heads of --anatomy keep still")
+    anatomies = tuple(label_maps(args.anatomy)) if args.anatomy else ()
+    masks = tuple(label_maps(args.lesions)) if args.lesions else ()
     args.out = absolute(args.out)
     site = SITES[args.site]
     layout = args.layout or site.layout
@@ -95,7 +109,10 @@ def run(args: argparse.Namespace) -> int:
         what = "holds a dataset already" if (args.out / "datalist.json").exists() else "is not empty"
         raise ValueError(f"--out {args.out} {what}: remove it or choose another folder")
     jobs = [
-        Job(args.out, site.name, layout, index, args.seed, args.spacing, args.contrasts, args.misalign, args.randomize)
+        Job(
+            args.out, site.name, layout, index, args.seed, args.spacing, args.contrasts, args.misalign, args.randomize,
+            anatomies, masks,
+        )
         for index in range(args.subjects)
     ]  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
@@ -135,15 +152,14 @@ def make_subject(job: Job) -> tuple[Subject, float]:
     """Render and write one subject; also the seconds it took."""
     began = time.perf_counter()
     site = SITES[job.site]
-    phantom = make_phantom(
-        site,
-        index=job.index,
-        seed=job.seed,
-        spacing=job.spacing,
-        contrasts=job.contrasts,
-        misalign=job.misalign,
-        randomize=job.randomize,
-    )
+    options: dict[str, Any] = {
+        "index": job.index, "seed": job.seed, "spacing": job.spacing, "contrasts": job.contrasts,
+        "randomize": job.randomize,
+    }  # fmt: skip
+    if job.anatomies:
+        phantom = phantom_of_labels(site, anatomies=job.anatomies, masks=job.masks, **options)
+    else:
+        phantom = make_phantom(site, misalign=job.misalign, **options)
     subject = _named(job, phantom)
     for name, path in subject.images.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,6 +171,9 @@ def make_subject(job: Job) -> tuple[Subject, float]:
     if subject.label is not None and phantom.label is not None:
         subject.label.parent.mkdir(parents=True, exist_ok=True)
         write_volume(subject.label, _oriented(phantom.label, site.orientation), dtype=np.uint8)
+    brain = job.out / BRAIN.format(name=subject.name)
+    brain.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(brain, _oriented(phantom.brain, site.orientation), dtype=np.uint8)
     truth = {
         "subject": subject.subject,
         "session": subject.session,

@@ -34,7 +34,14 @@ from monai_ext.modalities import canonical
 
 @dataclass(frozen=True)
 class Done:
-    """One subject's end: its sidecar, or what was wrong with it."""
+    """What became of one subject.
+
+    Attributes:
+        subject: who.
+        record: the sidecar, None after a fault.
+        unchanged: whether it had been prepared so before.
+        failure: what was wrong.
+    """
 
     subject: Subject
     record: dict[str, Any] | None = None
@@ -43,7 +50,21 @@ class Done:
 
 
 def prepare_one(subject: Subject, *, out: Path, root: Path, preset: Preset, qc: bool) -> Done:
-    """Prepare one subject unless that was done; what is wrong with it is returned, only a fault of `out` is raised."""
+    """Prepare one subject unless that was done.
+
+    Args:
+        subject: who.
+        out: where the subject's folder goes.
+        root: the datalist's, where a pattern of mask files begins.
+        preset: how images become slices.
+        qc: whether a picture to look at is made.
+
+    Returns:
+        The sidecar, or what is wrong with the subject.
+
+    Raises:
+        OSError: `out` cannot be written to, which every subject would meet.
+    """
     try:
         check_name(subject.name, key="subject", subject=subject.name)
         folder = out / subject.name
@@ -71,7 +92,22 @@ def _is_of(out: Path, error: OSError) -> bool:
 
 
 def prepare(datalist: Datalist, out: Path, *, preset: Preset, jobs: int = 1, qc: bool = False) -> list[Done]:
-    """Every subject, in the datalist's order, and `out`/datalist.json of those that could be prepared."""
+    """Prepare every subject of a datalist, and write `out`/datalist.json of those that could be prepared.
+
+    Args:
+        datalist: whose subjects.
+        out: the folder for all of them.
+        preset: how images become slices.
+        jobs: processes at a time.
+        qc: whether a picture of each is made.
+
+    Returns:
+        What became of each subject, in the datalist's order.
+
+    Raises:
+        ValueError: `out` holds another dataset, or another run is writing there.
+        OSError: `out` cannot be written to.
+    """
     out = absolute(out)
     _check_writable(out)
     dataset = dataset_of(out / "datalist.json", key="name")
@@ -146,7 +182,13 @@ def _check_writable(out: Path) -> None:
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """One run at a time into `out`, for two would remove each other's half-filled folders; a kill frees the lock."""
+    """Let one run at a time write into `out`, for two would remove each other's half-filled folders.
+
+    A kill frees the lock.
+
+    Raises:
+        ValueError: another run holds it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows, which refuses to rename or remove what another process has open
@@ -167,7 +209,13 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def summary(ends: Sequence[Done], *, out: Path, qc: bool) -> str:
-    """What was done: a row a contrast, and one line on all."""
+    """Say what was done: a row a contrast, and one line on all.
+
+    Args:
+        ends: of `prepare`.
+        out: where it was put.
+        qc: whether there are pictures to look at.
+    """
     records = {end.subject.name: end.record for end in ends if end.record is not None}
     rows = [("contrast", "subjects", "top, median", "seen, least", "moved mm, median", "most")]
     for contrast in dict.fromkeys(name for record in records.values() for name in record["images"]):
@@ -207,6 +255,7 @@ def summary(ends: Sequence[Done], *, out: Path, qc: bool) -> str:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `prepare` to a parser."""
     sizes = {name: "x".join(map(str, preset.size or preset.crop or ("as it is",))) for name, preset in PRESETS.items()}
     presets = ", ".join(f"{name} {size}" for name, size in sizes.items())
     add = parser.add_argument
@@ -239,6 +288,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prepare a datalist as the options say.
+
+    Returns:
+        The exit status: 1 if a subject could not be prepared.
+
+    Raises:
+        ValueError: an option that may not be.
+    """
     if args.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
     if absolute(args.datalist) == absolute(args.out / "datalist.json"):
@@ -254,7 +311,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def chosen_preset(args: argparse.Namespace) -> Preset:
-    """The preset with what the options change in it."""
+    """Take the preset that the options name, with what they change in it.
+
+    Raises:
+        ValueError: an option that may not be.
+    """
     preset = PRESETS[args.preset]
     if args.reference:
         preset = replace(preset, reference=(canonical(args.reference),))

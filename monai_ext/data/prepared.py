@@ -28,7 +28,20 @@ SLOPE = 1 / 65535  # what one step of the stored 16 bits is worth
 
 
 def prepare_subject(subject: Subject, folder: Path, *, preset: Preset, root: Path) -> dict[str, Any]:
-    """Write `folder`, whole or not at all, and return its sidecar; a fault of the sources is a SubjectError."""
+    """Write a subject's prepared folder, whole or not at all.
+
+    Args:
+        subject: whose files are read.
+        folder: what is written.
+        preset: how images become slices.
+        root: where the preset's pattern of a mask file begins.
+
+    Returns:
+        The sidecar's content.
+
+    Raises:
+        SubjectError: a fault of the sources.
+    """
     if subject.targets or subject.masks:
         raise SubjectError(subject.name, None, "has targets or masks of its own: it was prepared when it was made")
     identity = _identity(subject, preset=preset, root=root)
@@ -59,7 +72,11 @@ def prepare_subject(subject: Subject, folder: Path, *, preset: Preset, root: Pat
 
 
 def current_record(subject: Subject, folder: Path, *, preset: Preset, root: Path) -> dict[str, Any] | None:
-    """The sidecar of `folder` if the same sources and options made it and its files are whole, else None."""
+    """Read the sidecar of `folder` if the same sources and options made it and its files are whole, else None.
+
+    Args:
+        subject, folder, preset, root: as of `prepare_subject`.
+    """
     try:
         record = read_json(folder / SIDECAR)
         if not _is_record(record, subject):
@@ -106,7 +123,12 @@ def prepared_subject(subject: Subject, folder: Path) -> Subject:
 
 
 def dataset_of(path: Path, *, key: str) -> Any:
-    """The dataset that a sidecar or a datalist names, None if it is not there or damaged."""
+    """Read which dataset a sidecar or a datalist names, None if it is not there or damaged.
+
+    Args:
+        path: of the JSON.
+        key: under which it says so.
+    """
     try:
         return read_json(path)[key]
     except (OSError, ValueError, KeyError, TypeError):

@@ -15,11 +15,20 @@ from monai_ext.data.slices import SliceDataset, faults_of
 
 
 class PreparedVolumes(SliceDataset):
-    """Items {"image" (M, I, J, K), "target" (N, I, J, K), "mask" (1, I, J, K), "affine", "slices", "available",
-    "subject", "dataset"}, one a subject, read when asked for.
+    """Prepared subjects as whole volumes, one item a subject, read when asked for.
 
-    Images are float32 in [0, 1], the mask is boolean and must be there, "slices" are the numbers of those to evaluate
-    and "available" is as of `SliceDataset`, whose rules hold. Subjects that cannot serve are in `failures`.
+    An item has "image" (M, I, J, K) and "target" (N, I, J, K), float32 in [0, 1]; "mask" (1, I, J, K), boolean;
+    "affine"; "slices", the numbers of those to evaluate; "available", as of `SliceDataset`, whose rules hold; "subject"
+    and "dataset". Subjects that cannot serve are in `failures`.
+
+    Args:
+        data: prepared subjects, each with its mask.
+        sources, target: contrasts, the channels of "image" and of "target".
+        slices: which are evaluated, a rule as of `SliceDataset`.
+        allow_missing: zeros for a contrast that a subject lacks.
+
+    Raises:
+        ValueError: no subject can serve, or what `SliceDataset` refuses.
     """
 
     def __init__(

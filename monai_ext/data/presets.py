@@ -14,11 +14,19 @@ MASKS = ("zero", "otsu")
 class Preset:
     """How one dataset becomes slices.
 
-    `reference` are contrasts, the first that a subject has gives the grid; `spacing` is in mm along i, j, k,
-    None keeps the reference's own; slices are cut or padded to `crop` and then resized to `size` voxels.
-    `brain_mask` is zero, otsu, the pattern of a file, or empty: nothing is taken off. `trained_spacing` is what
-    weights know and `prepare` does not: the voxel size of the grids that they were trained on. A patient whose grid
-    is another is resampled to it; where it is None, along an axis or at all, the grid stays.
+    Attributes:
+        reference: contrasts; the first that a subject has gives the grid.
+        spacing: in mm along i, j, k; None keeps the reference's own.
+        crop: voxels a slice is cut or padded to.
+        size: voxels it is then resized to.
+        register: "none", or "rigid" to move the contrasts onto the reference.
+        brain_mask: zero, otsu, the pattern of a file, or empty: nothing is taken off.
+        trained_spacing: what weights know and `prepare` does not: the voxel size of the grids that they were trained
+            on. A patient whose grid is another is resampled to it; where it is None, along an axis or at all, the grid
+            stays.
+
+    Raises:
+        ValueError: a `trained_spacing` that may not be.
     """
 
     reference: tuple[str, ...] = MODALITIES

@@ -17,9 +17,16 @@ SHARPEST = 0.12  # of the foreground's pixels, those with the steepest slope, ar
 
 
 def write_qc(folder: Path, record: dict[str, Any]) -> Path:
-    """qc.png: a row a contrast, three planes through the head as they are and under the reference's edges.
+    """Write qc.png: a row a contrast, three planes through the head as they are and under the reference's edges.
 
     A label map has a row of its own: the planes that hold most of it, plain and with its outline.
+
+    Args:
+        folder: a prepared subject's.
+        record: its sidecar.
+
+    Returns:
+        The picture's path.
     """
     reference = record["reference"]["contrast"]
     names = [reference, *(name for name in record["images"] if name != reference)]

@@ -28,7 +28,14 @@ UNIT = 60.0
 
 @dataclass(frozen=True)
 class Level:
-    """`spacing` of the working grids, smoothing, first and last step in mm; `share` of the voxels sampled."""
+    """One step from coarse to fine.
+
+    Attributes:
+        spacing: of the working grids, in mm.
+        smoothing: of the images, in mm.
+        first_step, last_step: of the search, in mm.
+        share: of the voxels that are sampled.
+    """
 
     spacing: float
     smoothing: float
@@ -45,9 +52,18 @@ LEVELS = (
 
 
 def register_rigid(reference: Volume, moving: Volume, *, seed: int = 1) -> NDArray[np.float64]:
-    """The 4 x 4 rigid matrix from a point of the reference's world (mm, RAS+) to the same tissue in moving's.
+    """Register one image to another rigidly, whatever their contrasts.
 
-    A ValueError says that they show too little or could not be brought to overlap.
+    Args:
+        reference: what stays.
+        moving: what is to lie on it.
+        seed: draws the samples: the same one gives the same result.
+
+    Returns:
+        4 x 4, from a point of the reference's world (mm, RAS+) to the same tissue in moving's.
+
+    Raises:
+        ValueError: they show too little or could not be brought to overlap.
     """
     for volume in (reference, moving):
         extent = np.array(volume.shape) * volume.spacing

@@ -19,7 +19,7 @@ _FWHM = 2.3548  # full width at half maximum of a Gaussian, in standard deviatio
 
 
 def to_ras(volume: Volume) -> Volume:
-    """Axes swapped and flipped, nothing interpolated: i runs to the right, j to the front, k to the top."""
+    """Swap and flip the axes, nothing interpolated: i then runs to the right, j to the front, k to the top."""
     turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt("RAS"))
     array = apply_orientation(volume.array, turn)
     return Volume(array, volume.affine @ inv_ornt_aff(turn, volume.shape))
@@ -34,12 +34,21 @@ def resample(
     order: int = 3,
     touching: bool = False,
 ) -> Volume:
-    """`volume` on the grid (shape, affine); `to_volume` maps the grid's world to the volume's, outside is 0.
+    """Put a volume on another grid.
 
-    A voxel is a box, not a point: up to half a voxel beyond the outermost centres their values go on. With `touching`
-    a larger new voxel is outside only where none of it lies within.
-    `order` is the spline's: 3 for images, 0 for labels. Where the new voxels are larger than the old,
-    an image is first smoothed by the Gaussian that makes up the difference in resolution.
+    A voxel is a box, not a point: up to half a voxel beyond the outermost centres their values go on. Where the new
+    voxels are larger than the old, an image is first smoothed by the Gaussian that makes up the difference in
+    resolution.
+
+    Args:
+        volume: what is read.
+        shape, affine: of the new grid.
+        to_volume: 4 x 4, from the grid's world to the volume's, in mm.
+        order: the spline's: 3 for images, 0 for labels.
+        touching: whether a larger new voxel is outside only where none of it lies within.
+
+    Returns:
+        The volume on the grid, 0 outside of the old field of view.
     """
     size = tuple(shape)
     check_count("the grid to resample on", size)  # a header may say that voxels are metres wide
@@ -101,7 +110,7 @@ def _moved(array: NDArray[Any], size: Sequence[int], shift: NDArray[np.int_]) ->
 
 
 def isotropic(volume: Volume, spacing: float) -> Volume:
-    """The same field of view in cubes of `spacing` mm, linearly interpolated: a grid to work on."""
+    """Resample the same field of view in cubes of `spacing` mm, linearly interpolated: a grid to work on."""
     step = spacing / volume.spacing
     shape = [max(1, int(np.ceil(size / s))) for size, s in zip(volume.shape, step, strict=True)]
     index = np.diag([*step, 1.0])
@@ -110,7 +119,12 @@ def isotropic(volume: Volume, spacing: float) -> Volume:
 
 
 def share_inside(volume: Volume, points: NDArray[np.float64]) -> float:
-    """The share of `points` (n, 3), in the volume's world, that its field of view holds."""
+    """Say which share of some points a volume's field of view holds.
+
+    Args:
+        volume: whose field of view.
+        points: (n, 3), in the volume's world, in mm.
+    """
     index = apply_affine(np.linalg.inv(volume.affine), points)
     return float(np.all((index > -0.5) & (index < np.array(volume.shape) - 0.5), axis=-1).mean())
 
@@ -124,11 +138,21 @@ def slice_grid(
     keep: NDArray[np.bool_],
     whole: bool = False,
 ) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """The grid (shape, affine) of the reference's slices at `spacing`, cut to `crop`, then resized to `size`.
+    """Lay out the grid of the reference's slices at `spacing`, cut to `crop`, then resized to `size`.
 
-    What is None stays as the reference has it; all slices are kept. The cut is the middle of the field of
-    view, moved no further than it takes to hold the box round the mask `keep`; beyond the field it pads.
-    With `whole` nothing is cut off: the same voxels, and as many more of them as hold all of the reference's.
+    The cut is the middle of the field of view, moved no further than it takes to hold the box round the mask; beyond
+    the field it pads.
+
+    Args:
+        reference: in RAS order.
+        spacing: in mm along i, j, k; None keeps the reference's.
+        crop: voxels along i and j; None keeps all.
+        size: voxels along i and j after that; None keeps them.
+        keep: a mask of the reference's shape, what the cut is to hold.
+        whole: nothing is cut off: the same voxels, and as many more of them as hold all of the reference's.
+
+    Returns:
+        Shape and affine; all slices are kept.
     """
     old = np.array(reference.shape, dtype=float)
     step = np.array([new / own if new else 1.0 for new, own in zip(spacing, reference.spacing, strict=True)])

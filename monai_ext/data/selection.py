@@ -15,7 +15,17 @@ Datalists = Path | str | Sequence[Path | str | Sequence[Path | str]]
 
 
 def named_datalists(datalist: Datalists) -> list[tuple[str, Path]]:
-    """(name, path) of one datalist's path, a list of paths, or of [name, path]; "" where the datalist names its own."""
+    """List what a config's `datalist` names.
+
+    Args:
+        datalist: a path, or a list of paths or of [name, path].
+
+    Returns:
+        (name, path) of each; the name is "" where the datalist's own holds.
+
+    Raises:
+        ValueError: it has another form, or a file is not there.
+    """
     each = [datalist] if isinstance(datalist, str | Path) else list(datalist)
     pairs = [("", one) if isinstance(one, str | Path) else tuple(one) for one in each]
     if not pairs or any(len(pair) != 2 for pair in pairs):
@@ -30,7 +40,7 @@ def named_datalists(datalist: Datalists) -> list[tuple[str, Path]]:
 def select_subjects(
     datalist: Datalists, split: str, contrasts: Sequence[str], *, least: int | None = None, supervised: bool = False
 ) -> list[Subject]:
-    """The split's subjects that have enough of the contrasts, of every datalist, each with its dataset's name.
+    """Take the split's subjects that have enough of the contrasts, of every datalist, each with its dataset's name.
 
     Args:
         datalist: a path, or a list of paths or of [name, path].
@@ -39,8 +49,22 @@ def select_subjects(
         least: how many of them a subject must have; all of them if None. Those that have fewer are told in the log.
         supervised: every contrast must be there in some subject, since one that nobody has could not be trained.
 
+    Returns:
+        The subjects, in the datalists' order.
+
     Raises:
         ValueError: nobody has what is wanted, a dataset is named twice, or a contrast is.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for contrast in ("T1", "T2"):
+        ...     _ = (folder / f"{contrast}.nii").write_bytes(b"an image")
+        >>> _ = (folder / "datalist.json").write_text(
+        ...     '{"name": "ixi", "test": [{"subject": "IXI012", "T1": "T1.nii", "T2": "T2.nii"}]}'
+        ... )
+        >>> [subject.name for subject in select_subjects(folder / "datalist.json", "test", ["t1w", "t2w"])]
+        ['IXI012']
     """
     wanted = check_contrasts(contrasts)
     owner: dict[str, Path] = {}
@@ -98,7 +122,10 @@ def _able(
 
 
 def check_contrasts(contrasts: Sequence[str]) -> list[str]:
-    """Their one name each.
+    """Give contrasts their one name each.
+
+    Args:
+        contrasts: at least two, by any of their names.
 
     Raises:
         ValueError: it is no list, one is there twice, or there is but one.
@@ -114,4 +141,5 @@ def check_contrasts(contrasts: Sequence[str]) -> list[str]:
 
 
 def names_of(data: Sequence[Subject]) -> tuple[str, ...]:
+    """List the names of the datasets that the subjects are of, each once, in order of first appearance."""
     return tuple(dict.fromkeys(subject.dataset for subject in data))

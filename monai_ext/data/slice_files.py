@@ -16,7 +16,18 @@ BLOCK = 16  # slices counted at a time, so that no whole volume is ever held
 
 
 def read_slices(path: Path | str, first: int, stop: int) -> np.ndarray:
-    """Axial slices [first, stop) as float32 (slice, i, j); the rest is not read."""
+    """Read some axial slices of a prepared file; the rest of it is not read.
+
+    Args:
+        path: an uncompressed NIfTI.
+        first, stop: the slices [first, stop).
+
+    Returns:
+        (slice, i, j) as float32.
+
+    Raises:
+        ValueError: the slices are not among the file's, or it is truncated.
+    """
     raw, slope, inter = _read_stored(path, first, stop)
     images = raw.transpose(0, 2, 1).astype(np.float32, order="C")
     if slope is not None:
@@ -27,7 +38,18 @@ def read_slices(path: Path | str, first: int, stop: int) -> np.ndarray:
 
 
 def prepared_shape(path: Path, *, image: bool) -> tuple[int, int, int]:
-    """The shape in the header; refused where it is not an `image` or a mask as `prepare` writes them."""
+    """Read the shape in a prepared file's header.
+
+    Args:
+        path: the file.
+        image: whether it is an image, whose voxels are whole numbers scaled to [0, 1], or a mask.
+
+    Returns:
+        (I, J, K).
+
+    Raises:
+        ValueError: it is not as `prepare` writes them.
+    """
     with path.open("rb") as file:
         try:
             header = nib.Nifti1Header.from_fileobj(file)
@@ -49,7 +71,7 @@ def prepared_shape(path: Path, *, image: bool) -> tuple[int, int, int]:
 
 
 def count_foreground(path: Path, depth: int) -> np.ndarray:
-    """Voxels not zero in each slice."""
+    """Count the voxels that are not zero in each of a file's `depth` slices: (K,)."""
     counts: list[int] = []
     for first in range(0, depth, BLOCK):
         stored, _, _ = _read_stored(path, first, min(first + BLOCK, depth))
@@ -58,7 +80,12 @@ def count_foreground(path: Path, depth: int) -> np.ndarray:
 
 
 def clear_unseen(content: np.ndarray, path: Path) -> None:
-    """Set to 0 the counts of the first and last slices where this file, its field of view too short, has none."""
+    """Set to 0 the counts of the first and last slices where this file, its field of view too short, has none.
+
+    Args:
+        content: (K,), a count a slice, which is changed.
+        path: the file.
+    """
     filled = np.flatnonzero(content).tolist()
     for numbers in (filled, reversed(filled)):
         for number in numbers:

@@ -33,7 +33,14 @@ class _Row(NamedTuple):
 
 
 def parse_rule(rule: str | Sequence[Any]) -> tuple[str, int | None]:
-    """A slice rule as (name, count), from a config's text or list."""
+    """Read a slice rule from a config's text or list.
+
+    Returns:
+        The rule's name, and its number of slices or None.
+
+    Raises:
+        ValueError: it is no rule.
+    """
     parts = (rule,) if isinstance(rule, str) else tuple(rule)
     if parts in (("every",), ("nonempty",)):
         return parts[0], None
@@ -45,9 +52,15 @@ def parse_rule(rule: str | Sequence[Any]) -> tuple[str, int | None]:
 
 
 def choose_slices(content: np.ndarray, *, rule: str, count: int | None) -> np.ndarray:
-    """The slices' numbers, rising, by a rule; `content` is the number of foreground voxels in each slice.
+    """Choose slices by a rule. Where a volume has fewer than `count` to choose from, all of them are taken.
 
-    Where a volume has fewer than `count` to choose from, all of them are taken.
+    Args:
+        content: (K,), how many foreground voxels each slice has.
+        rule: as `parse_rule` gives it.
+        count: how many slices, for the rules that have a number.
+
+    Returns:
+        The slices' numbers, rising.
     """
     if rule == "every":
         return np.arange(len(content))
@@ -62,21 +75,44 @@ def choose_slices(content: np.ndarray, *, rule: str, count: int | None) -> np.nd
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
-    """Items {"sources": (M, H, W), "target": (K, H, W), "subject", "slice", "dataset", "available"}.
+    """Slices of prepared subjects, one item a slice, read from its file when asked for.
 
-    Images are float32 in [0, 1]; H and W are the volume's i and j axes. `available` follows `contrasts`: the
-    sources, then those targets that are no source. Sources and target are apart (a fixed task) or one list
-    (any from any): a `Draw`'s condition is then "condition", and what it leaves to synthesise is zero in
-    "sources" and whole in "target". One that is not `named` has "" for its "dataset".
+    An item has "sources" (M, H, W) and "target" (K, H, W), float32 in [0, 1], H and W the volume's i and j axes;
+    "subject", "slice" and "dataset", which say where it is from; and "available", which of `contrasts` the subject has:
+    the sources, then those targets that are no source. A subject's `targets` are what is read into "target", its images
+    where it has none.
 
-    `slices` is "every", "nonempty", ("middle", n) of the non-empty, or ("brain", n), those with most brain.
-    `neighbours` puts n slices of either side beside each source: M * (2n + 1) channels, edge slices repeated.
-    `transform` is a MONAI dictionary transform over "sources" and "target"; a `Draw` as key seeds it,
-    torch's own generator does for a plain number: a loader's workers and epochs then draw apart.
-    A subject's `targets` are what is read into "target", its images where it has none. `masks` names those of its
-    masks that come along as "masks" (N, H, W), 1 inside; `transform` must move them too where it moves images.
-    `allow_missing` gives zeros for a contrast that a subject lacks. A subject that cannot serve is raised as
-    SubjectError, or joins `failures` while the others are taken.
+    A key is a number or a `Draw`. A `Draw` seeds the transform; torch's own generator does for a plain number: a
+    loader's workers and epochs then draw apart. Its condition is then "condition", and what it leaves to synthesise is
+    zero in "sources" and whole in "target". One that is not `named` has "" for its "dataset".
+
+    Args:
+        data: prepared subjects.
+        sources, target: contrasts, the channels of "sources" and of "target"; apart (a fixed task) or one list (any
+            from any).
+        slices: "every", "nonempty", ("middle", n) of the non-empty, or ("brain", n), those with most brain.
+        allow_missing: zeros for a contrast that a subject lacks.
+        neighbours: n puts n slices of either side beside each source: M * (2n + 1) channels, edge slices repeated.
+        masks: those of the subjects' masks that come along as "masks" (N, H, W), 1 inside; `transform` must move them
+            too where it moves images.
+        transform: a MONAI dictionary transform over "sources" and "target".
+        failures: joined by subjects that cannot serve, while the others are taken.
+
+    Raises:
+        ValueError: an argument that may not be, or no subject can serve.
+        SubjectError: a subject cannot serve, where `failures` is None.
+
+    Example:
+        >>> import tempfile
+        >>> from monai_ext.data.volumes import Volume, write_volume
+        >>> folder = Path(tempfile.mkdtemp())  # as `prepare` leaves it: 16 bits that are [0, 1], RAS, axial slices last
+        >>> image = Volume(np.full((16, 16, 4), 0.5, np.float32), np.eye(4))
+        >>> for contrast in ("T1", "T2"):
+        ...     write_volume(folder / f"{contrast}.nii", image, dtype=np.uint16, slope=1 / 65535)
+        >>> subject = Subject("IXI012", "ixi", {"T1": folder / "T1.nii", "T2": folder / "T2.nii"})
+        >>> data = SliceDataset([subject], sources=["T1"], target=["T2"])
+        >>> len(data), data[0]["sources"].shape, data[0]["subject"]
+        (4, torch.Size([1, 16, 16]), 'IXI012')
     """
 
     def __init__(
@@ -281,7 +317,16 @@ def _names(what: str, contrasts: Sequence[str]) -> tuple[str, ...]:
 
 @contextmanager
 def faults_of(subject: str, path: Path, *, where: str = "") -> Iterator[None]:
-    """What goes wrong with a file is its subject's fault."""
+    """Turn what goes wrong with a file into its subject's fault.
+
+    Args:
+        subject: whose file it is.
+        path: the file.
+        where: what the message begins with.
+
+    Raises:
+        SubjectError: in place of a ValueError or an OSError of the block.
+    """
     try:
         yield
     except OSError as error:

@@ -11,7 +11,14 @@ from monai_ext.data.datalist import SPLITS, Subject
 
 
 def parse_split(text: str) -> tuple[float, float, float]:
-    """training/validation/test: "500/37/40" people, or parts of all of them: "0.7/0.1/0.2", "70/10/20%"."""
+    """Read training/validation/test: "500/37/40" people, or parts of all of them: "0.7/0.1/0.2", "70/10/20%".
+
+    Returns:
+        Whole numbers of people, or parts that add up to 1.
+
+    Raises:
+        ValueError: another form, or parts that do not add up.
+    """
     form = f"--split must be three counts (500/37/40) or three parts (0.7/0.1/0.2, 70/10/20%), got {text!r}"
     percent, fractional = "%" in text, "." in text
     try:
@@ -34,8 +41,19 @@ def parse_split(text: str) -> tuple[float, float, float]:
 
 
 def split_subjects(subjects: Sequence[Subject], *, split: Sequence[float], seed: int) -> dict[str, tuple[Subject, ...]]:
-    """The splits, each sorted by name. Counts (ints) are exact, or refused where people are too few; whoever
-    is left over is in no split. Parts (floats) share everyone out.
+    """Put every person into a split, with all of the person's sessions.
+
+    Args:
+        subjects: of any number of datasets.
+        split: counts (ints), which are exact, and whoever is left over is in no split; or parts (floats), which share
+            everyone out.
+        seed: another one gives another split.
+
+    Returns:
+        "training", "validation", "test" -> subjects, sorted by name.
+
+    Raises:
+        ValueError: there are fewer people than the counts ask for.
     """
     everyone = {(subject.dataset, subject.subject) for subject in subjects}
     people = sorted(everyone, key=lambda who: (_place(who[1], seed), who))

@@ -34,13 +34,19 @@ _BLOCK = 1 << 20  # bytes decompressed at a time
 
 @dataclass(frozen=True)
 class Volume:
-    """A 3D image: `array` (i, j, k) float32, and `affine`, voxel index -> world in mm, RAS+ as in nibabel."""
+    """A 3D image and where it lies.
+
+    Attributes:
+        array: (i, j, k).
+        affine: 4 x 4, voxel index -> world in mm, RAS+ as in nibabel.
+    """
 
     array: NDArray[Any]
     affine: NDArray[np.float64]
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """How many voxels there are along i, j and k."""
         i, j, k = self.array.shape
         return i, j, k
 
@@ -51,10 +57,28 @@ class Volume:
 
 
 def read_volume(path: str | Path, *, allow_constant: bool = False) -> Volume:
-    """Read one 3D image; `allow_constant` is for masks and label maps, which may well be empty.
+    """Read one 3D image.
 
-    A file that cannot be trusted is refused: the ValueError names it and says what is wrong and what to do. Memory is
-    taken for what the file holds, never for what its header declares; MONAI_EXT_MAX_VOXELS (536870912) is the most.
+    Memory is taken for what the file holds, never for what its header declares; MONAI_EXT_MAX_VOXELS (536870912) is the
+    most.
+
+    Args:
+        path: a NIfTI, MetaImage or NRRD.
+        allow_constant: for masks and label maps, which may well be empty.
+
+    Returns:
+        The image, its array float32.
+
+    Raises:
+        ValueError: the file cannot be trusted; the message names it and says what is wrong and what to do.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "T1.nii.gz"
+        >>> write_volume(path, Volume(np.arange(24.0, dtype=np.float32).reshape(2, 3, 4), np.diag([1.0, 1, 5, 1])))
+        >>> volume = read_volume(path)
+        >>> volume.shape, volume.spacing.tolist()
+        ((2, 3, 4), [1.0, 1.0, 5.0])
     """
     path = Path(path)
     is_itk = path.name.lower().endswith(ITK_SUFFIXES)
@@ -72,7 +96,18 @@ def read_volume(path: str | Path, *, allow_constant: bool = False) -> Volume:
 def write_volume(
     path: str | Path, volume: Volume, *, dtype: DTypeLike = np.float32, slope: float = 1.0, description: str = ""
 ) -> None:
-    """Write a NIfTI, whole or not at all; integers store `round(array / slope)`, and scl_slope undoes it."""
+    """Write a NIfTI, whole or not at all.
+
+    Args:
+        path: .nii or .nii.gz.
+        volume: what is written.
+        dtype: of the stored voxels.
+        slope: integers store `round(array / slope)`, and scl_slope undoes it.
+        description: for the header's `descrip`.
+
+    Raises:
+        ValueError: another ending, or values that do not fit into the dtype.
+    """
     path = Path(path)
     if not path.name.endswith(NIFTI_SUFFIXES):
         raise ValueError(f"{path}: volumes are written as .nii or .nii.gz")

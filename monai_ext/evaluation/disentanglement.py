@@ -18,10 +18,19 @@ ROW = 160  # pixels
 
 @torch.no_grad()
 def picture(network: FDGAN, data: SliceDataset, *, path: Path | str, slices: int = 3) -> Path:
-    """A row for each of some slices, spread evenly over the data.
+    """Write a PNG with a row for each of some slices, spread evenly over the data.
 
     The sources, the pseudo-target, the anatomy's channels as colours, the prediction, the truth; then the same anatomy
     in each source's style.
+
+    Args:
+        network: trained.
+        data: whose slices are shown.
+        path: of the PNG.
+        slices: how many rows.
+
+    Returns:
+        The path.
     """
     places = np.linspace(0, len(data) - 1, slices + 2)[1:-1].round().astype(int).tolist()
     items = [data[place] for place in places]
@@ -46,7 +55,14 @@ def picture(network: FDGAN, data: SliceDataset, *, path: Path | str, slices: int
 
 
 def colours(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W, 3) in [0, 1]: the three directions in which pixels differ most, as red, green, blue."""
+    """Show features as colours: the three directions in which pixels differ most are red, green and blue.
+
+    Args:
+        features: (B, C, H, W).
+
+    Returns:
+        (B, H, W, 3) in [0, 1].
+    """
     pixels = features.float().movedim(1, -1).flatten(0, 2)
     pixels = pixels - pixels.mean(0)
     _, _, directions = torch.pca_lowrank(pixels, q=3, center=False, niter=8)

@@ -85,11 +85,22 @@ class _Result:
 class Evaluation:
     """Predict every subject, unharmed and under each perturbation, and write `output_dir` as `run_folder` says.
 
-    `predictor` makes (N, I, J, K) of a subject's image (M, I, J, K), channels as in `target` and `sources`; what it
-    gives is clipped to [0, 1], and with `by_dataset` it is told the subject's dataset too. `perturbations` are
-    `Perturbation`s or their arguments. `keep` says of which subjects volumes stay: "three" are the worst, the median
-    and the best by PSNR in the brain. `about` tells what runs and on what: ABOUT. A subject that fails is named at the
-    end, when the others are done: `run` then raises.
+    Args:
+        data: the subjects' volumes, `PreparedVolumes` as a rule.
+        predictor: makes (N, I, J, K) of a subject's image (M, I, J, K), channels as in `target` and `sources`; what it
+            gives is clipped to [0, 1].
+        sources, target: contrasts, by any of their names.
+        output_dir: the run folder.
+        about: what runs and on what: all that ABOUT lists.
+        perturbations: `Perturbation`s or their arguments.
+        keep: of which subjects volumes stay: "three" are the worst, the median and the best by PSNR in the brain, or
+            "all" or "none".
+        seed: of the perturbations.
+        overwrite: whether results that are there may be replaced.
+        by_dataset: whether the predictor is told the subject's dataset too.
+
+    Raises:
+        ValueError: an argument that may not be, or does not go with the data.
     """
 
     def __init__(
@@ -130,7 +141,11 @@ class Evaluation:
             raise ValueError("each kind of perturbation of a contrast is given once, with all of its levels")
 
     def run(self) -> None:
-        """Evaluate, write the folder and print a summary; raises a ValueError if any subject failed."""
+        """Evaluate, write the folder and print a summary.
+
+        Raises:
+            ValueError: a subject failed; each is named, after the others are done.
+        """
         with whole_run(self.output_dir, overwrite=self.overwrite) as folder:
             predicted = folder / "predicted"
             predicted.mkdir()
@@ -277,7 +292,14 @@ class Evaluation:
 
 
 def chosen_cases(rows: Sequence[Row]) -> dict[str, str]:
-    """Which subjects are the worst, the median and the best by their PSNR in the brain, over all targets."""
+    """Choose the worst, the median and the best subject by their PSNR in the brain, over all targets.
+
+    Args:
+        rows: of subjects.csv.
+
+    Returns:
+        "worst", "median" and "best" -> subject.
+    """
     psnr: dict[str, list[float]] = {}
     for row in rows:
         if row["perturbation"] == "none" and row["region"] == "brain":
@@ -287,13 +309,20 @@ def chosen_cases(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Of those that have a meaning."""
+    """Average the values that have a meaning; NaN if none has."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
 
 def check_contrasts(sources: Sequence[str], target: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Canonical names; each contrast is a source or a target, once."""
+    """Give contrasts their canonical names.
+
+    Returns:
+        The sources and the targets.
+
+    Raises:
+        ValueError: a list is empty or is none, or a contrast is there twice.
+    """
     for what, names in (("sources", sources), ("target", target)):
         if isinstance(names, str) or not names:
             raise ValueError(f"{what} must be a list of at least one contrast, got {names!r}")

@@ -49,7 +49,13 @@ PROTOCOL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class VolumeFigures:
-    """One volume against the truth: `slices` has a value a slice, the others one, with "stripes". NaN: no meaning."""
+    """One volume against the truth. NaN is a figure without meaning.
+
+    Attributes:
+        slices: for each of FIGURES, (K,), a value a slice.
+        volume: over all voxels, "stripes" with them.
+        brain: over the voxels inside the mask, "stripes" with them.
+    """
 
     slices: Mapping[str, Tensor]
     volume: Mapping[str, float]
@@ -59,7 +65,28 @@ class VolumeFigures:
 def compare_volumes(
     prediction: Tensor, truth: Tensor, *, mask: Tensor, spacing: tuple[float, float, float], data_range: float = 1.0
 ) -> VolumeFigures:
-    """(I, J, K), (I, J, K), boolean (I, J, K) -> every figure, the slices along K; `spacing` in mm."""
+    """Compare a synthesised volume with the real one: by slice, as a whole, and in the brain.
+
+    Args:
+        prediction: (I, J, K), the slices along K.
+        truth: (I, J, K).
+        mask: (I, J, K), boolean, of the brain.
+        spacing: of the voxels in mm.
+        data_range: the range that images may have.
+
+    Returns:
+        Every figure; what each one is stands at `compare_slices` and `stripes`.
+
+    Raises:
+        ValueError: shapes that differ, values that are not finite, an empty mask.
+
+    Example:
+        >>> truth = torch.rand(16, 16, 3)
+        >>> brain = torch.ones(16, 16, 3, dtype=torch.bool)
+        >>> figures = compare_volumes(truth + 0.1, truth, mask=brain, spacing=(1.0, 1.0, 1.0))
+        >>> round(figures.volume["psnr"], 2), round(figures.brain["mae"], 3), figures.slices["ssim"].shape
+        (20.0, 0.1, torch.Size([3]))
+    """
     check_pair(prediction, truth, mask=mask, data_range=data_range, dimensions="(I, J, K)")
     p, t = prediction.float(), truth.float()
     masks = (None, mask.movedim(-1, 0))
@@ -76,7 +103,7 @@ def compare_volumes(
 def compare_slices(
     prediction: Tensor, truth: Tensor, *, mask: Tensor | None = None, data_range: float = 1.0
 ) -> dict[str, Tensor]:
-    """(N, H, W), (N, H, W), boolean (N, H, W) -> for each of FIGURES (N,), over the mask where one is given.
+    """Compare synthesised slices with the real ones, each by itself.
 
     With r the data range, p the prediction, t the truth and n the number of voxels:
     psnr  = 10 log10(r^2 n / sum (p - t)^2), at most 100 dB. r is the range that images may have, not the maximum
@@ -85,6 +112,18 @@ def compare_slices(
     mae   = sum |p - t| / n
     nrmse = sqrt(sum (p - t)^2 / sum t^2), FD-GAN's Eq. 8; scikit-image's "euclidean"
     nmse  = its square, as in HMF-MambaINR
+
+    Args:
+        prediction: (N, H, W).
+        truth: (N, H, W).
+        mask: (N, H, W), boolean; the figures are over what it marks, where one is given.
+        data_range: r.
+
+    Returns:
+        (N,) for each of FIGURES.
+
+    Raises:
+        ValueError: shapes that differ, values that are not finite, an empty mask.
     """
     check_pair(prediction, truth, mask=mask, data_range=data_range, dimensions="(N, H, W)")
     (sums,) = _sums(prediction.float(), truth.float(), [mask], data_range=data_range)
@@ -92,7 +131,15 @@ def compare_slices(
 
 
 def ssim_map(prediction: Tensor, truth: Tensor, *, data_range: float = 1.0) -> Tensor:
-    """(..., H, W), (..., H, W) -> (..., H - 10, W - 10): the similarity in the window round each pixel"""
+    """Compute the similarity in the window round each pixel.
+
+    Args:
+        prediction, truth: (..., H, W).
+        data_range: the range that images may have.
+
+    Returns:
+        (..., H - 10, W - 10).
+    """
     mean_p, mean_t, mean_pp, mean_tt, mean_pt = _windowed(
         torch.stack([prediction, truth, prediction * prediction, truth * truth, prediction * truth])
     )
@@ -105,7 +152,7 @@ def ssim_map(prediction: Tensor, truth: Tensor, *, data_range: float = 1.0) -> T
 def stripes(
     prediction: Tensor, truth: Tensor, *, spacing: tuple[float, float, float], mask: Tensor | None = None
 ) -> float:
-    """(I, J, K), (I, J, K) -> how much rougher the error is from slice to slice than in the plane; 0 is best.
+    """Measure how much rougher the error is from slice to slice than in the plane; 0 is best.
 
     A 2D network places each slice's intensities by itself: its volumes show stripes in the sagittal and coronal
     planes. Of the error e, R(axis, d) is the mean of (e[n - d] - 2 e[n] + e[n + d])^2 / 6, and the excess is R along k
@@ -113,6 +160,14 @@ def stripes(
     off by independent amounts of standard deviation s have an excess of s^2; error that is smooth, and noise that is
     alike in all directions, have none. The figure is s: the excess' square root, 0 where it is negative, in the
     images' unit.
+
+    Args:
+        prediction, truth: (I, J, K), the slices along K.
+        spacing: of the voxels in mm.
+        mask: (I, J, K), boolean; without it all voxels count.
+
+    Returns:
+        s, or NaN where there are too few slices to tell.
     """
     error = prediction - truth
     across = _roughness(error, mask, axis=2, step=1)
@@ -121,7 +176,15 @@ def stripes(
 
 
 def check_pair(prediction: Tensor, truth: Tensor, *, mask: Tensor | None, data_range: float, dimensions: str) -> None:
-    """Refuse what no figure can be told of."""
+    """Refuse what no figure can be told of.
+
+    Args:
+        prediction, truth, mask, data_range: as of `compare_volumes`.
+        dimensions: in letters, for the message.
+
+    Raises:
+        ValueError: shapes that differ, slices smaller than SSIM's window, values that are not finite, an empty mask.
+    """
     if prediction.shape != truth.shape or truth.ndim != 3:
         shapes = f"{tuple(prediction.shape)} and {tuple(truth.shape)}"
         raise ValueError(f"prediction and truth must have one shape {dimensions}, got {shapes}")

@@ -24,7 +24,20 @@ def describe_run(
     amp: bool | str,
     device: torch.device,
 ) -> dict[str, Any]:
-    """What an evaluation's record says of how it was made."""
+    """Describe what runs and on what, for an evaluation's record.
+
+    Args:
+        name: of the run.
+        split: of the datalists.
+        datalist: one or several.
+        weights: their file.
+        network: as it runs.
+        amp: its precision.
+        device: where it runs.
+
+    Returns:
+        What `Evaluation` takes as `about`.
+    """
     made = about_weights(weights)
     file = absolute(Path(weights))
     return {

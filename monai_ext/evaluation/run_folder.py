@@ -33,9 +33,16 @@ Row = dict[str, Any]
 
 @contextmanager
 def whole_run(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A place to write to: what is there becomes the folder's results if all goes well, and is removed if not.
+    """Give a place to write to: what is there becomes the folder's results if all goes well, and is removed if not.
 
-    Nothing else in the folder is touched. Results that are there already are kept unless `overwrite`.
+    Nothing else in the folder is touched.
+
+    Args:
+        folder: the run folder.
+        overwrite: whether results that are there already may be replaced.
+
+    Raises:
+        ValueError: there are some, and they may not.
     """
     found = [name for name in RESULTS if (folder / name).exists()]
     if found and not overwrite:
@@ -59,7 +66,13 @@ def whole_run(folder: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """CSV; a figure without meaning, or one that a region does not have, is an empty cell."""
+    """Write rows as CSV; a figure without meaning, or one that a region does not have, is an empty cell.
+
+    Args:
+        path: of the CSV.
+        columns: which, in this order.
+        rows: by the columns' names.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
@@ -73,18 +86,34 @@ def _cell(value: Any) -> str:
 
 
 def pack(image: NDArray[np.floating]) -> NDArray[np.uint16]:
-    """[0, 1] as the 16 bits that prepared images have"""
+    """Store [0, 1] in the 16 bits that prepared images have."""
     return np.rint(np.clip(image, 0, 1) / SLOPE).astype(np.uint16)
 
 
 def write_image(path: Path, stored: NDArray[np.uint16], affine: NDArray[np.float64], *, description: str = "") -> None:
-    """16 bits that viewers show as [0, 1], with what the header is to say of them."""
+    """Write packed voxels as a NIfTI that viewers show as [0, 1].
+
+    Args:
+        path: of the NIfTI.
+        stored: (I, J, K), of `pack`.
+        affine: 4 x 4, voxel index -> world in mm.
+        description: for the header.
+    """
     volume = Volume(stored * np.float32(SLOPE), affine)
     write_volume(path, volume, dtype=np.uint16, slope=SLOPE, description=description)
 
 
 def summary(rows: Sequence[Row], perturbations: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and standard deviation over the subjects by region, and what each perturbation does to the brain's PSNR."""
+    """Say the mean and standard deviation over the subjects by region, and what each perturbation does to the
+    brain's PSNR.
+
+    Args:
+        rows: of subjects.csv.
+        perturbations: as the protocol describes them.
+
+    Returns:
+        Lines to print.
+    """
     lines = []
     targets = list(dict.fromkeys(row["target"] for row in rows))
     for target in targets:

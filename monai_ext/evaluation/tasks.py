@@ -26,6 +26,11 @@ class Predictor:
 
     A dataset that the network does not know is synthesised without personalization: an evaluation is to say how well
     that goes. Inference, where a person names the dataset, refuses it.
+
+    Args:
+        network: trained, on the device.
+        inferer: that takes it over a volume.
+        device: where it runs.
     """
 
     def __init__(self, *, network: PMMSynth, inferer: Inferer, device: torch.device) -> None:
@@ -45,7 +50,15 @@ class Predictor:
             return self.inferer(image[None], network)[0]
 
     def task(self, sources: Sequence[str], target: str) -> Callable[[Tensor, str], Tensor]:
-        """The predictor of one task, as `Evaluation` takes it."""
+        """Make the predictor of one task, as `Evaluation` takes it.
+
+        Args:
+            sources: which the network may see.
+            target: what it makes.
+
+        Returns:
+            A function of a subject's image (M, I, J, K) and dataset.
+        """
         every = list(self.network.modalities)
         places = [every.index(canonical(contrast)) for contrast in sources]
         made = every.index(canonical(target))
@@ -61,10 +74,18 @@ class Predictor:
 
 
 class TaskMatrix:
-    """`output_dir`/matrix.csv: the mean PSNR and SSIM in the brain over the subjects that have a task's contrasts.
+    """Write `output_dir`/matrix.csv: mean PSNR and SSIM in the brain over the subjects that have a task's contrasts.
 
-    `data` has every contrast as source and as target. One pass through the network makes all targets of one set of
-    sources. `source_counts` are how many sources a task may have, -1 all but one; None is any number.
+    One pass through the network makes all targets of one set of sources.
+
+    Args:
+        data: with every contrast as source and as target.
+        predictor: of the network.
+        output_dir: the run folder.
+        source_counts: how many sources a task may have, -1 all but one; None is any number.
+
+    Raises:
+        ValueError: a count that may not be.
     """
 
     def __init__(
@@ -83,6 +104,11 @@ class TaskMatrix:
         self.source_counts = source_counts
 
     def run(self) -> None:
+        """Synthesise every task of every subject, and write the matrix.
+
+        Raises:
+            ValueError: a subject failed; each is named, after the others are done.
+        """
         found: dict[tuple[str, tuple[int, ...], int], list[tuple[float, float]]] = {}
         failures: list[SubjectError] = list(self.data.failures)
         for index in tqdm(range(len(self.data)), desc="every task", unit="subject"):

@@ -6,6 +6,7 @@ transform.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +23,17 @@ MARGIN = 2  # cubes round the head that belong to its edges
 
 @dataclass(frozen=True)
 class Alike:
-    """`here`: how alike where the headers put them; `best` after `shift` (mm along RAS, of the second on the first).
+    """How much of the edges of two images is the same: 1 all of them, 0 no more than chance.
 
-    1 is the same edges everywhere, 0 no more than chance.
+    Attributes:
+        here: where the headers put them.
+        best: after `shift`, mm along RAS from where the headers put the second image to where it fits the first.
+        mirrored: the same as `best`, of the second's mirror image.
     """
 
     here: float
     best: float
+    mirrored: float
     shift: tuple[float, float, float]
 
     @property
@@ -37,34 +42,48 @@ class Alike:
         return float(np.linalg.norm(self.shift))
 
 
-def alike(first: Glance, second: Glance, *, mirrored: bool = False) -> Alike:
-    """Compare two glances; with `mirrored` the second is first mirrored along left and right, about its middle."""
+def alike(first: Glance, second: Glance) -> Alike:
+    """Compare two glances.
+
+    One head is its own mirror image only as far as heads are symmetric, and another head is as alike mirrored as it is
+    unmirrored: so `best - mirrored` tells heads apart, and below 0 it tells that one of two scans is mirrored.
+    """
     a, b = _edges(first), _edges(second)
-    if mirrored:
-        b = _mirrored(b)
-    shape = tuple(fft.next_fast_len(n + m, real=True) for n, m in zip(a.field.shape, b.field.shape, strict=True))
-    numerator = sum(w * _correlated(x, y, shape) for w, x, y in zip(_WEIGHTS, a.tensor, b.tensor, strict=True))
-    of_a = np.maximum(_correlated(a.power, b.field, shape), 0)
-    of_b = np.maximum(_correlated(a.field, b.power, shape), 0)
-    least = LEAST_OVERLAP * np.array([a.power.sum(), b.power.sum()])
-    enough = (of_a > least[0]) & (of_b > least[1])
-    likeness = np.where(enough, numerator / np.sqrt(np.maximum(of_a * of_b, 1e-9)), 0)
-    # index s: the second's cube 0 lies on the first's cube s (negative ones are at the end)
-    offset = (b.start - a.start) / STEP
+    shape = tuple(fft.next_fast_len(n + m, real=True) for n, m in zip(a.power.shape, b.power.shape, strict=True))
+    of_first = a.transformed(shape)
+    likeness = _likeness(a, b, of_first, shape)
+    mirrored = float(_likeness(a, _mirrored(b), of_first, shape).max())
+    # at index s, the second's cube 0 lies on the first's cube s (negative ones are at the end)
     where = np.array(np.unravel_index(np.argmax(likeness), shape))
-    signed = np.where(where >= np.array(a.field.shape), where - np.array(shape), where)
+    signed = np.where(where >= np.array(a.power.shape), where - np.array(shape), where)
     peak = signed + [_summit(likeness, where, axis) for axis in range(3)]
+    offset = (b.start - a.start) / STEP
     headers = ndimage.map_coordinates(likeness, (offset % np.array(shape))[:, None], order=1, mode="grid-wrap")
     x, y, z = (float(v) for v in (peak - offset) * STEP)
-    return Alike(float(headers[0]), float(likeness.max()), (x, y, z))
+    inside = (offset > -np.array(b.power.shape)).all() and (offset < a.power.shape).all()
+    return Alike(float(headers[0]) if inside else 0.0, float(likeness.max()), mirrored, (x, y, z))
+
+
+def _likeness(a: "_Edges", b: "_Edges", of_first: list[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """At every shift, the cosine between the edges of what both images show."""
+    of_second = b.transformed(shape)
+    same = sum(w * x * np.conj(y) for w, x, y in zip(_WEIGHTS, of_first[:6], of_second[:6], strict=True))
+    numerator = fft.irfftn(same, shape)
+    of_a = np.maximum(fft.irfftn(of_first[6] * np.conj(of_second[7]), shape), 0)
+    of_b = np.maximum(fft.irfftn(of_first[7] * np.conj(of_second[6]), shape), 0)
+    enough = (of_a > LEAST_OVERLAP * a.power.sum()) & (of_b > LEAST_OVERLAP * b.power.sum())
+    return np.where(enough, numerator / np.sqrt(np.maximum(of_a * of_b, 1e-9)), 0)
 
 
 @dataclass(frozen=True)
 class _Edges:
     tensor: NDArray[np.float32]  # (6, I, J, K): n n' without its trace
     power: NDArray[np.float32]
-    field: NDArray[np.float32]  # 1 where the image is
     start: NDArray[np.float64]  # where cube 0 lies, mm
+
+    def transformed(self, shape: tuple[int, ...]) -> list[Any]:
+        """Fourier transforms of the tensor's six elements, of the power, and of where the image is."""
+        return [fft.rfftn(part, shape) for part in (*self.tensor, self.power, np.ones_like(self.power))]
 
 
 def _edges(seen: Glance) -> _Edges:
@@ -80,19 +99,12 @@ def _edges(seen: Glance) -> _Edges:
     tensor = np.stack([normal[i] * normal[j] - (squared / 3 if i == j else 0) for i, j in _PAIRS])
     power = sum(w * part**2 for w, part in zip(_WEIGHTS, tensor, strict=True))
     start = seen.affine[:3, 3] + STEP * first
-    return _Edges(tensor, power, np.ones_like(image), start)
+    return _Edges(tensor, power, start)
 
 
 def _mirrored(edges: _Edges) -> _Edges:
     signs = np.array([-1 if (i == 0) != (j == 0) else 1 for i, j in _PAIRS], dtype=np.float32)
-    return _Edges(
-        edges.tensor[:, ::-1] * signs[:, None, None, None], edges.power[::-1], edges.field, edges.start
-    )  # fmt: skip
-
-
-def _correlated(a: NDArray[np.float32], b: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """sum over x of a(x + s) b(x), for every s."""
-    return fft.irfftn(fft.rfftn(a, shape) * np.conj(fft.rfftn(b, shape)), shape)
+    return _Edges(edges.tensor[:, ::-1] * signs[:, None, None, None], edges.power[::-1], edges.start)
 
 
 def _summit(values: NDArray[np.float32], where: NDArray[np.int_], axis: int) -> float:

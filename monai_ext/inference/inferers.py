@@ -14,15 +14,24 @@ from monai_ext.runtime import autocast, memory_format, wanted_dtype
 
 
 class SlicesInferer(Inferer):
-    """The axial slices of (1, M, I, J, K) through a 2D network, `batch_size` at a time: (1, K', I, J, K) in [0, 1].
+    """Take a 2D network over the axial slices of a volume: (1, M, I, J, K) -> (1, K', I, J, K) float32 in [0, 1].
 
     As MONAI's `SliceInferer` does with whole slices, without its weights, counts and copies for windows that overlap,
     and with all slices of a batch cut at once. Slices in which every source is zero do not go through the network:
-    there is nothing to synthesise from, and the result is zero. `amp` is as in `monai_ext.runtime`; the result is
-    float32 whatever it is. `neighbours` puts n slices of either side beside each source, as `SliceDataset` does.
-    With a `margin`, the network sees the rows and columns in which the volume shows anything, and so many more on each
-    side: norms over a plane then do not depend on how much background there is, and it takes less time.
-    More arguments are the network's; with an `output_size` among them the planes are of that size, and whole.
+    there is nothing to synthesise from, and the result is zero. More arguments of a call are the network's; with an
+    `output_size` among them the planes are of that size, and whole.
+
+    Args:
+        batch_size: slices at a time.
+        amp: precision, see `monai_ext.runtime`.
+        progress: whether a bar is shown.
+        neighbours: n puts n slices of either side beside each source, as `SliceDataset` does.
+        margin: the network sees the rows and columns in which the volume shows anything, and so many more on each
+            side: norms over a plane then do not depend on how much background there is, and it takes less time. None
+            is whole planes.
+
+    Raises:
+        ValueError: a number that may not be, or inputs that are not one volume.
     """
 
     def __init__(
@@ -78,7 +87,14 @@ class SlicesInferer(Inferer):
 
 
 class AnySourcesInferer(SlicesInferer):
-    """For a network that takes whichever contrasts are there, and the site: what nobody asks for is not computed."""
+    """A `SlicesInferer` for a network that takes whichever contrasts are there, and the site.
+
+    What nobody asks for is not computed.
+
+    Args:
+        maker: which contrasts are there and wanted, and the site.
+        options: of `SlicesInferer`.
+    """
 
     def __init__(self, *, maker: Maker, **options: Any) -> None:
         super().__init__(**options)
@@ -99,9 +115,15 @@ class AnySourcesInferer(SlicesInferer):
 
 
 class PatchesInferer(SlidingWindowInferer):
-    """(1, M, I, J, K) through a 3D network, patch by patch: (1, K', I, J, K) float32 in [0, 1].
+    """Take a 3D network over a volume patch by patch: (1, M, I, J, K) -> (1, K', I, J, K) float32 in [0, 1].
 
     MONAI's sliding window. Patches overlap by half and are blended with Gaussian weights, so that no seam is seen.
+
+    Args:
+        patch_size: voxels along i, j and k.
+        batch_size: patches at a time.
+        amp: precision, see `monai_ext.runtime`.
+        progress: whether a bar is shown.
     """
 
     def __init__(

@@ -29,9 +29,15 @@ logger = logging.getLogger(__name__)
 class Maker:
     """Which bundle and weights synthesise which contrasts from which, and how its training data were prepared.
 
-    `weights` is the sha256 of the file, or "untrained". `sources` and `target` are all that `task` may use and make,
-    until `of` says which are a subject's. A network that tells sites apart is personalised for `site`; `adapters` are
-    the sha256 of the files that taught it more of them.
+    Attributes:
+        bundle, version: of the bundle.
+        weights: the sha256 of the file, or "untrained".
+        sources, target: all that `task` may use and make, until `of` says which are a subject's.
+        preset: how the training data were prepared.
+        resolution: of the output's grid.
+        task: what is asked of the network.
+        site: for which a network that tells sites apart is personalised; None for none.
+        adapters: the sha256 of the files that taught it more of them.
     """
 
     bundle: str
@@ -56,7 +62,7 @@ class Maker:
         return self.task.inputs, self.task.outputs
 
     def of(self, subject: Subject) -> "Maker":
-        """The maker of this subject: with the sources that it has, and the targets that are made of them."""
+        """Give the maker of this subject: with the sources that it has, and the targets that are made of them."""
         assert self.task is not None
         sources, target = self.task.of(subject.images)
         if self.task.every_source:
@@ -65,13 +71,15 @@ class Maker:
         return replace(self, sources=sources, target=target, preset=preset)
 
     def descrip(self, target: str) -> str:
-        """For the 80 bytes of a NIfTI header: the one word first, then what has room."""
+        """Say what an image of `target` is in the 80 bytes of a NIfTI header: the one word first, then what has
+        room.
+        """
         weights = self.weights if self.weights == UNTRAINED else f"weights {self.weights[:12]}"
         text = f"SYNTHETIC {target} by {self.bundle} {self.version} from {','.join(self.sources)}, {weights}"
         return text.encode("ascii", "replace")[:DESCRIP_BYTES].decode()
 
     def sidecar(self, target: str) -> dict[str, Any]:
-        """What the JSON beside an image says, whoever the subject is."""
+        """Give what the JSON beside an image of `target` says, whoever the subject is."""
         fixed = self.task is None or self.task.every_source
         return {
             "synthetic": True,

@@ -1,7 +1,9 @@
 """What a glance at a scan tells: its contrast, whether the skull is there, which way up it lies, and how strange it is.
 
-A small network that was trained on phantoms alone (`tools/train_recogniser.py`); its weights and what was measured of
-it on phantoms that it had not seen lie beside this file.
+Plain figures of the image (how bright, how uneven and how edged it is, shell by shell from the middle outwards) go
+through a small network, its coarsest picture through another that sees how the head lies. Both were trained on phantoms
+alone by `tools/train_recogniser.py`; their weights and what was measured of them on unseen phantoms lie beside this
+file. Nothing but numpy is needed.
 """
 
 import json
@@ -12,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from scipy import ndimage
 
 from monai_ext.inference.coarse import Glance, cube
 from monai_ext.modalities import MODALITIES
 
 WEIGHTS = Path(__file__).with_name("recogniser.npz")
-WIDTHS = (12, 24, 48, 64)
+DARK = 1 / 12  # of the bright: less is background
+SHELLS = (0.0, 0.45, 0.75, 1.05, 1.35, 1.75, 9.0)  # of the head's own radius along each axis
+LEVELS = np.linspace(0, 1.2, 21)
+SLOPES = np.linspace(0, 0.4, 7)
+PERCENTILES = (2, 10, 25, 50, 75, 90, 98)
+BLOCKS = 10  # along each side of the head's box, for its pose
+LARGEST = 4.0  # standard deviations: figures further out are held there
+
 # How a head may lie along (right, front, top): first mirrored along its front, along its top, then its axes exchanged.
 # Along left and right it is nearly its own mirror image: which of the two it shows cannot be seen.
 POSES = tuple((axes, front, top) for axes in permutations(range(3)) for front in (False, True) for top in (False, True))
@@ -29,34 +36,50 @@ UPRIGHT = 0
 _AXES = ("left-right", "front-back", "head-foot")
 
 
-class Recogniser(nn.Module):
-    """A 3D network of three heads over one trunk."""
+def profile(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The figures of a cube (S, S, S), the same however it is turned by right angles: (F,)."""
+    head = np.argwhere(image > DARK)
+    middle, radius = head.mean(axis=0), head.std(axis=0) * np.sqrt(5) + 1e-6  # of a ball of that spread
+    places = np.ogrid[tuple(map(slice, image.shape))]
+    away = 1.35 * np.sqrt(sum(((x - m) / r) ** 2 for x, m, r in zip(places, middle, radius, strict=True)))
+    shell = np.digitize(away, SHELLS) - 1
+    slope = np.sqrt(sum(part**2 for part in np.gradient(image)))
+    around = ndimage.uniform_filter(image, 3)
+    figures: list[Any] = []
+    for number in range(len(SHELLS) - 1):
+        inside = shell == number
+        values, near = image[inside], around[inside]
+        detail = values - near
+        spread, count = float(detail.std()) if values.size else 0.0, max(values.size, 1)
+        both = values.size and values.std() > 1e-6 and near.std() > 1e-6
+        figures += [
+            np.histogram(np.minimum(values, 1.19), LEVELS)[0] / count,
+            np.percentile(values, PERCENTILES) if values.size else np.zeros(len(PERCENTILES)),
+            np.histogram(np.minimum(slope[inside], 0.39), SLOPES)[0] / count,
+            [
+                np.corrcoef(values, near)[0, 1] if both else 0.0,
+                float((detail**3).sum()) / count / (spread**3 + 1e-6),
+                float((values > DARK).sum()) / count,
+                spread,
+            ],
+        ]
+    return np.nan_to_num(np.concatenate(figures)).astype(np.float32)
 
-    def __init__(self) -> None:
-        super().__init__()
-        first, second, third, last = WIDTHS
-        self.trunk = nn.Sequential(
-            _block(1, first, stride=2), _block(first, second, stride=2), _block(second, third, stride=2),
-            _block(third, last, stride=1),
-        )  # fmt: skip
-        self.features = nn.Linear(2 * last, last)
-        self.contrast = nn.Linear(last, len(MODALITIES))
-        self.skull = nn.Linear(last, 1)
-        self.pose = nn.Linear(last * 27, len(POSES))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, 1, S, S, S) -> logits (B, 7), (B,), (B, 24) and features (B, 64)."""
-        maps = self.trunk(image)
-        pooled = torch.cat([maps.mean(dim=(2, 3, 4)), maps.amax(dim=(2, 3, 4))], dim=1)
-        features = functional.relu(self.features(pooled))
-        places = functional.adaptive_avg_pool3d(maps, 3).flatten(1)
-        return self.contrast(features), self.skull(features)[:, 0], self.pose(places), features
-
-
-def _block(channels: int, width: int, *, stride: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv3d(channels, width, 3, stride=stride, padding=1), nn.GroupNorm(4, width), nn.ReLU(inplace=True)
-    )
+def blocks(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The head's box in BLOCKS^3 means, whatever its size: (BLOCKS, BLOCKS, BLOCKS)."""
+    head = image > DARK
+    result = image.astype(np.float64)
+    for axis in range(3):
+        filled = np.flatnonzero(head.any(axis=tuple({0, 1, 2} - {axis})))
+        edges = np.linspace(filled[0], filled[-1] + 1, BLOCKS + 1)
+        upright = np.moveaxis(result, axis, 0)
+        sums = np.concatenate([np.zeros_like(upright[:1]), np.cumsum(upright, axis=0)])
+        low = np.minimum(edges.astype(int), len(sums) - 2)
+        share = (edges - low).reshape(-1, 1, 1)
+        at_edges = sums[low] * (1 - share) + sums[low + 1] * share
+        result = np.moveaxis(np.diff(at_edges, axis=0) / (edges[1] - edges[0]), 0, axis)
+    return result.astype(np.float32)
 
 
 def posed(array: NDArray[Any], pose: int) -> NDArray[Any]:
@@ -70,22 +93,20 @@ def posed(array: NDArray[Any], pose: int) -> NDArray[Any]:
 
 
 def pose_in_words(pose: int) -> str:
-    """What is wrong with a header that calls this pose upright."""
+    """How a head lies whose header calls this pose upright."""
     axes, front, top = POSES[pose]
     if axes == (0, 1, 2):
-        return {(True, False): "back to front", (False, True): "upside down"}.get(
-            (front, top), "turned over, upside down and back to front"
-        )
-    return "with its axes exchanged: " + ", ".join(
-        f"what the header calls {_AXES[n]} is {_AXES[axis]}" for n, axis in enumerate(axes) if n != axis
-    )
+        return {(True, False): "back to front", (False, True): "upside down", (True, True): "turned over"}[front, top]
+    changed = [f"{_AXES[axis]} along {_AXES[n]}" for n, axis in enumerate(axes) if n != axis]
+    return f"with its axes exchanged ({', '.join(changed)})"
 
 
 @dataclass(frozen=True)
 class Seen:
     """Probabilities: of each contrast, that the skull is there, of each of POSES; and the distance from training.
 
-    `distance` is Mahalanobis's to the nearest contrast's phantoms, divided by what 99% of unseen phantoms keep.
+    `distance` is the figures' to the nearest contrast's phantoms (Mahalanobis), where 99% of unseen phantoms keep
+    below 1.
     """
 
     contrasts: dict[str, float]
@@ -94,31 +115,50 @@ class Seen:
     distance: float
 
     @property
-    def contrast(self) -> str:
+    def pose(self) -> int:
         """The likeliest."""
-        return max(self.contrasts, key=lambda name: self.contrasts[name])
+        return int(np.argmax(self.poses))
+
+
+Layers = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The network and what was measured on phantoms that it had not seen."""
+    """Two networks of dense layers, what their figures are normalised by, and what was measured of them."""
 
-    network: Recogniser
-    means: NDArray[np.float64]  # (7, F)
-    precision: NDArray[np.float64]  # (F, F)
+    looks: Layers
+    lies: Layers
+    mean: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    centres: NDArray[np.float32]  # (7, H): each contrast's phantoms in the last hidden layer
+    precision: NDArray[np.float32]  # (H, H)
     farthest: float
-    about: dict[str, Any]
+    implausible: float  # probability of the true contrast that one unseen phantom in a thousand falls below
+    sure_of_pose: float
 
-    def distances(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N, F) -> (N,): 1 is where 99% of unseen phantoms end."""
-        return mahalanobis(features, self.means, self.precision) / self.farthest
+    def look(self, figures: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(N, F) -> logits (N, 7 + 1), the contrasts' and the skull's, and the last hidden layer (N, H)."""
+        hidden = np.clip((figures - self.mean) / self.spread, -LARGEST, LARGEST)
+        for weight, bias in self.looks[:-1]:
+            hidden = np.maximum(hidden @ weight.T + bias, 0)
+        weight, bias = self.looks[-1]
+        return hidden @ weight.T + bias, hidden
+
+    def lie(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, BLOCKS, BLOCKS, BLOCKS) -> logits (N, 24)."""
+        hidden = boxes.reshape(len(boxes), -1)
+        for weight, bias in self.lies[:-1]:
+            hidden = np.maximum(hidden @ weight.T + bias, 0)
+        weight, bias = self.lies[-1]
+        return hidden @ weight.T + bias
 
 
-def mahalanobis(
-    features: NDArray[np.float64], means: NDArray[np.float64], precision: NDArray[np.float64]
+def distances(
+    hidden: NDArray[np.float32], centres: NDArray[np.float32], precision: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """(N, F) to the nearest of the means (C, F): (N,)."""
-    apart = features[:, None] - means[None]
+    """(N, H) from the nearest of the centres (C, H), as many standard deviations: (N,)."""
+    apart = (hidden[:, None] - centres[None]).astype(np.float64)
     return np.sqrt(np.einsum("ncf,fg,ncg->nc", apart, precision, apart).min(axis=1))
 
 
@@ -128,22 +168,39 @@ def trained(path: Path = WEIGHTS) -> Trained:
     with np.load(path, allow_pickle=False) as stored:
         values = {name: stored[name] for name in stored.files}
     about = json.loads(bytes(values.pop("about")).decode())
-    means, precision = (values.pop(name).astype(np.float64) for name in ("means", "precision"))
-    network = Recogniser().eval()
-    network.load_state_dict({name: torch.from_numpy(value.astype(np.float32)) for name, value in values.items()})
-    return Trained(network, means, precision, float(about["farthest"]), about)
+    values = {name: value.astype(np.float32) for name, value in values.items()}
 
+    def layers(name: str) -> Layers:
+        count = sum(key.startswith(f"{name}.weight") for key in values)
+        return [(values[f"{name}.weight{n}"], values[f"{name}.bias{n}"]) for n in range(count)]
 
-@torch.inference_mode()
-def recognise(seen: Glance) -> Seen:
-    """The mean of what is seen of the scan and of its mirror image."""
-    model = trained()
-    image = torch.from_numpy(cube(seen.array, seen.head))
-    contrast, skull, pose, features = model.network(torch.stack([image, image.flip(0)])[:, None])
-    probability = contrast.softmax(dim=1).mean(dim=0).double().numpy()
-    return Seen(
-        contrasts={name: float(share) for name, share in zip(MODALITIES, probability, strict=True)},
-        skull=float(skull.sigmoid().mean()),
-        poses=pose[:1].softmax(dim=1)[0].double().numpy(),
-        distance=float(model.distances(features.mean(dim=0, keepdim=True).double().numpy())[0]),
+    return Trained(
+        looks=layers("looks"),
+        lies=layers("lies"),
+        mean=values["mean"],
+        spread=values["spread"],
+        centres=values["centres"],
+        precision=values["precision"],
+        farthest=float(about["farthest"]),
+        implausible=float(about["implausible"]),
+        sure_of_pose=float(about["sure_of_pose"]),
     )
+
+
+def recognise(glance: Glance) -> Seen:
+    """What is seen of a scan."""
+    model = trained()
+    image = cube(glance.array, glance.head)
+    logits, hidden = model.look(profile(image)[None])
+    return Seen(
+        contrasts={name: float(p) for name, p in zip(MODALITIES, softmax(logits[:, :-1])[0], strict=True)},
+        skull=float(1 / (1 + np.exp(-np.clip(logits[0, -1], -50, 50)))),
+        poses=softmax(model.lie(blocks(image)[None]))[0],
+        distance=float(distances(hidden, model.centres, model.precision)[0] / model.farthest),
+    )
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N, C) -> probabilities."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)

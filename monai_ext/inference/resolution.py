@@ -19,7 +19,15 @@ from monai_ext.networks.inr import check_output
 
 @dataclass(frozen=True)
 class Resolution:
-    """Of the axial plane: `scale` times as many pixels a side as the reference has, or pixels of `spacing` mm."""
+    """How fine the axial plane of an output is; neither is the reference's own.
+
+    Attributes:
+        scale: times as many pixels a side as the reference has.
+        spacing: of the pixels in mm.
+
+    Raises:
+        ValueError: a number that may not be, or both are given.
+    """
 
     scale: float = 1.0
     spacing: float | None = None
@@ -38,9 +46,16 @@ class Resolution:
         return self.scale == 1 and self.spacing is None
 
     def of(self, grid: Grid) -> tuple[Grid, tuple[int, int]]:
-        """The grid with the reference's voxels at this resolution, and the pixels that the network is to write.
+        """Lay out the output's grid.
 
-        Too many of them, for its input, are a ValueError.
+        Args:
+            grid: at the reference's resolution.
+
+        Returns:
+            The grid with the reference's voxels at this resolution, and the pixels that the network is to write.
+
+        Raises:
+            ValueError: they are too many for its input.
         """
         upright = to_ras(Volume(np.broadcast_to(np.float32(0), grid.stored_shape), grid.stored_affine))
         step = upright.spacing[:2] / self.scale if self.spacing is None else np.full(2, self.spacing)
@@ -60,7 +75,11 @@ OWN = Resolution()
 
 
 def prepare_batch(batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
-    """MONAI's, and the network's `output_size` where one is asked for."""
+    """Prepare a batch as MONAI does, with the network's `output_size` where one is asked for.
+
+    Args:
+        batch, device, non_blocking, kwargs: as of `monai.engines.default_prepare_batch`.
+    """
     image, label = default_prepare_batch(dict(batch), device, non_blocking, **kwargs)
     size = batch.get("output_size")
     return (image, label) if size is None else (image, label, (), {"output_size": size[0].item()})

@@ -29,8 +29,12 @@ WHO = (
 class Cases:
     """Subjects that have every source, and the faults of those that were named but cannot serve.
 
-    `root` is where a preset's pattern of mask files begins. `named` is False where nothing says who is meant: that is
-    refused when they are read, not before, for a workflow is made and looked at where there are no data too.
+    Attributes:
+        subjects: who can serve.
+        failures: the others' faults.
+        root: where a preset's pattern of mask files begins.
+        named: False where nothing says who is meant: that is refused when they are read, not before, for a workflow is
+            made and looked at where there are no data too.
     """
 
     subjects: list[Subject]
@@ -49,7 +53,7 @@ def find_cases(
     name: str | None = None,
     only_missing: bool = False,
 ) -> Cases:
-    """The subjects of exactly one of `images`, `folder` and `datalist` who have what the task needs.
+    """Find the subjects of exactly one of `images`, `folder` and `datalist` who have what the task needs.
 
     One that was acquired with the target is synthesised too, to compare with (nothing acquired is ever written over),
     unless `only_missing`. One that lacks nothing that could be made is told and left.
@@ -63,6 +67,9 @@ def find_cases(
         split: of the datalist; without it, all of them count.
         name: of the subject in `images`, whose folder names it otherwise.
         only_missing: leave out who has the target.
+
+    Returns:
+        The subjects, and the faults of those who cannot serve.
 
     Raises:
         ValueError: none or several of the three are given, or what they name is not there.
@@ -102,7 +109,17 @@ def find_subjects(
     split: str | None = None,
     name: str | None = None,
 ) -> Cases:
-    """All of those whom exactly one of `images`, `folder` and `datalist` names, whatever contrasts they have."""
+    """Find all of those whom exactly one of `images`, `folder` and `datalist` names, whatever contrasts they have.
+
+    Args:
+        images, folder, datalist, split, name: as of `find_cases`.
+
+    Returns:
+        The subjects, and the faults of those whose files cannot serve.
+
+    Raises:
+        ValueError: several of the three are given, or an option that does not go with the one.
+    """
     given = {"images": images, "dataset_dir": folder, "datalist": datalist}
     chosen = [key for key, value in given.items() if value]
     if len(chosen) > 1:
@@ -129,8 +146,14 @@ class AlreadyDone(SubjectError):
 class SubjectVolumes(IterableDataset):
     """Items {"subject": Subject, "root": Path}, through `transform`; a subject's fault is kept, the others go on.
 
-    `finish` tells what could not be done and ends the run with status 1 if anything could not. Read it in the
-    process that calls `finish`: a loader of it has no workers.
+    Read it in the process that calls `finish`: a loader of it has no workers.
+
+    Args:
+        data: who is to be read.
+        transform: of one item.
+
+    Raises:
+        ValueError: when read, if nothing says who is meant.
     """
 
     def __init__(self, data: Cases | Sequence[Subject], transform: Callable[[dict[str, Any]], Any]) -> None:
@@ -158,7 +181,11 @@ class SubjectVolumes(IterableDataset):
                 self.done.append(subject.name)  # whoever asks for the next one is done with this one
 
     def finish(self) -> None:
-        """To be called at the end: one line on what was done, a table of what was not, and its exit status."""
+        """Tell what was done and what was not; a run in which anything was not done ends with status 1.
+
+        Raises:
+            SystemExit: something could not be done.
+        """
         total = len(self.cases.subjects) + len(self.cases.failures)
         kept = f", {len(self.kept)} were there already, of the same weights and scans" if self.kept else ""
         print(f"{len(self.done)} of {total} subjects synthesised{kept}", flush=True)
@@ -168,10 +195,13 @@ class SubjectVolumes(IterableDataset):
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One subject as a batch: tensors get a batch dimension, all else is kept as it is in a list of one.
+    """Make a batch of one subject: tensors get a batch dimension, all else is kept as it is in a list of one.
 
     MONAI takes batches apart by looking into whatever it finds; a numpy array of no dimension, which holds the
     object, is what it hands on untouched.
+
+    Args:
+        items: one, in a list.
     """
     (item,) = items
     return {key: value[None] if isinstance(value, torch.Tensor) else [_whole(value)] for key, value in item.items()}
@@ -184,7 +214,15 @@ def _whole(value: Any) -> NDArray[Any]:
 
 
 def subject_fault(error: BaseException, subject: Subject) -> SubjectError:
-    """What lies behind what MONAI raises, as the subject's fault. A full disk is not one, and is raised."""
+    """Find what lies behind what MONAI raises, as the subject's fault.
+
+    Args:
+        error: what was raised.
+        subject: at whose turn.
+
+    Raises:
+        OSError: it is one that no file of the subject's caused, such as a full disk.
+    """
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)

@@ -42,8 +42,12 @@ GEOMETRY = (
 class Case:
     """What is kept of a subject beside its image: whose it is, the grid and the way back, a record a source.
 
-    `coverage` is the share of the reference's head, or of the brain where that is cut out, that the network is given.
-    `maker` is this subject's own.
+    Attributes:
+        subject: whose it is.
+        grid: the reference's and the network's.
+        images: contrast -> what the sidecar says of the source.
+        coverage: the share of the reference's head, or of the brain where that is cut out, that the network is given.
+        maker: this subject's own.
     """
 
     subject: Subject
@@ -58,6 +62,15 @@ class KeepResultsd(Transform):
 
     Results that the same weights made of the same files are what would be made now: a run that was stopped is taken
     up where it was. Others are a SubjectError.
+
+    Args:
+        maker: who would synthesise.
+        output_dir: where results go.
+        overwrite: whether those that are there may be replaced.
+
+    Raises:
+        AlreadyDone: the result is there.
+        SubjectError: other files are there.
     """
 
     def __init__(self, maker: Maker, *, output_dir: Path | str, overwrite: bool = False) -> None:
@@ -89,14 +102,21 @@ class KeepResultsd(Transform):
 
 
 class PrepareSubjectd(Transform):
-    """{"subject": Subject, "root": Path} -> {"image": (M, I, J, K) float32 in [0, 1], "subject": name, "case": Case}.
+    """{"subject": Subject, "root": Path} -> {"image": (M, I, J, K) float32 in [0, 1], "subject": name, "case":
+    Case}.
 
     As `python -m monai_ext prepare` did to the training data with the maker's preset: read by contrast name, moved
     onto the reference if so asked, put on one RAS grid, scaled. But nothing is cut off: the grid holds all of the
-    reference, and its voxels are of the size that the weights know. What cannot be is a SubjectError. Only the sources
-    are opened, and a contrast that the network takes but the subject lacks is zeros. `root` is where a preset's
-    pattern of mask files begins. Where the maker's resolution is not the reference's own, the case's grid is the
-    finer one, and "output_size" is what the network is to write.
+    reference, and its voxels are of the size that the weights know. Only the sources are opened, and a contrast that
+    the network takes but the subject lacks is zeros. `root` is where a preset's pattern of mask files begins. Where the
+    maker's resolution is not the reference's own, the case's grid is the finer one, and "output_size" is what the
+    network is to write.
+
+    Args:
+        maker: whose network gets the image.
+
+    Raises:
+        SubjectError: a source that is lacking or cannot be read or placed.
     """
 
     def __init__(self, maker: Maker) -> None:
@@ -149,10 +169,15 @@ class RestoreSubjectd(Transform):
 
 
 class SaveSyntheticd(Transform):
-    """Write the restored "pred" as <output_dir>/<subject>/<TARGET>_synthetic.nii.gz and what it is as .json beside it.
+    """Write the restored "pred" as <output_dir>/<subject>/<TARGET>_synthetic.nii.gz and what it is as .json beside
+    it.
 
-    The NIfTI has float32 voxels and the reference's own geometry, bit for bit. With `quick_look` a .png shows sources
-    and synthesis in three planes. A subject's files appear together once all are written.
+    The NIfTI has float32 voxels and the reference's own geometry, bit for bit. A subject's files appear together once
+    all are written.
+
+    Args:
+        output_dir: where results go.
+        quick_look: whether a .png shows sources and synthesis in three planes.
     """
 
     def __init__(self, *, output_dir: Path | str, quick_look: bool = False) -> None:
@@ -219,6 +244,7 @@ def _voxel_size(case: Case) -> str:
 
 
 def synthetic_file(output_dir: Path, subject: str, target: str) -> Path:
+    """Say where the synthesis of `target` for a subject lies below `output_dir`."""
     return output_dir / subject / f"{target}{SYNTHETIC}.nii.gz"
 
 

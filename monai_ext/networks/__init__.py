@@ -1,4 +1,4 @@
-"""One file a paper, each a network of one tensor in, one tensor out."""
+"""The networks of the papers, one file a paper; each takes one tensor of images and gives one."""
 
 from monai_ext.networks.agi_net import CAGR, AGINet, with_cagr
 from monai_ext.networks.baselines import I2IMamba, Pix2PixUNet, ResNet

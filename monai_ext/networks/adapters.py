@@ -19,7 +19,12 @@ from monai_ext.weights import about_weights, load_weights, save_weights
 
 
 class LowRank(nn.Module):
-    """What is added to a convolution's weight: up @ down, nothing at first."""
+    """What is added to a convolution's weight: up @ down, nothing at first.
+
+    Args:
+        weight: the convolution's, (O, C, k, k).
+        rank: of the change; more than the weight has is cut down to it.
+    """
 
     def __init__(self, weight: Tensor, *, rank: int) -> None:
         super().__init__()
@@ -35,7 +40,11 @@ class LowRank(nn.Module):
 
 
 class AddedEmbedding(nn.Module):
-    """A vector of its own, for the MLP of Eq. 1 has not learnt what to make of a number that it never saw."""
+    """A vector of its own, for the MLP of Eq. 1 has not learnt what to make of a number that it never saw.
+
+    Args:
+        start: (E,), where it starts.
+    """
 
     def __init__(self, start: Tensor) -> None:
         super().__init__()
@@ -47,7 +56,14 @@ class AddedEmbedding(nn.Module):
 
 
 class Adapter(nn.Module):
-    """All that a dataset added to a network; its parameters are what to train, its state dict is what to store."""
+    """All that a dataset added to a network; its parameters are what to train, its state dict is what to store.
+
+    Args:
+        name: of the dataset.
+        rank: of the changes.
+        embedding: the dataset's.
+        changes: by the name of the convolution in the network.
+    """
 
     def __init__(self, name: str, rank: int, embedding: AddedEmbedding, changes: dict[str, LowRank]) -> None:
         super().__init__()
@@ -56,7 +72,15 @@ class Adapter(nn.Module):
 
 
 def personalised(network: PMMSynth, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a network without PFM as those of one with it, which begins as the identity: datasets can be added.
+    """Turn weights of a network without PFM into those of one with it, which begins as the identity: datasets can be
+    added.
+
+    Args:
+        network: with PFM, of the same contrasts and width.
+        weights: a state dict of the network without.
+
+    Returns:
+        A state dict for `network`.
 
     Raises:
         ValueError: they lack more than PFM's parameters, or have what the network has not.
@@ -73,6 +97,17 @@ def add_dataset(network: PMMSynth, name: str, *, rank: int = 4) -> Adapter:
     """Freeze the network and give it a new dataset, whose adapter alone has parameters to train.
 
     The new embedding starts as the mean of those of the datasets that the network was trained on.
+
+    Args:
+        network: trained and personalized; it is changed.
+        name: of the new dataset.
+        rank: of the change of each convolution.
+
+    Returns:
+        What was added.
+
+    Raises:
+        ValueError: the network is not personalized, knows a dataset of this name, or the rank is below 1.
     """
     if network.embedding is None:
         raise ValueError("a dataset can be added to a personalized network alone, this one has personalized=False")
@@ -95,7 +130,7 @@ def add_dataset(network: PMMSynth, name: str, *, rank: int = 4) -> Adapter:
 
 
 def newest_adapter(network: PMMSynth) -> Adapter:
-    """What `add_dataset` added last."""
+    """Gather what `add_dataset` added to the network last."""
     assert network.embedding is not None
     number = len(network.datasets) - network.trained_on - 1
     changes = {path: module.changes[number] for path, module in network.named_modules() if hasattr(module, "changes")}
@@ -107,7 +142,7 @@ def newest_adapter(network: PMMSynth) -> Adapter:
 def save_adapter(
     network: PMMSynth, adapter: Adapter, path: Path | str, *, about: Mapping[str, Any] | None = None
 ) -> None:
-    """`path`, a flat state dict of the new tensors alone, and the JSON beside it, which names the dataset.
+    """Write a flat state dict of the adapter's tensors alone, and the JSON beside it, which names the dataset.
 
     Args:
         network: what the adapter was learnt on.
@@ -120,7 +155,18 @@ def save_adapter(
 
 
 def load_adapter(network: PMMSynth, path: Path | str) -> Adapter:
-    """Add the dataset whose adapter `save_adapter` wrote to the network that it was learnt on."""
+    """Add the dataset whose adapter `save_adapter` wrote to the network that it was learnt on.
+
+    Args:
+        network: with the weights that the adapter was learnt on; it is changed.
+        path: the file, its JSON beside it.
+
+    Returns:
+        What was added.
+
+    Raises:
+        ValueError: it is no adapter, or was learnt on other weights.
+    """
     about = about_weights(path)
     missing = [key for key in ("dataset", "rank", "network_sha256") if key not in about]
     if missing:
@@ -135,7 +181,7 @@ def load_adapter(network: PMMSynth, path: Path | str) -> Adapter:
 
 
 def fingerprint(network: PMMSynth) -> str:
-    """The sha256 of the weights without what was added to them."""
+    """Compute the sha256 of the weights without what was added to them."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         if ".changes." not in name and ".added." not in name:
@@ -145,7 +191,18 @@ def fingerprint(network: PMMSynth) -> str:
 
 
 def know_datasets(network: PMMSynth, datasets: Sequence[str]) -> PMMSynth:
-    """The network for these datasets: how many there are changes no weight of it, for a dataset's code is computed."""
+    """Make the network one for these datasets: it changes no weight of it, for a dataset's code is computed.
+
+    Args:
+        network: whose datasets are replaced.
+        datasets: names, in the order of their numbers.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: there is none, or one is named twice.
+    """
     if not datasets or len(set(datasets)) < len(datasets):
         raise ValueError(f"datasets must be one or more, each named once, got {', '.join(datasets) or 'none'}")
     network.datasets, network.trained_on = tuple(datasets), len(datasets)
@@ -157,7 +214,19 @@ def know_datasets(network: PMMSynth, datasets: Sequence[str]) -> PMMSynth:
 def personalized_network(
     network: PMMSynth, weights: Path | str, *, adapters: Path | str | Sequence[Path | str] | None = None
 ) -> PMMSynth:
-    """With its weights, the datasets that they know, and those that were added by `adapters`."""
+    """Put weights into a network, with the datasets that they know and those that adapters added.
+
+    Args:
+        network: in which the weights belong; it is changed.
+        weights: their file.
+        adapters: files of `save_adapter`, in the order in which they are added.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: the weights are not there, or are for other contrasts or another network.
+    """
     path = absolute(Path(weights))
     if not path.is_file():
         raise ValueError(f"there are no weights at {path}: train the bundle, or name a file with --weights")
@@ -173,7 +242,20 @@ def personalized_network(
 
 
 def adapted_network(network: PMMSynth, weights: Path | str, *, datasets: Sequence[str], rank: int = 4) -> PMMSynth:
-    """The trained network, frozen, with the one new dataset of `datasets`, whose adapter alone is to be trained."""
+    """Load a trained network, freeze it, and add one new dataset, whose adapter alone is to be trained.
+
+    Args:
+        network: in which the weights belong; it is changed.
+        weights: their file.
+        datasets: the new one's name, in a list.
+        rank: of the change of each convolution.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: not exactly one dataset is named, or what `personalized_network` and `add_dataset` refuse.
+    """
     if len(datasets) != 1:
         raise ValueError(f"one dataset is added at a time, got {', '.join(datasets)}")
     network = personalized_network(network, weights)

@@ -18,7 +18,13 @@ STAGES = ("down1", "down2", "down3", "body", "up1", "up2", "up3")
 
 
 class GroupPool(nn.Module):
-    """Grouped 3x3 convolution, LayerNorm over the channels, GELU, mean over space: how both parts of CAGR begin."""
+    """Grouped 3x3 convolution, LayerNorm over the channels, GELU, mean over space: how both parts of CAGR begin.
+
+    Args:
+        channels: in and out.
+        groups: of the convolution.
+        spatial_dims: 2 or 3.
+    """
 
     def __init__(self, *, channels: int, groups: int, spatial_dims: int) -> None:
         super().__init__()
@@ -33,7 +39,13 @@ class GroupPool(nn.Module):
 
 
 class CrossGroupAttention(nn.Module):
-    """Sec. III-A: each group of channels weighed by what it and all the others hold."""
+    """Sec. III-A: each group of channels weighed by what it and all the others hold.
+
+    Args:
+        channels: of the features.
+        groups: that they are cut into.
+        spatial_dims: 2 or 3.
+    """
 
     def __init__(self, *, channels: int, groups: int, spatial_dims: int) -> None:
         super().__init__()
@@ -50,7 +62,13 @@ class CrossGroupAttention(nn.Module):
 
 
 class RoutingFunction(nn.Module):
-    """Sec. III-B: from the features, how far to roll each group's kernels and how much the group counts."""
+    """Sec. III-B: from the features, how far to roll each group's kernels and how much the group counts.
+
+    Args:
+        channels: of the features.
+        groups: that they are cut into.
+        spatial_dims: 2 or 3.
+    """
 
     def __init__(self, *, channels: int, groups: int, spatial_dims: int) -> None:
         super().__init__()
@@ -71,9 +89,20 @@ class RoutingFunction(nn.Module):
 class CAGR(nn.Module):
     """Cross Group Attention and Group-wise Rolling (Fig. 4), in place of a convolution that keeps the size.
 
-    `rolling=False` leaves the plain convolution, `attention=False` takes the features as they are (Table V). The
-    paper's have no `bias`. There is no stride and no dilation: a roll by 1 is to move a kernel by one pixel of the
-    output. `with_cagr` puts it into other networks.
+    There is no stride and no dilation: a roll by 1 is to move a kernel by one pixel of the output. `with_cagr` puts it
+    into other networks.
+
+    Args:
+        in_channels, out_channels: as of a convolution.
+        kernel_size: odd and at least 3.
+        groups: of input channels that roll together.
+        spatial_dims: 2 or 3.
+        rolling: False leaves the plain convolution (Table V).
+        attention: False takes the features as they are (Table V).
+        bias: the paper's have none.
+
+    Raises:
+        ValueError: the groups do not divide the channels, or the kernel is even or of 1.
     """
 
     def __init__(
@@ -116,7 +145,11 @@ class CAGR(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """z + F(relu(F(z)))"""
+    """z + F(relu(F(z))), with two layers that the caller chooses.
+
+    Args:
+        first, second: what F is, the first and the second time; both keep the shape.
+    """
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
@@ -139,6 +172,14 @@ class AGINet(nn.Module):
         stages: which have CAGR, of down1 down2 down3 body up1 up2 up3 (Table IX).
         rolling: Group-wise Rolling (Table V).
         attention: Cross Group Attention (Table V).
+
+    Raises:
+        ValueError: a number or a stage that may not be.
+
+    Example:
+        >>> network = AGINet(in_channels=2, out_channels=1, width=8, groups=4)
+        >>> network(torch.rand(1, 2, 17, 24)).shape
+        torch.Size([1, 1, 17, 24])
     """
 
     def __init__(

@@ -10,6 +10,10 @@ class ContrastDiscriminators(nn.Module):
     """PMM-Synth's (arXiv 2602.19723, Fig. S1): MONAI's patch discriminator for each of the `modalities`.
 
     With instance norm, so that an image is judged alone.
+
+    Args:
+        modalities: the contrasts, in the order of the channels of an image.
+        width: channels of each discriminator's first layer.
     """
 
     def __init__(

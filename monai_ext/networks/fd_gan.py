@@ -20,12 +20,24 @@ CODE = 8  # numbers to which SPE reduces a style
 
 
 def padded_conv(channels: int, groups: int = 1) -> nn.Conv2d:
-    """3x3 of what is padded by its own reflection: "Padding - Conv". The norm that follows needs no bias here."""
+    """Make a 3x3 convolution of what is padded by its own reflection: "Padding - Conv".
+
+    The norm that follows needs no bias here.
+
+    Args:
+        channels: in and out.
+        groups: of the convolution.
+    """
     return nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect", groups=groups, bias=False)
 
 
 class ResBlock(nn.Module):
-    """x + F(F(x)), F being padding, convolution, instance norm, the first with ReLU; `groups` keep to themselves."""
+    """x + F(F(x)), F being padding, convolution, instance norm, the first with ReLU.
+
+    Args:
+        channels: in and out.
+        groups: that keep to themselves.
+    """
 
     def __init__(self, channels: int, *, groups: int) -> None:
         super().__init__()
@@ -47,6 +59,11 @@ class SRE(nn.Sequential):
 
     The sources' encoders have nothing in common but their structure, so they are the groups of one: a third less
     time than one after another.
+
+    Args:
+        in_channels: of all sources together.
+        sources: how many there are.
+        width: channels of a source at full resolution.
     """
 
     def __init__(self, in_channels: int, *, sources: int, width: int) -> None:
@@ -67,6 +84,11 @@ class SPE(nn.Module):
     Five convolutions without norm, which would take the style away. All of it starts as MUNIT's does, with He's gain
     and no biases: a layer that shrinks what it is given leaves a style that hardly hangs on the image, and then nothing
     draws training to it. A deviation is a softplus, so it stays positive and a style cannot turn features over.
+
+    Args:
+        in_channels: of the image.
+        width: channels at full resolution.
+        layers: how many AdaIN layers there are.
     """
 
     def __init__(self, in_channels: int, *, width: int, layers: int) -> None:
@@ -106,6 +128,11 @@ class LAF(nn.Module):
     One multiplication by a map of weights, whatever the number of blocks. On a size that the grid does not divide,
     blocks differ by a pixel. All start as the mean of the sources, so that no seam is there to be unlearnt. Of one
     source it makes the source itself, scaled and shifted block by block.
+
+    Args:
+        in_channels: the sources.
+        out_channels: of the pseudo-target.
+        blocks: a side of the grid.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, blocks: int) -> None:
@@ -126,7 +153,10 @@ class LAF(nn.Module):
 class CatConv(nn.Sequential):
     """Cat-Conv fusion (Fig. 3) of the sources' features, which SRE gives side by side: one convolution.
 
-    `attention` weighs the channels first (squeeze and excitation), which the paper would do next.
+    Args:
+        channels: of a source's features, and of what is made of them all.
+        sources: how many there are.
+        attention: weighs the channels first (squeeze and excitation), which the paper would do next.
     """
 
     def __init__(self, channels: int, *, sources: int, attention: bool) -> None:
@@ -156,6 +186,10 @@ class Decoder(nn.Module):
 
     The last convolution's answer is the image: intensities are in [0, 1], but no activation holds them there, which
     would stop the gradient at black and white, where most of an image is.
+
+    Args:
+        out_channels: of the image.
+        width: channels at full resolution.
     """
 
     def __init__(self, out_channels: int, *, width: int) -> None:
@@ -177,7 +211,8 @@ class Decoder(nn.Module):
 
 
 class FDGAN(nn.Module):
-    """The sources' anatomy, an SRE each and Cat-Conv; a pseudo-target's style, LAF and SPE; a decoder that joins them.
+    """The sources' anatomy, an SRE each and Cat-Conv; a pseudo-target's style, LAF and SPE; a decoder that joins
+    them.
 
     Args:
         in_channels: the source contrasts.
@@ -187,6 +222,15 @@ class FDGAN(nn.Module):
         image_size: pixels a side of a training image. Any other size can be given to the network.
         fusion_attention: channel attention in the Cat-Conv fusion.
         channels_per_source: slices of a contrast, side by side in x: 2n + 1 with n neighbours on either side (2.5D).
+
+    Raises:
+        ValueError: a number below 1, or blocks that do not divide image_size.
+
+    Example:
+        >>> network = FDGAN(in_channels=2, out_channels=1, width=4, image_size=32)
+        >>> prediction, pseudo_target = network.forward_with_pseudo_target(torch.rand(1, 2, 32, 32))
+        >>> prediction.shape, pseudo_target.shape
+        (torch.Size([1, 1, 32, 32]), torch.Size([1, 1, 32, 32]))
     """
 
     def __init__(

@@ -20,7 +20,12 @@ PARTS = ("rhmb", "mfeb", "msf", "mfm", "inrb")
 
 
 class MSF(nn.Module):
-    """Multi-scale selective fusion (Fig. 3b): per channel, how much of each scale."""
+    """Multi-scale selective fusion (Fig. 3b): per channel, how much of each scale.
+
+    Args:
+        channels: of each scale's features.
+        scales: how many there are.
+    """
 
     def __init__(self, channels: int, *, scales: int) -> None:
         super().__init__()
@@ -40,7 +45,12 @@ class MSF(nn.Module):
 
 
 class PlainFusion(nn.Module):
-    """Without MSF: the scales side by side, and a convolution of as many parameters."""
+    """Without MSF: the scales side by side, and a convolution of as many parameters.
+
+    Args:
+        channels: of each scale's features.
+        scales: how many there are.
+    """
 
     def __init__(self, channels: int, *, scales: int) -> None:
         super().__init__()
@@ -52,7 +62,13 @@ class PlainFusion(nn.Module):
 
 
 class MFEB(nn.Module):
-    """Multi-feature extraction block (Fig. 3a): the three RHMBs' features at several dilations, fused by MSF."""
+    """Multi-feature extraction block (Fig. 3a): the three RHMBs' features at several dilations, fused by MSF.
+
+    Args:
+        channels: of one RHMB's features.
+        dilations: of the convolutions, a scale each.
+        fusion: the class that fuses the scales.
+    """
 
     def __init__(
         self, channels: int, *, dilations: Sequence[int] = (1, 2, 4, 8), fusion: type[nn.Module] = MSF
@@ -97,7 +113,13 @@ class Addition(nn.Module):
 
 
 class Stage(nn.Module):
-    """Of the decoder, the encoder's mirror: MFEB's features and the decoder's go through blocks, MFM fuses them."""
+    """Of the decoder, the encoder's mirror: MFEB's features and the decoder's go through blocks, MFM fuses them.
+
+    Args:
+        extract: the block for MFEB's features.
+        decode: the block for the decoder's features.
+        fuse: what makes one of both.
+    """
 
     def __init__(self, extract: nn.Module, decode: nn.Module, fuse: nn.Module) -> None:
         super().__init__()
@@ -110,18 +132,26 @@ class Stage(nn.Module):
 
 
 def stand_in(module: nn.Module, channels: int, *, kernel_size: int = 3, less: int = 0) -> nn.Sequential:
-    """Two ConvBlocks, C to C channels, with about as many parameters as a module, or so many less."""
+    """Make two ConvBlocks, C to C channels, with about as many parameters as a module.
+
+    Args:
+        module: whose place they take.
+        channels: C.
+        kernel_size: of both.
+        less: how many parameters less they have.
+    """
     width = max(1, round((parameters(module) - less) / (2 * channels * kernel_size**2)))
     return nn.Sequential(ConvBlock(channels, width, kernel_size), ConvBlock(width, channels, kernel_size))
 
 
 def parameters(module: nn.Module) -> int:
-    """How many it has."""
+    """Count a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 class HMFMambaINR(nn.Module):
-    """CNN encoder, nine blocks of which three are RHMBs, MFEB, a decoder with an MFM at each stage, implicit decoder.
+    """CNN encoder, nine blocks of which three are RHMBs, MFEB, a decoder with an MFM at each stage, implicit
+    decoder.
 
     Args:
         in_channels: the source contrasts.
@@ -133,6 +163,15 @@ class HMFMambaINR(nn.Module):
         dilations: of MFEB's convolutions.
         frequencies: L of the implicit decoder's encoding.
         without: of rhmb mfeb msf mfm inrb, those to be replaced by something plainer of the same size (Table 6).
+
+    Raises:
+        ValueError: a number or a part that may not be.
+
+    Example:
+        >>> network = HMFMambaINR(in_channels=2, out_channels=1, width=4, state_size=2)
+        >>> x = torch.rand(2, 2, 16, 16)
+        >>> network(x).shape, network(x, (24, 32)).shape  # at the sources' size, and finer
+        (torch.Size([2, 1, 16, 16]), torch.Size([2, 1, 24, 32]))
     """
 
     def __init__(

@@ -17,9 +17,13 @@ LIMIT = 16  # the output's largest size, a side, in sizes of the input
 
 
 class PeriodicEncoding(nn.Module):
-    """sin(2^k pi x), cos(2^k pi x) - 1 for k < L, x an offset in cells: periods of two cells, one, a half, and so on.
+    """sin(2^k pi x), cos(2^k pi x) - 1 for k < L, x an offset in cells: periods of two cells, one, a half, and so
+    on.
 
     Less 1, which is the bias's to add, a cell's own centre is all zeros.
+
+    Args:
+        frequencies: L.
     """
 
     scales: Tensor
@@ -149,7 +153,16 @@ class PixelDecoder(nn.Module):
 
 
 def check_output(size: tuple[int, int], height: int, width: int, limit: int = LIMIT) -> None:
-    """Refuse an output of no pixels, or of more than the implicit decoder can mean anything by."""
+    """Refuse an output of no pixels, or of more than the implicit decoder can mean anything by.
+
+    Args:
+        size: of the output, height and width.
+        height, width: of the input.
+        limit: how many times the input's a side may be.
+
+    Raises:
+        ValueError: a side is below 1 or beyond the limit.
+    """
     if size[0] < 1 or size[1] < 1 or size[0] > limit * height or size[1] > limit * width:
         raise ValueError(
             f"output_size must be from 1 to {limit} times the input's {height} x {width} a side, "

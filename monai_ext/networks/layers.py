@@ -6,7 +6,11 @@ from torch.nn import functional as F
 
 
 class InstanceNorm(nn.Module):
-    """Instance norm with a learnt scale and shift a channel, like nn.InstanceNorm2d's but faster on a processor."""
+    """Instance norm with a learnt scale and shift a channel, like nn.InstanceNorm2d's but faster on a processor.
+
+    Args:
+        channels: of the features.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -18,7 +22,15 @@ class InstanceNorm(nn.Module):
 
 
 def instance_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """(B, C, H, W), each image's own scale and shift of a channel (B, C) -> (B, C, H, W), in one pass over it"""
+    """Normalise each channel of each image over space, then scale and shift it, in one pass over the features.
+
+    Args:
+        x: (B, C, H, W).
+        scale, shift: (B, C), each image's own.
+
+    Returns:
+        (B, C, H, W).
+    """
     if making_a_graph():  # of any batch size, whereas below it is a number of groups
         return F.instance_norm(x) * scale[:, :, None, None] + shift[:, :, None, None]
     rows = x.reshape(1, -1, x.shape[2], x.shape[3])  # each image's channels as channels of one
@@ -30,7 +42,7 @@ def instance_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def making_a_graph() -> bool:
-    """Whether this is a traced or exported graph, which has no branches that hang on values."""
+    """Say whether this is a traced or exported graph, which has no branches that hang on values."""
     if torch.jit.is_scripting():
         return False
     return torch.jit.is_tracing() or torch.compiler.is_compiling()

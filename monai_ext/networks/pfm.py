@@ -13,6 +13,10 @@ class DatasetEmbedding(nn.Module):
     """Eq. 1: the sinusoidal code of a dataset's number, and an MLP; `added` are vectors of datasets that came later.
 
     The MLPs have SiLU: of a few ReLUs all may be silent for two numbers, and two datasets would be one.
+
+    Args:
+        datasets: how many there are.
+        channels: of the embedding, E.
     """
 
     frequencies: Tensor
@@ -38,6 +42,10 @@ class PersonalizedNorm(nn.Module):
     """Instance norm, its learnt scale and shift, and PFM (Eq. 2-3) on top, all in one pass over the features.
 
     The MLP's last layer starts at zero, so PFM starts as the identity; no embedding means gamma = beta = 0.
+
+    Args:
+        channels: of the features.
+        embedding: channels of the dataset's embedding, 0 for a network without PFM.
     """
 
     def __init__(self, channels: int, *, embedding: int) -> None:
@@ -71,7 +79,12 @@ class PersonalizedNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution; `changes` are what datasets added later make of its weight, by number, -1 for none."""
+    """A convolution; `changes` are what datasets added later make of its weight, by number, -1 for none.
+
+    Args:
+        before, after: channels in and out.
+        kernel_size, stride, bias: as of nn.Conv2d.
+    """
 
     def __init__(self, before: int, after: int, kernel_size: int = 3, *, stride: int = 1, bias: bool = True) -> None:
         super().__init__()

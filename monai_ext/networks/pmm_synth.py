@@ -57,7 +57,13 @@ class Stage(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The common stream, of all contrasts, or a specific stream, of one."""
+    """The common stream, of all contrasts, or a specific stream, of one.
+
+    Args:
+        in_channels: the contrasts that it sees.
+        width: channels at full resolution, doubled at each halving.
+        embedding: channels of the dataset's embedding, 0 for none.
+    """
 
     def __init__(self, in_channels: int, *, width: int, embedding: int) -> None:
         super().__init__()
@@ -76,7 +82,12 @@ class Encoder(nn.Module):
 
 
 class DFUM(nn.Module):
-    """Dynamic Feature Unification Module: the features of however many contrasts there are become one, at one scale."""
+    """Dynamic Feature Unification Module: the features of however many contrasts there are become one, at one scale.
+
+    Args:
+        channels: of the features.
+        embedding: channels of the dataset's embedding, 0 for none.
+    """
 
     def __init__(self, channels: int, *, embedding: int) -> None:
         super().__init__()
@@ -96,7 +107,12 @@ class DFUM(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the size, half the channels, and the features of that scale."""
+    """Twice the size, half the channels, and the features of that scale.
+
+    Args:
+        after: channels of what comes out.
+        block: what the sum of both goes through.
+    """
 
     def __init__(self, after: int, block: nn.Module) -> None:
         super().__init__()
@@ -139,6 +155,16 @@ class PMMSynth(nn.Module):
             (2,078 s on an A100 for some 70,000 slices, 29 ms for a step's share of a slice) leaves room for no more
             than about twice that width.
         personalized: Personalized Feature Modulation in every convolutional block, by the dataset.
+
+    Raises:
+        ValueError: a name that is given twice, none at all, or a width that is no multiple of 4.
+
+    Example:
+        >>> network = PMMSynth(modalities=["T1", "T2", "FLAIR"], datasets=["ixi", "brats"], width=4)
+        >>> x = torch.rand(1, 3, 24, 24)
+        >>> has_t1_and_t2 = torch.tensor([[True, True, False]])
+        >>> network(x, has_t1_and_t2, torch.tensor([network.dataset_index("brats")])).shape
+        torch.Size([1, 3, 24, 24])
     """
 
     def __init__(
@@ -166,7 +192,11 @@ class PMMSynth(nn.Module):
         self.decoders = nn.ModuleList(Decoder(width=width, embedding=channels) for _ in self.modalities)
 
     def dataset_index(self, name: str) -> int:
-        """The number of a dataset that the network knows."""
+        """Give the number of a dataset that the network knows.
+
+        Raises:
+            ValueError: it knows none of this name.
+        """
         if name not in self.datasets:
             known = ", ".join(self.datasets)
             raise ValueError(f"unknown dataset {name!r}; the known ones: {known}; null means none of them")
@@ -177,9 +207,15 @@ class PMMSynth(nn.Module):
     ) -> Tensor:
         """(B, M, H, W) -> (B, M, H, W), any size.
 
-        `available` (B, M) says what a sample has; without it a channel of zeros is a missing one, and an image of
-        nothing else stays empty. `dataset` (B,) are numbers as of `dataset_index`, None for no personalization.
-        `wanted` (M,) are the contrasts to make, None for all; the others are zeros.
+        Args:
+            x: an image a contrast.
+            available: (B, M), what a sample has; without it a channel of zeros is a missing one, and an image of
+                nothing else stays empty.
+            dataset: (B,), numbers as of `dataset_index`; None for no personalization.
+            wanted: (M,), the contrasts to make, None for all; the others are zeros.
+
+        Raises:
+            ValueError: a shape that does not fit, a sample without a contrast, or a dataset that is not known.
         """
         batch, contrasts, height, width = x.shape[0], len(self.modalities), x.shape[2], x.shape[3]
         if x.shape[1] != contrasts:

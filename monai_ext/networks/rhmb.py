@@ -11,7 +11,12 @@ from monai_ext import ops
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution, batch norm, ReLU."""
+    """Convolution, batch norm, ReLU.
+
+    Args:
+        before, after: channels in and out.
+        kernel_size, stride, dilation: as of nn.Conv2d; the padding keeps the size.
+    """
 
     def __init__(self, before: int, after: int, kernel_size: int = 3, *, stride: int = 1, dilation: int = 1) -> None:
         padding = kernel_size // 2 * dilation
@@ -58,6 +63,12 @@ class DirectionalScan(nn.Module):
     """The SSM of Sec. 3.2: rows and columns of a map, then both from their ends, scanned in one call and added up.
 
     Each direction has parameters of its own, initialised as Mamba's.
+
+    Args:
+        channels: of the map.
+        state_size: N, states a channel.
+        rank: of the projection to the steps.
+        directions: how many of the four are scanned.
     """
 
     def __init__(self, channels: int, *, state_size: int, rank: int, directions: int) -> None:
@@ -112,7 +123,14 @@ class DirectionalScan(nn.Module):
 
 
 class RHMB(nn.Module):
-    """Residual hybrid Mamba block (Fig. 2): gated scans for context, channel mixing, convolutions for what is near."""
+    """Residual hybrid Mamba block (Fig. 2): gated scans for context, channel mixing, convolutions for what is near.
+
+    Args:
+        channels: in and out.
+        state_size: N of the scan.
+        expand: channels of the scan, in channels of the block.
+        directions: how many of the four are scanned.
+    """
 
     def __init__(self, channels: int, *, state_size: int = 16, expand: int = 2, directions: int = 4) -> None:
         super().__init__()

@@ -4,7 +4,7 @@
 
 The model is a bundle's folder with its weights, the archive that `ckpt_export` writes of one, or a folder that holds
 one of these. The other choices of `python -m monai_ext dicom` stand under `synthesis` in the YAML file that
-HOLOSCAN_CONFIG_PATH names, as Holoscan has it: target, series, register, reference, uid_root, reproducible.
+HOLOSCAN_CONFIG_PATH names, as Holoscan has it: target, site, series, register, reference, uid_root, reproducible.
 
 The study is read by an operator of our own, since the SDK's keeps one image a position: of a series with two echoes or
 two b-values it would drop one.
@@ -23,25 +23,42 @@ from monai_ext.serve.options import INFERENCE, asked
 from monai_ext.serve.synthesis import Synthesiser
 from monai_ext.weights import ARCHIVE
 
-CHOICES = ("target", "series", "register", "reference", "uid_root", "reproducible")
+CHOICES = ("target", "site", "series", "register", "reference", "uid_root", "reproducible")
 
 
 class StudyReader(Operator):
-    """A folder of DICOM files -> the series of each contrast that the bundle starts from."""
+    """A folder of DICOM files -> the series of each contrast that the bundle starts from.
+
+    Args:
+        fragment: the application.
+        folder: with the study.
+        synthesiser: whose sources are looked for.
+        choices: of `monai_ext.serve.dicom.sources_in`.
+    """
 
     def __init__(self, fragment: Fragment, *, folder: Path, synthesiser: Synthesiser, **choices: Any) -> None:
         self.folder, self.synthesiser, self.choices = folder, synthesiser, choices
         super().__init__(fragment, CountCondition(fragment, 1), name="study_reader")  # one study a run
 
     def setup(self, spec: OperatorSpec) -> None:
+        """Declare the output "study"."""
         spec.output("study")
 
     def compute(self, _: Any, output: Any, _context: Any) -> None:
+        """Read the study and send its series on."""
         output.emit(sources_in(self.folder, self.synthesiser, **self.choices), "study")
 
 
 class SeriesSynthesis(Operator):
-    """The series of each contrast -> new series in a folder, each written whole or not at all."""
+    """The series of each contrast -> new series in a folder, each written whole or not at all.
+
+    Args:
+        fragment: the application.
+        synthesiser: what synthesises.
+        folder: where the new series go.
+        options: of the inference.
+        choices: of `monai_ext.serve.dicom.write_all`.
+    """
 
     def __init__(
         self, fragment: Fragment, *, synthesiser: Synthesiser, folder: Path, options: dict[str, Any], **choices: Any
@@ -50,10 +67,12 @@ class SeriesSynthesis(Operator):
         super().__init__(fragment, name="series_synthesis")
 
     def setup(self, spec: OperatorSpec) -> None:
+        """Declare the input "study" and the output "folders"."""
         spec.input("study")
         spec.output("folders")
 
     def compute(self, received: Any, output: Any, _context: Any) -> None:
+        """Synthesise, write the new series, and send their folders on."""
         sources, number = received.receive("study")
         with synthesised(self.synthesiser, sources, **self.options) as results:
             folders = write_all(results, sources, self.folder, number=number, **self.choices)
@@ -67,9 +86,11 @@ class Report(Operator):
         super().__init__(fragment, name="report")
 
     def setup(self, spec: OperatorSpec) -> None:
+        """Declare the input "folders"."""
         spec.input("folders")
 
     def compute(self, received: Any, _: Any, _context: Any) -> None:
+        """Print the folders, a line each."""
         for folder in received.receive("folders"):
             print(folder, flush=True)
 
@@ -78,6 +99,11 @@ class SynthesisApp(Application):
     """study_reader -> series_synthesis -> report"""
 
     def compose(self) -> None:
+        """Build the application from the command line and the YAML file's choices.
+
+        Raises:
+            ValueError: a choice, the model or its weights cannot be what they are.
+        """
         context = Application.init_app_context(self.argv)
         chosen = self._choices()
         target, register = chosen.get("target"), chosen.get("register")
@@ -94,7 +120,7 @@ class SynthesisApp(Application):
             self,
             synthesiser=synthesiser,
             folder=Path(context.output_path),
-            options={"register": register, "reference": chosen.get("reference")},
+            options={"register": register, "reference": chosen.get("reference"), "site": chosen.get("site")},
             uid_root=chosen.get("uid_root"),
             reproducible=bool(chosen.get("reproducible", False)),
         )
@@ -109,12 +135,18 @@ class SynthesisApp(Application):
             if name not in CHOICES:
                 raise ValueError(f"synthesis: {name} cannot be chosen; what can is {', '.join(CHOICES)}")
         check_uid_root(chosen.get("uid_root"))
-        named = {name: chosen[name] for name in ("target", "register", "reference") if chosen.get(name) is not None}
+        named = {
+            name: chosen[name] for name in ("target", "site", "register", "reference") if chosen.get(name) is not None
+        }
         return {**chosen, **asked(named, INFERENCE)}
 
 
 def model_in(path: Path) -> Path:
-    """The bundle's folder or the archive at `path`, or the only one that it holds."""
+    """Find the bundle's folder or the archive at `path`, or the only one that it holds.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
     found = [path] if _is_model(path) else sorted(filter(_is_model, path.glob("*")))
     if len(found) != 1:
         names = ", ".join(one.name for one in found) or "none"
@@ -127,6 +159,7 @@ def _is_model(path: Path) -> bool:
 
 
 def main() -> int:
+    """Run the application; the exit status: 1 with the reason on stderr where it cannot be done."""
     try:
         SynthesisApp().run()
     except (ValueError, OSError) as error:

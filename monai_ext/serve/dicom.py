@@ -21,11 +21,13 @@ LONGEST_ROOT = 40  # of the 64 characters of a UID: the rest tells one from anot
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `dicom` to a parser."""
     add = parser.add_argument
     add("--study", type=Path, required=True, metavar="DIR", help="a folder with the DICOM files of one study")
-    add("--bundle", type=Path, required=True, metavar="DIR", help="a bundle's folder, or its archive .ts")
+    add("--bundle", type=Path, metavar="DIR", help="a bundle's folder, or its archive .ts; else what suits the target")
     add("--weights", type=Path, metavar="FILE", help="its weights, models/model.pt of the bundle unless given")
     add("--target", metavar="CONTRAST", help="what to synthesise; without it, what the weights make")
+    add("--site", metavar="NAME", help="whose scanner it was, where the weights tell sites apart")
     add("--out", type=Path, required=True, metavar="DIR", help="each new series becomes a folder here")
     add("--series", nargs="+", default=[], metavar="CONTRAST=SERIES", help="which: a number, a description or a UID")
     add("--reference", metavar="CONTRAST", help="the source whose slices the new series has")
@@ -36,15 +38,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Synthesise as the options say, and print the new series' folders; the exit status, 0.
+
+    Raises:
+        ValueError: an option that may not be, or what `synthesise` refuses.
+    """
     if importlib.util.find_spec("pydicom") is None:
         raise ValueError("DICOM is read with pydicom, which is not here: pip install 'monai-ext[dicom]'")
     check_uid_root(args.uid_root)
+    study, bundle, weights = absolute(args.study), args.bundle, args.weights
+    if bundle is None:
+        bundle, weights = suitable(
+            study, args.target, weights=weights, site=args.site, series=named_series(args.series)
+        )
     for folder in synthesise(
-        absolute(args.study),
-        args.bundle,
+        study,
+        bundle,
         absolute(args.out),
-        weights=args.weights,
+        weights=weights,
         target=args.target,
+        site=args.site,
         series=named_series(args.series),
         register=args.register,
         reference=args.reference,
@@ -56,17 +69,48 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_uid_root(root: str | None) -> None:
-    """Refuse what no organisation has, or what leaves no room for telling UIDs apart."""
+    """Refuse what no organisation has, or what leaves no room for telling UIDs apart.
+
+    Args:
+        root: numbers with dots, or None.
+
+    Raises:
+        ValueError: it is not of this form, or is too long.
+    """
     if root and (not isinstance(root, str) or not UID_ROOT.fullmatch(root) or len(root) > LONGEST_ROOT):
         raise ValueError(f"the UID root must be numbers with dots, at most {LONGEST_ROOT} long, got {root!r}")
 
 
 def named_series(pairs: list[str]) -> dict[str, str]:
-    """["T1=5"] -> {"T1": "5"}"""
+    """Read the command's pairs: ["T1=5"] -> {"T1": "5"}.
+
+    Raises:
+        ValueError: a word is no pair.
+    """
     wrong = [pair for pair in pairs if not all(pair.partition("="))]
     if wrong:
         raise ValueError(f"--series takes CONTRAST=SERIES such as T1=5, got {wrong[0]!r}")
     return {contrast: what for contrast, _, what in (pair.partition("=") for pair in pairs)}
+
+
+def suitable(
+    study: Path, target: str | None, *, weights: Path | None, site: str | None, series: Mapping[str, str]
+) -> tuple[Path, Path]:
+    """The bundle and the weights, of those installed, that make `target` of what a study shows.
+
+    Raises:
+        ValueError: no target is named, or none of them can.
+    """
+    from monai_ext.data.dicom import contrast_of, read_study
+    from monai_ext.installed import choose_method, methods_to_choose_from
+    from monai_ext.modalities import canonical
+
+    if target is None:
+        raise ValueError("say with --target what is missing, or with --bundle what is to make it")
+    methods = methods_to_choose_from(weights=weights, site=site)
+    shown = {*map(canonical, series), *filter(None, (contrast_of(one.headers[0]) for one in read_study(study)))}
+    method = choose_method(methods, canonical(target), sorted(shown - {canonical(target)}))
+    return method.bundle, method.weights
 
 
 def synthesise(
@@ -76,21 +120,50 @@ def synthesise(
     *,
     weights: Path | None = None,
     target: str | None = None,
+    site: str | None = None,
     series: Mapping[str, str] | None = None,
     register: str | None = None,
     reference: str | None = None,
     uid_root: str | None = None,
     reproducible: bool = False,
 ) -> list[Path]:
-    """The folders of the new series, each written whole or not at all."""
+    """Make the contrast that a DICOM study lacks, as a new series of it, whole or not at all.
+
+    Args:
+        study: a folder with the DICOM files.
+        bundle: a bundle's folder or archive.
+        out: where each new series becomes a folder.
+        weights: their file; the bundle's own unless given.
+        target: what to synthesise; what the weights make unless given.
+        series: contrast -> number, description or UID, where the headers do not tell.
+        register: "none" or "rigid": whether the sources are moved onto each other first.
+        reference: the source whose slices the new series has.
+        uid_root: of the new UIDs; None makes them UUIDs.
+        reproducible: the same study and weights give the same files.
+
+    Returns:
+        The folders of the new series.
+
+    Raises:
+        ValueError: the study, the bundle or an option cannot serve; a folder that is there already is kept.
+    """
     synthesiser = ready(bundle, weights=weights, target=target)
     sources, number = sources_in(study, synthesiser, target=target, series=series, register=register)
-    with synthesised(synthesiser, sources, register=register, reference=reference) as results:
+    with synthesised(synthesiser, sources, register=register, reference=reference, site=site) as results:
         return write_all(results, sources, out, number=number, uid_root=uid_root, reproducible=reproducible)
 
 
 def ready(bundle: Path, *, weights: Path | None = None, target: str | None = None) -> "Synthesiser":
-    """A bundle's folder or archive, ready for `target`, or for what its weights make."""
+    """Build a bundle's folder or archive for `target`, or for what its weights make.
+
+    Args:
+        bundle: the folder or archive.
+        weights: their file; the bundle's own unless given.
+        target: what to synthesise.
+
+    Raises:
+        ValueError: there are no weights, or they do not make it.
+    """
     from monai_ext.modalities import canonical
     from monai_ext.serve.synthesis import Synthesiser
 
@@ -108,7 +181,21 @@ def sources_in(
     series: Mapping[str, str] | None = None,
     register: str | None = None,
 ) -> "tuple[dict[str, Series], int]":
-    """A series a contrast that the bundle starts from, its slices in order; the study's highest series number."""
+    """Find the series of each contrast that the bundle starts from, its slices in order.
+
+    Args:
+        study: a folder with the DICOM files.
+        synthesiser: whose sources are looked for.
+        target: what to synthesise.
+        series: contrast -> number, description or UID.
+        register: whether the sources are moved onto each other.
+
+    Returns:
+        contrast -> series, and the study's highest series number.
+
+    Raises:
+        ValueError: a contrast is not there or cannot be told, or a series makes no volume.
+    """
     from monai_ext.data.dicom import choose, contrast_of, read_study, sorted_slices
     from monai_ext.modalities import canonical
 
@@ -126,7 +213,13 @@ def sources_in(
 def synthesised(
     synthesiser: "Synthesiser", sources: "Mapping[str, Series]", **options: str | None
 ) -> "Iterator[dict[str, Path]]":
-    """Contrast -> the NIfTI that the bundle makes of these series, for as long as the block lasts."""
+    """Give the NIfTI that the bundle makes of these series for each contrast, for as long as the block lasts.
+
+    Args:
+        synthesiser: what synthesises.
+        sources: contrast -> series.
+        options: of the inference, None for the bundle's own.
+    """
     from monai_ext.data.dicom import read_series
     from monai_ext.data.volumes import write_volume
 
@@ -147,7 +240,21 @@ def write_all(
     uid_root: str | None = None,
     reproducible: bool = False,
 ) -> list[Path]:
-    """Each result as a series in a folder of `out`, whole or not at all; their numbers follow `number`."""
+    """Write each result as a series in a folder of `out`, whole or not at all.
+
+    Args:
+        results: contrast -> NIfTI, its sidecar beside it.
+        sources: contrast -> series that they were made from.
+        out: where the folders go.
+        number: the new series' numbers follow it.
+        uid_root, reproducible: as of `synthesise`.
+
+    Returns:
+        The folders.
+
+    Raises:
+        ValueError: a folder is there already.
+    """
     import nibabel as nib
     import numpy as np
 

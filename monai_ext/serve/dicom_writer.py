@@ -44,9 +44,17 @@ def write_series(
     uid_root: str | None = None,
     reproducible: bool = False,
 ) -> None:
-    """`array` (i, j, k) in [0, 1] as one file a slice of `reference`, whose place each takes. `record` is its sidecar.
+    """Write a volume as a new series, one file for each slice of `reference`, whose place each takes.
 
-    With `reproducible` the same scans and weights give the same bytes.
+    Args:
+        folder: for the files.
+        array: (i, j, k) in [0, 1].
+        record: its sidecar.
+        reference: the series whose slices it has.
+        sources: contrast -> series that it was made from.
+        number: the new series'.
+        uid_root: of the new UIDs; None makes them UUIDs.
+        reproducible: the same scans and weights give the same bytes.
     """
     salt = () if reproducible else (uuid.uuid4().hex,)
     uids = [str(header.SOPInstanceUID) for series in sources.values() for header in series.headers]
@@ -90,7 +98,12 @@ def write_series(
 
 
 def new_uid(root: str | None, *parts: str) -> str:
-    """Below `root`, from what it stands for; without a root a UUID's, which need no registration."""
+    """Make a UID below `root` from what it stands for; without a root a UUID's, which need no registration.
+
+    Args:
+        root: the organisation's, or None.
+        parts: what it stands for.
+    """
     if root:
         return str(generate_uid(prefix=f"{root.rstrip('.')}.", entropy_srcs=list(parts)))
     digest = hashlib.sha256("\0".join(parts).encode()).digest()

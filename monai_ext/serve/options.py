@@ -24,13 +24,24 @@ def enter(parser: ConfigParser, values: Mapping[str, Any]) -> None:
     """Set ids to values that stay what they are, whatever they look like: texts, paths and dictionaries too.
 
     A parser that has parsed looks an id up among its results before it looks at its config, and reads no result again.
+
+    Args:
+        parser: that has parsed.
+        values: by id.
     """
     parser.parse()
     parser.ref_resolver.resolved_content.update(values)
 
 
 def asked(options: Mapping[str, Any], choices: Collection[str]) -> dict[str, Any]:
-    """A request's options for inference, of those that a bundle lets choose, as they enter a config.
+    """Check a request's options for inference, of those that a bundle lets choose.
+
+    Args:
+        options: as they came.
+        choices: the ids that may be chosen.
+
+    Returns:
+        The options as they enter a config.
 
     Raises:
         ValueError: one that cannot be chosen, or is not what it may be; the message says which and what may be.
@@ -39,7 +50,14 @@ def asked(options: Mapping[str, Any], choices: Collection[str]) -> dict[str, Any
 
 
 def asked_of_training(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A request's options for training, as they enter a command; raises as `asked` does."""
+    """Check a request's options for training.
+
+    Returns:
+        The options as they enter a command.
+
+    Raises:
+        ValueError: as `asked`.
+    """
     return _checked(options, TRAINING)
 
 
@@ -49,7 +67,10 @@ def as_words(options: Mapping[str, Any]) -> list[str]:
 
 
 def named_images(given: Any) -> dict[str, str]:
-    """contrast -> the name of a file of the study, given as a dictionary or as its JSON.
+    """Read which file of the study is which contrast, given as a dictionary or as its JSON.
+
+    Returns:
+        contrast -> file name.
 
     Raises:
         ValueError: it is neither, or names no contrast or no file.
@@ -66,12 +87,16 @@ def named_images(given: Any) -> dict[str, str]:
 
 
 def named_channels(given: Any) -> list[str]:
-    """The contrasts of an image's channels, given as a list or as words with commas."""
+    """Read the contrasts of an image's channels, given as a list or as words with commas.
+
+    Raises:
+        ValueError: one is not known.
+    """
     return _contrasts("contrasts", given)
 
 
 def short(value: Any) -> str:
-    """A value for a message: on one line and of no great length."""
+    """Show a value in a message: on one line and of no great length."""
     said = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
     return said if len(said) <= 80 else f"{said[:77]}..."
 

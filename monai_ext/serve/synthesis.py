@@ -19,13 +19,32 @@ from monai_ext.workflow import fitted, refuse_unknown_ids
 
 
 class Synthesiser:
-    """`configs/inference.json` of the bundle at `bundle_root`, run as `monai.bundle run` would, call by call.
+    """`configs/inference.json` of a bundle, run as `monai.bundle run` would, call by call, its network built once.
 
     An archive that `ckpt_export` wrote can stand for the folder: its weights are within, and say with which values to
-    run the config of the installed bundle of its name; a config of its own is never run. The weights,
-    `models/model.pt` unless others are named, say which network they are for and from which contrasts it makes which.
-    They are read again for each subject: those of a training that ended meanwhile are the next's. `ids`
-    are the config's. Several threads may call; one at a time is served.
+    run the config of the installed bundle of its name; a config of its own is never run. Weights say which network they
+    are for and from which contrasts it makes which. They are read again for each subject: those of a training that
+    ended meanwhile are the next's. Several threads may call; one at a time is served.
+
+    Args:
+        bundle_root: the bundle's folder, or an archive.
+        weights: their file, `models/model.pt` of the bundle unless given.
+        ids: changes of the config, by id.
+
+    Raises:
+        ValueError: there are no weights, they do not fit, or an id is not of the config.
+
+    Example:
+        >>> import tempfile
+        >>> from monai_ext.catalogue import find_bundle
+        >>> from monai_ext.networks import AGINet
+        >>> from monai_ext.weights import save_weights
+        >>> weights = Path(tempfile.mkdtemp()) / "model.pt"
+        >>> about = {"sources": ["T1", "T2"], "target": ["FLAIR"], "network_def": {"width": 8}}
+        >>> save_weights(weights, AGINet(in_channels=2, width=8), about)  # not trained: for the look of it alone
+        >>> synthesiser = Synthesiser(find_bundle("agi_net"), weights=weights)
+        >>> synthesiser.contrasts, synthesiser.targets
+        (('T1', 'T2'), ('FLAIR',))
     """
 
     def __init__(self, bundle_root: Path | str, *, weights: Path | str | None = None, **ids: Any) -> None:
@@ -59,12 +78,12 @@ class Synthesiser:
 
     @property
     def contrasts(self) -> tuple[str, ...]:
-        """Those that it synthesises from."""
+        """The contrasts that it synthesises from."""
         return tuple(canonical(name) for name in self.get("modalities" if self.takes_any else "sources"))
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Those that a person may choose from."""
+        """The contrasts that a person may choose from."""
         given = self.get("target")
         if given is None:
             return self.contrasts
@@ -72,7 +91,7 @@ class Synthesiser:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Those that the weights know apart, none where they know but one kind of data."""
+        """The sites that the weights know apart, none where they know but one kind of data."""
         return tuple(self.get("network_def").get("datasets", ()))
 
     @property
@@ -81,18 +100,25 @@ class Synthesiser:
         return tuple(name for name in INFERENCE if not isinstance(self.config.get(name, {}), dict))
 
     def get(self, name: str) -> Any:
-        """What an id is, in words and numbers: unevaluated."""
+        """Give what an id of the config is, in words and numbers: unevaluated."""
         return self.ids.get(name, self.config.get(name))
 
     def __call__(
         self, images: Mapping[str, Path | str], output_dir: Path | str, *, subject: str | None = None, **ids: Any
     ) -> dict[str, Path]:
-        """Synthesise from `images`, contrast -> file, into `output_dir`: contrast -> the NIfTI of this subject there.
+        """Synthesise from one subject's images.
 
-        What is there is written over, unless the synthesiser was made with `overwrite` false.
+        Args:
+            images: contrast -> file.
+            output_dir: for the results. What is there is written over, unless `overwrite` was made false.
+            subject: the name; the images' folder's unless given.
+            ids: a request's options: data, checked by `options.asked` and never evaluated, as paths are not.
 
-        `ids` are a request's options: data, checked by `options.asked` and never evaluated, as paths are not. What is
-        wrong with them or with the subject is raised, not printed.
+        Returns:
+            contrast -> the NIfTI written there.
+
+        Raises:
+            ValueError: what is wrong with the options or with the subject, which is not printed.
         """
         refuse_unknown_ids(ids, [self.config])
         files = {contrast: str(absolute(Path(path))) for contrast, path in images.items()}
@@ -128,7 +154,11 @@ class Synthesiser:
 
 
 def trusted_config(archive: Path) -> dict[str, Any]:
-    """The installed bundle's own config for an archive, whose config is refused where it would run anything else.
+    """Take the installed bundle's own config for an archive, whose config is refused where it would run anything
+    else.
+
+    Args:
+        archive: that `ckpt_export` wrote.
 
     Raises:
         ValueError: no bundle of the archive's name is installed, or its config has another expression or component.

@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--register", choices=("none", "rigid"), help="scans are registered where their grids differ, unless said here")
     add("--brain-mask", choices=("none", "zero", "otsu"), help="how the brain is cut out; as the weights were trained")
     add("--series", nargs="+", default=[], metavar="CONTRAST=SERIES", help="of a DICOM study: T1=5, by number or name")
+    add("--trust-names", action="store_true", help="go on where a scan does not look like what its name says")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1; a GPU where there is one")
     add("--threads", type=int, metavar="N", help="how many the CPU uses; all unless said here")
     add("--overwrite", action="store_true", help="make anew what is there already")
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         overwrite=args.overwrite,
         quick_look=True,
+        trust_names=args.trust_names,
     )
     out = absolute(args.out)
     if not isinstance(scans, Study):
@@ -91,7 +93,7 @@ def _subjects(synthesiser: "Synthesiser", cases: "Cases", targets: Sequence[str]
     """One subject after another; a fault is one subject's, and the others are done."""
     from tqdm import tqdm
 
-    from monai_ext.data.datalist import report_failures
+    from monai_ext.data.datalist import SubjectError, report_failures
     from monai_ext.inference.subjects import subject_fault
 
     failures = list(cases.failures)
@@ -108,7 +110,9 @@ def _subjects(synthesiser: "Synthesiser", cases: "Cases", targets: Sequence[str]
             except (ValueError, OSError, RuntimeError) as error:
                 if total == 1:
                     raise
-                failures.append(subject_fault(error, subject))
+                own = type(error) is ValueError  # its message says all
+                fault = SubjectError(subject.name, None, str(error)) if own else subject_fault(error, subject)
+                failures.append(fault)
                 continue
             for path in made.values():
                 kept = before.get(path) == path.stat().st_mtime_ns

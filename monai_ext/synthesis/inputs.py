@@ -1,5 +1,6 @@
 """What a person names on the command line, recognised: image files, a folder, a datalist, a DICOM study."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -27,7 +28,7 @@ def recognised(words: Sequence[str]) -> Cases | Study:
     Raises:
         ValueError: it cannot be told, or they do not go together; the message says what to type.
     """
-    if len(words) == 1 and "=" not in words[0]:
+    if len(words) == 1 and ("=" not in words[0] or Path(words[0]).exists()):
         path = absolute(Path(words[0]))
         if path.is_dir():
             return _of_folder(path)
@@ -68,6 +69,9 @@ def _of_word(word: str) -> tuple[str, Path, str]:
     if equals and not Path(word).exists() and (contrast in ("", LABEL) or not after):
         raise ValueError(f"{word} is no CONTRAST=FILE such as T1=a.nii.gz; contrasts are {', '.join(MODALITIES)}")
     path = absolute(Path(after if contrast else word))
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*")], n=1)
+        raise ValueError(f"{path} is not there{f'; did you mean {near[0]}?' if near else ''}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give it alone, or files, as {AS_FILES}")
     if is_dicom(path):
@@ -110,10 +114,9 @@ def _of_folder(folder: Path) -> Cases | Study:
             images.append(file)
     if dicom and not images:
         return Study(folder)
-    mixed = sorted({_top(file, folder) for file in dicom} & {_top(file, folder) for file in images})
-    if mixed:
+    if dicom and images and _of_one(dicom, images, folder):
         raise ValueError(
-            f"{folder / mixed[0]} holds DICOM ({dicom[0].name}) and other images ({images[0].name}): give the folder "
+            f"{folder} holds DICOM ({dicom[0].name}) and other images ({images[0].name}): give the folder "
             f"of the DICOM study alone, or the files, as {AS_FILES}"
         )
     if not images and not unread:
@@ -127,6 +130,7 @@ def _of_folder(folder: Path) -> Cases | Study:
         raise ValueError(f"{str(error).partition('; give images')[0]}; give the files, as {AS_FILES}") from None
 
 
-def _top(file: Path, folder: Path) -> str:
-    parts = file.relative_to(folder).parts
-    return parts[0] if len(parts) > 1 else "."
+def _of_one(dicom: Sequence[Path], images: Sequence[Path], folder: Path) -> bool:
+    """Whether DICOM and other images are of one subject: both in one folder below, or some in none of them."""
+    tops = [{file.relative_to(folder).parts[:-1][:1] for file in files} for files in (dicom, images)]
+    return bool(tops[0] & tops[1]) or () in tops[0] | tops[1]

@@ -26,9 +26,10 @@ def described(method: Method) -> list[str]:
     targets = ", ".join(task.outputs) if task.every_source else "any other of them"
     lines = [f"{method.name}: {sources} -> {targets}"]
     lines.append(f"{method.weights.stat().st_size / 1e6:.1f} MB, {about.get('licence', 'no licence stated')}")
-    for name in ("data", "trained_on"):
-        if about.get(name):
-            lines.append(f"trained on {about[name]}")
+    if about.get("data"):
+        lines.append(f"trained on {about['data']}")
+    if about.get("training"):
+        lines.append(str(about["training"]))
     if method.sites:
         lines.append(f"knows the sites {', '.join(method.sites)}")
     quality = about.get("quality")

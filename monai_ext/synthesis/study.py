@@ -5,9 +5,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from monai_ext.data.dicom import contrast_of, read_study
+from monai_ext.data.dicom import contrast_of, read_series, read_study
 from monai_ext.modalities import canonical
 from monai_ext.serve.dicom import sources_in, synthesised, write_all
+from monai_ext.synthesis.looking import looked_at
 from monai_ext.synthesis.synthesiser import Synthesiser, sidecar
 
 
@@ -50,6 +51,8 @@ def synthesise_study(
         asked = {} if method.task.every_source else {"target": target}
         wanted = {name: what for name, what in series.items() if canonical(name) in method.task.inputs}
         sources, number = sources_in(study, inference, target=target, series=wanted, register=register)
+        volumes = {name: read_series(one) for name, one in sources.items()}
+        looked_at(volumes, subject="study", trust_names=synthesiser.trust_names)
         with synthesised(inference, sources, **asked) as results:
             one = {target: results[target]}
             made += write_all(one, sources, out, number=number + count)

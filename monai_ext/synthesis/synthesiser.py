@@ -9,10 +9,11 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from monai_ext.files import read_json
+from monai_ext.files import read_json, write_json
 from monai_ext.installed import Method, choose_method, methods_to_choose_from
 from monai_ext.modalities import canonical
 from monai_ext.serve import synthesis
+from monai_ext.synthesis.looking import looked_at
 
 Scan = Path | str | nib.Nifti1Image
 
@@ -24,12 +25,14 @@ class Synthesiser:
         method: a bundle's name, such as "agi_net"; without it, the installed weights that suit each patient best.
         weights: a file, in place of the installed ones.
         site: whose scanners the images are of, where the weights tell sites apart.
-        register: "none" or "rigid"; without it, a scan that lies on another grid than the reference is registered.
+        register: "none" or "rigid"; without it, a scan that lies on another grid than the reference is registered, and
+            all are where they are seen to lie apart.
         brain_mask: "none", "zero" or "otsu", how the brain is cut out; without it, as the weights were trained.
         device: "cpu", "cuda", "cuda:1"; without it, a GPU where there is one.
         overwrite: write over what is there; without it, what the same weights made of the same scans is kept, and
             other results are refused.
         quick_look: write a picture beside each result.
+        trust_names: go on where a scan does not look like what its name says.
 
     Raises:
         ValueError: an option that may not be, or no weights that are as asked for; the message says which there are.
@@ -52,7 +55,9 @@ class Synthesiser:
         device: str | None = None,
         overwrite: bool = False,
         quick_look: bool = False,
+        trust_names: bool = False,
     ) -> None:
+        self.trust_names = trust_names
         self.methods = methods_to_choose_from(method=method, weights=weights, site=site)
         given = {"register": register, "brain_mask": brain_mask, "site": site, "device": _device(device)}
         self._ids: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
@@ -125,10 +130,16 @@ class Synthesiser:
             ValueError: as `plan`, or the scans cannot be used.
         """
         plan = self.plan(tuple(images), targets)
+        used = {name: path for name, path in images.items() if any(name in one.task.inputs for one in plan.values())}
+        findings = looked_at(used, subject=subject, trust_names=self.trust_names) if plan else None
+        register = {"register": "rigid"} if findings and findings.registration and "register" not in self._ids else {}
         made: dict[str, Path] = {}
         for method in dict.fromkeys(plan.values()):
             asked = [target for target, other in plan.items() if other is method]
-            made |= self._run(method, images, asked, output_dir, subject)
+            made |= self._run(method, images, asked, output_dir, subject, **register)
+        for path in (made[target] for target in plan):
+            if findings is not None:
+                write_json(sidecar(path), {**read_json(sidecar(path)), "checks": findings.record()})
         return {target: made[target] for target in plan}
 
     def built(self, method: Method) -> synthesis.Synthesiser:
@@ -138,11 +149,17 @@ class Synthesiser:
         return self._built[method.weights]
 
     def _run(
-        self, method: Method, images: Mapping[str, Path], targets: Sequence[str], output_dir: Path, subject: str
+        self,
+        method: Method,
+        images: Mapping[str, Path],
+        targets: Sequence[str],
+        output_dir: Path,
+        subject: str,
+        **register: str,
     ) -> dict[str, Path]:
         sources = {name: path for name, path in images.items() if name in method.task.inputs and name not in targets}
-        options = {} if method.task.every_source else {"target": list(targets)}
-        return self.built(method)(sources, output_dir, subject=subject, **options)
+        options: dict[str, Any] = {} if method.task.every_source else {"target": list(targets)}
+        return self.built(method)(sources, output_dir, subject=subject, **options, **register)
 
 
 def synthesise(images: Mapping[str, Scan], target: str, **options: Any) -> nib.Nifti1Image:

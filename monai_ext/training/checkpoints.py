@@ -21,11 +21,17 @@ KEPT = 2  # checkpoints: should the newest be damaged, there is the one before
 
 
 class Checkpoints:
-    """After each epoch: all that training needs to go on, and the weights if validation has not been better.
+    """After each epoch, store all that training needs to go on, and the weights if validation has not been better.
 
-    Attach it last, so that what it stores is what the next epoch begins with. `parts` are objects with `state_dict`
-    and `load_state_dict`; `validator` is the evaluator whose key metric chooses, without one each epoch's weights stay.
-    Where it has not been asked at all by the end, for its interval is longer than the training, the last ones stay.
+    Attach it last, so that what it stores is what the next epoch begins with. Where the validator has not been asked at
+    all by the end, for its interval is longer than the training, the last weights stay.
+
+    Args:
+        folder: for the checkpoints.
+        weights: the file for the weights, a JSON beside it.
+        about: what the JSON says.
+        validator: the evaluator whose key metric chooses; without one each epoch's weights stay.
+        writes: False in all but one of several processes.
     """
 
     def __init__(
@@ -41,10 +47,12 @@ class Checkpoints:
         self.about, self.validator, self.writes = dict(about), validator, writes
 
     def attach(self, trainer: Any) -> None:
+        """Listen to the trainer, as ignite's handlers do."""
         trainer.checkpoints = self
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, trainer: Any) -> None:
+        """Store what the trainer has now, and remove checkpoints that are older than the last few."""
         if not self.writes:
             return
         best = None if self.validator is None else self.validator.state
@@ -64,7 +72,7 @@ class Checkpoints:
             old.unlink()
 
     def write_weights(self, trainer: Any) -> None:
-        """What is to be used later; a part of the network, where only a part was trained."""
+        """Write what is to be used later; a part of the network, where only a part was trained."""
         save_weights(self.weights, trainer.network, self.about)
 
     def __iter__(self) -> Iterator[Path]:
@@ -72,7 +80,14 @@ class Checkpoints:
         yield from sorted(self.folder.glob("epoch_*.pt"))
 
     def restore(self, trainer: Any) -> int:
-        """Put the trainer where the newest whole checkpoint left it; the epoch that it had finished."""
+        """Put the trainer where the newest whole checkpoint left it.
+
+        Returns:
+            The epoch that it had finished.
+
+        Raises:
+            ValueError: there is no checkpoint.
+        """
         for path in reversed(list(self)):
             try:
                 content = read(path)
@@ -105,7 +120,7 @@ class Checkpoints:
 
 
 def random_state() -> dict[str, Any]:
-    """Of Python, numpy and torch, as plain values that load without running code."""
+    """Tell the state of Python's, numpy's and torch's generators, as plain values that load without running code."""
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -117,6 +132,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put the generators where `random_state` found them; CUDA's where there are as many devices as then."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = state["numpy"]
@@ -130,4 +146,5 @@ class AdapterCheckpoints(Checkpoints):
     """As `Checkpoints`, but what is stored beside the trained weights is the newest dataset's adapter alone."""
 
     def write_weights(self, trainer: Any) -> None:
+        """Write the newest dataset's adapter, and no other weights."""
         save_adapter(trainer.network, newest_adapter(trainer.network), self.weights, about=self.about)

@@ -26,7 +26,7 @@ def samples(
     allow_missing: bool = False,
     augment: Sequence[Mapping[str, Any]] = (),
 ) -> SliceDataset:
-    """What a network is trained on: slices cut or padded to `image_size`, or for one in 3D patches of `patch_size`.
+    """Make the dataset that a network is trained on: slices cut or padded to `image_size`, or patches for one in 3D.
 
     Args:
         data: the subjects.
@@ -37,6 +37,9 @@ def samples(
         neighbours: slices on either side of a source's.
         allow_missing: contrasts that a subject lacks are zeros, and "available" says so.
         augment: perturbations of sources, as evaluation takes them; see `HarmSources`.
+
+    Returns:
+        A `SliceDataset`, or a `PatchDataset` where there is a `patch_size`.
     """
     if patch_size is not None:
         if augment:
@@ -50,7 +53,12 @@ def samples(
 
 
 class ValidationTasks(Dataset[dict[str, Any]]):
-    """One task a slice of `slices`, always the same: sources, and one contrast to make, as "target" and "wanted"."""
+    """One task a slice of `slices`, always the same: sources, and one contrast to make, as "target" and "wanted".
+
+    Args:
+        slices: whose sources and target are one list.
+        seed: draws the tasks.
+    """
 
     def __init__(self, slices: SliceDataset, *, seed: int = 0) -> None:
         self.slices = slices

@@ -29,13 +29,16 @@ def describe(
     datasets: Sequence[str] = (),
     coarser: float = 1.0,
 ) -> dict[str, Any]:
-    """For the JSON beside weights: what made them, and from which data.
+    """Describe weights for the JSON beside them: what made them, and from which data.
 
     Args:
         sources, target: contrasts, by any of their names.
         datalist: one or several, as `select_subjects` takes them.
         datasets: those that the network tells apart, in the order of their numbers.
         coarser: how many times as coarse in the plane as the datalist's images the network's sources are.
+
+    Returns:
+        Plain values by key.
     """
     workflow = current_workflow()
     made: dict[str, Any] = {}
@@ -67,9 +70,13 @@ def describe(
 
 
 def prepared_as(datalist: Path | str) -> dict[str, Any] | None:
-    """The preset that the datalist's images were prepared with: inference has to do the same. None if they were not.
+    """Find the preset that a datalist's images were prepared with: inference has to do the same.
 
-    Its `trained_spacing` is the median voxel size of their grids.
+    Args:
+        datalist: its path.
+
+    Returns:
+        The preset's fields, `trained_spacing` the median voxel size of their grids; None if they were not prepared.
     """
     sidecars = [next(iter(one.images.values())).with_name("prepared.json") for one in read_datalist(datalist).subjects]
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sidecars if path.is_file()]

@@ -28,7 +28,11 @@ class LossNotFinite(FloatingPointError):
 
 
 class PairedAdversarialTrainer(Trainer):
-    """Discriminator and network in turn, on batches of `SliceDataset`; without a discriminator, the network alone.
+    """Train discriminator and network in turn, on batches of `SliceDataset`; without a discriminator, the network
+    alone.
+
+    `state.output[0]` has "loss" (the network's), every term by name, and "pred"; after an epoch `state.metrics` has
+    each term's mean and "data_wait", the share of the time that was spent waiting for data.
 
     Args:
         device: where to train.
@@ -45,8 +49,8 @@ class PairedAdversarialTrainer(Trainer):
         resume: go on from the last checkpoint.
         steps: batches in all, in place of `max_epochs`; the last epoch ends with the last of them.
 
-    `state.output[0]` has "loss" (the network's), every term by name, and "pred"; after an epoch `state.metrics` has
-    each term's mean and "data_wait", the share of the time that was spent waiting for data.
+    Raises:
+        ValueError: a discriminator without its optimizer, or a number that may not be.
     """
 
     def __init__(
@@ -101,7 +105,8 @@ class PairedAdversarialTrainer(Trainer):
         _Clock().attach(self)
         _Means().attach(self)
         if steps is not None:
-            self.add_event_handler(Events.ITERATION_COMPLETED(once=steps), self.terminate_epoch)
+            # of no argument: ignite would hand the engine to `terminate_epoch`, which takes it as a wish for no events
+            self.add_event_handler(Events.ITERATION_COMPLETED(once=steps), lambda: self.terminate_epoch())
         self.add_event_handler(Events.EPOCH_COMPLETED, self._step_schedulers)
         self._register_handlers(handlers)  # after ours, for they use what ours put into the state
 
@@ -119,6 +124,12 @@ class PairedAdversarialTrainer(Trainer):
         return parts
 
     def run(self) -> None:  # type: ignore[override]
+        """Train to the last epoch, from the beginning or, with `resume`, from the newest checkpoint.
+
+        Raises:
+            ValueError: there are checkpoints of an earlier training, and no `resume`; or none to resume from.
+            LossNotFinite: a term is NaN or infinite.
+        """
         if self.checkpoints is not None:
             if self.resume:
                 self.state.epoch = self.checkpoints.restore(self)
@@ -210,14 +221,27 @@ class PairedAdversarialTrainer(Trainer):
 
 
 class PairedEvaluator(SupervisedEvaluator):
-    """MONAI's evaluator for batches of `SliceDataset`: "image", "label" and "pred" of each slice for the metrics."""
+    """MONAI's evaluator for batches of `SliceDataset`: "image", "label" and "pred" of each slice for the metrics.
+
+    Args:
+        objective: whose `predict` is asked.
+        precision: as `amp` of the trainer.
+        kwargs: of MONAI's `SupervisedEvaluator`.
+    """
 
     def __init__(self, *, objective: Objective, precision: bool | str = True, **kwargs: Any) -> None:
         super().__init__(prepare_batch=to_device, **kwargs)
         self.objective, self.precision = objective, precision
 
     def predict(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What the metrics see of a batch; the prediction is clipped to the range that images have."""
+        """Compute what the metrics see of a batch; the prediction is clipped to the range that images have.
+
+        Args:
+            batch: on any device.
+
+        Returns:
+            "image", "label" and "pred", each with its batch dimension.
+        """
 
         def network(inputs: Tensor, *args: Any) -> Any:
             return self.inferer(inputs, self.network, *args)
@@ -235,7 +259,13 @@ class PairedEvaluator(SupervisedEvaluator):
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device, non_blocking: bool = False) -> dict[str, Any]:
-    """The batch with its tensors on the device, its names as they are."""
+    """Put a batch's tensors on the device; its names stay as they are.
+
+    Args:
+        batch: of `SliceDataset`.
+        device: where to.
+        non_blocking: as of ``Tensor.to``.
+    """
     return {
         name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
         for name, value in batch.items()

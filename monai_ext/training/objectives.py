@@ -23,17 +23,43 @@ class Objective(Protocol):
     """What the trainer asks of a method."""
 
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
-        """What the network makes of a batch; "pred" (B, K, *size) is the synthesis."""
+        """Compute what the network makes of a batch.
+
+        Args:
+            network: in training or evaluation.
+            batch: of `SliceDataset`, on the network's device.
+
+        Returns:
+            "pred" (B, K, *size), the synthesis, and whatever else the terms need.
+        """
         ...
 
     def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
-        """To be minimised by the discriminator; `predicted` carries no gradient."""
+        """Compute what the discriminator minimises.
+
+        Args:
+            discriminator: of sources and target, or of what the method shows it.
+            batch: as of `predict`.
+            predicted: what `predict` gave, without gradient.
+
+        Returns:
+            Weighted terms by name; their sum is minimised.
+        """
         ...
 
     def generator_terms(
         self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
     ) -> Terms:
-        """To be minimised by the network; without a discriminator there is no adversarial term."""
+        """Compute what the network minimises.
+
+        Args:
+            discriminator: None leaves the adversarial term out.
+            batch: as of `predict`.
+            predicted: what `predict` gave.
+
+        Returns:
+            Weighted terms by name; their sum is minimised.
+        """
         ...
 
 
@@ -41,6 +67,11 @@ class Pix2Pix:
     """AGI-Net's: L1 and a patch discriminator that sees the sources beside the real or the synthetic target.
 
     The weight of 100 and the halved discriminator loss are pix2pix's (Isola et al., 2017), which the paper builds on.
+
+    Args:
+        pixel_weight: of L1.
+        adversarial_weight: of the adversarial term.
+        criterion: of MONAI's `PatchAdversarialLoss`.
     """
 
     def __init__(self, *, pixel_weight: float = 100.0, adversarial_weight: float = 1.0, criterion: str = "bce") -> None:
@@ -51,9 +82,11 @@ class Pix2Pix:
             self.adversarial.activation, self.adversarial.loss_fct = None, BCEWithLogitsLoss()
 
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
+        """Give the network the sources: "pred"."""
         return {"pred": network(batch["sources"])}
 
     def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
+        """The adversarial loss of the target ("real") and of the prediction ("fake"), each halved."""
         real = _judged(discriminator, batch["sources"], batch["target"])
         fake = _judged(discriminator, batch["sources"], predicted["pred"])
         return {
@@ -64,6 +97,7 @@ class Pix2Pix:
     def generator_terms(
         self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
     ) -> Terms:
+        """L1 ("pixel"), and the adversarial loss ("adversarial") where there is a discriminator."""
         terms = {"pixel": self.pixel_weight * weighted_l1(predicted["pred"], batch)}
         if discriminator is not None:
             fake = _judged(discriminator, batch["sources"], predicted["pred"])
@@ -79,12 +113,17 @@ NORMS = ("mean", "sum")
 class Disentangling(Pix2Pix):
     """FD-GAN's (Eq. 3-5): the prediction, its pseudo-target and, if so wanted, its edges, each by L1 to the target.
 
-    `form` "paper" weighs both of Eq. 5's terms by the 0.1 that is printed, "stable" by pix2pix's 100. `norm` says what
-    Eq. 5's norm is over an image's pixels: with their "mean", 0.1 is far less than the adversarial term; their "sum"
-    is 65,536 times that at 256 x 256, and 0.1 of it as a weight of 6,554. In both, the network raises D(G) as the text
-    says, not as Eq. 4 is printed.
-    `edge_weight` is that of the prediction's slopes, an edge-aware term that the paper leaves to the future. A network
-    without a pseudo-target, a U-Net say, has the other terms.
+    A network without a pseudo-target, a U-Net say, has the other terms.
+
+    Args:
+        form: "paper" weighs both of Eq. 5's terms by the 0.1 that is printed, "stable" by pix2pix's 100. In both, the
+            network raises D(G) as the text says, not as Eq. 4 is printed.
+        norm: what Eq. 5's norm is over an image's pixels. With their "mean", 0.1 is far less than the adversarial
+            term; their "sum" is 65,536 times that at 256 x 256, and 0.1 of it as a weight of 6,554.
+        edge_weight: of the prediction's slopes, an edge-aware term that the paper leaves to the future.
+
+    Raises:
+        ValueError: there is no such form or norm, or the weight is below 0.
     """
 
     def __init__(self, *, form: str = "stable", norm: str = "mean", edge_weight: float = 0.0) -> None:
@@ -96,6 +135,7 @@ class Disentangling(Pix2Pix):
         self.norm, self.edge_weight = norm, edge_weight
 
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
+        """Give the network the sources: "pred", and "pseudo_target" where it makes one."""
         both = getattr(network, "forward_with_pseudo_target", None)
         if both is None:
             return super().predict(network, batch)
@@ -105,6 +145,7 @@ class Disentangling(Pix2Pix):
     def generator_terms(
         self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
     ) -> Terms:
+        """Pix2Pix's terms, "pseudo_target" where there is one, and "edge" where it has a weight."""
         terms = super().generator_terms(discriminator, batch, predicted)
         if "pseudo_target" in predicted:  # Eq. 5's second term
             terms["pseudo_target"] = self.pixel_weight * weighted_l1(predicted["pseudo_target"], batch)
@@ -119,12 +160,20 @@ class Disentangling(Pix2Pix):
 
 
 class AnyScale(Pix2Pix):
-    """HMF-MambaINR's, with targets finer than the sources, so that its decoder learns what lies between their pixels.
+    """HMF-MambaINR's, with targets finer than the sources, so that its decoder learns what lies between their
+    pixels.
 
     Sources are always `finest` times as coarse as the images, so that a pixel is of one size for the encoder, in
     training and after it. Targets have a size by chance, of the sources' to the images' own; in validation the latter.
-    With 1, the paper's, sources and targets are the images. The discriminator sees the sources enlarged to the target.
-    The text's "1 and 100 respectively" are `pixel_weight` and `adversarial_weight`; pix2pix's are the other way round.
+    The discriminator sees the sources enlarged to the target. The text's "1 and 100 respectively" are `pixel_weight`
+    and `adversarial_weight`; pix2pix's are the other way round.
+
+    Args:
+        finest: at least 1. With 1, the paper's, sources and targets are the images.
+        pixel_weight, adversarial_weight, criterion: as of `Pix2Pix`.
+
+    Raises:
+        ValueError: `finest` is below 1 or not finite.
     """
 
     def __init__(
@@ -141,6 +190,7 @@ class AnyScale(Pix2Pix):
         self.finest = finest
 
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
+        """Give the network sources made coarser: "pred", and "sources" enlarged to its size."""
         if self.finest == 1:
             return super().predict(network, batch)
         height, width = batch["sources"].shape[2:]
@@ -153,11 +203,13 @@ class AnyScale(Pix2Pix):
         return {"pred": network(sources, size), "sources": _resized(sources, size)}
 
     def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
+        """Pix2Pix's, sources and target at the prediction's size."""
         return super().discriminator_terms(discriminator, _as_fine(batch, predicted), predicted)
 
     def generator_terms(
         self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
     ) -> Terms:
+        """Pix2Pix's, sources and target at the prediction's size."""
         return super().generator_terms(discriminator, _as_fine(batch, predicted), predicted)
 
 
@@ -178,7 +230,12 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def weighted_l1(made: Tensor, batch: Batch) -> Tensor:
-    """(B, K, *size) against the batch's target: a mean over pixels, each counted by its "weight" where there is one."""
+    """Compute the mean error against the batch's target, each pixel counted by its "weight" where there is one.
+
+    Args:
+        made: (B, K, *size).
+        batch: with "target" of that shape, and perhaps "weight" (B, 1, *size).
+    """
     wrong = (made - batch["target"]).abs()
     if "weight" not in batch:
         return wrong.mean()

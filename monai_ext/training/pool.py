@@ -179,7 +179,14 @@ class PoolSlices(Dataset[dict[str, Any]]):
 def pool(
     datalist: Path | str, split: str, *, sources: Sequence[str], target: str | Sequence[str], **how: Any
 ) -> PoolSlices:
-    """A split of the pool's datalist, for one task or from any to any; `how` is of `PoolSlices`."""
+    """Make the dataset of a split of the pool's datalist, for one task or from any to any.
+
+    Args:
+        datalist: of the pool.
+        split: "training" or "validation".
+        sources, target: contrasts.
+        how: further arguments of `PoolSlices`.
+    """
     targets = [target] if isinstance(target, str) else list(target)
     subjects = read_datalist(datalist).splits[split]
     return PoolSlices(subjects, sources=sources, target=targets, **how)

@@ -14,8 +14,16 @@ class SelectiveSupervision:
 
     The discriminators are least squares (Eq. 8-9), one a contrast, and see targets alone, without their sources. L1 is
     a mean over pixels, counted by the batch's "weight" where it has one, as is the least squares term over patches; the
-    sums of Eq. 6-9 are over contrasts. `datasets` are the network's, in the order of their numbers. Without
-    reconstruction, sources are not made.
+    sums of Eq. 6-9 are over contrasts.
+
+    Args:
+        datasets: the network's, in the order of their numbers.
+        synthesis_weight: of the targets' L1.
+        reconstruction_weight: of the sources' L1; 0 leaves sources unmade.
+        adversarial_weight: of the least squares term.
+
+    Raises:
+        ValueError: a weight below 0.
     """
 
     parts_unused = True  # streams and discriminators of contrasts that a batch does not have
@@ -39,7 +47,9 @@ class SelectiveSupervision:
                 raise ValueError(f"{name}_weight must be at least 0, got {weight}")
 
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
-        """Every contrast; of a validation item, which has its "wanted" contrast, that one alone."""
+        """Make every contrast that the terms need; of a validation item, which has its "wanted" contrast, that one
+        alone.
+        """
         sources = batch["sources"]
         numbers = None
         if any(batch["dataset"]):
@@ -56,6 +66,7 @@ class SelectiveSupervision:
         return {"pred": made[torch.arange(len(made), device=made.device), batch["wanted"]][:, None]}
 
     def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
+        """Least squares on the targets ("real") and on what was made of them ("fake"), summed over the contrasts."""
         targets = _targets(batch)
         real, fake = batch["target"], predicted["pred"]
         # in one pass, for several processes share one gradient a pass; its norms take each image alone
@@ -68,6 +79,9 @@ class SelectiveSupervision:
     def generator_terms(
         self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
     ) -> Terms:
+        """L1 of the targets ("synthesis") and of the sources ("reconstruction"), and "adversarial" with
+        discriminators.
+        """
         targets = _targets(batch)
         condition = batch["condition"][0]
         sources = [number for number in range(len(condition)) if condition[number]]

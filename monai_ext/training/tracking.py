@@ -19,9 +19,16 @@ PICTURED = 3  # slices, spread evenly over the validation set
 
 
 class Record:
-    """`folder`/epoch_00001.png after each epoch: sources, prediction, truth and error of the same slices.
+    """Write `folder`/epoch_00001.png after each epoch: sources, prediction, truth and error of the same slices.
 
-    Where the run is tracked by MLflow, the pictures go there too, and `about` becomes the run's parameters.
+    Where the run is tracked by MLflow, the pictures go there too.
+
+    Args:
+        folder: for the pictures.
+        evaluator: whose `predict` is asked.
+        dataset: whose slices are shown.
+        titles: of the columns.
+        about: what made the run; in MLflow it becomes the run's parameters.
     """
 
     def __init__(
@@ -40,9 +47,11 @@ class Record:
         self.batch = default_collate([dataset[round(float(place))] for place in places])
 
     def attach(self, trainer: Any) -> None:
+        """Listen to the trainer, as ignite's handlers do."""
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self.picture)
 
     def picture(self, trainer: Any) -> None:
+        """Write the picture of the epoch that has ended."""
         with torch.no_grad():
             shown = self.evaluator.predict(self.batch)
         rows = [

@@ -126,6 +126,7 @@ def _own_commands(made: Path, bundle: Path) -> None:
         text = readme.read_text(encoding="utf-8")
         for before, after in (
             (f"--bundle_root bundles/{bundle.name}", "--bundle_root ."),
+            (f"--bundle bundles/{bundle.name}", "--bundle ."),
             (f"bundles/{bundle.name}/", ""),
             (f"bundles/{shared.name}", f"configs/{shared.name}"),
         ):

@@ -4,7 +4,7 @@ Beside it stand the best mixes of the sources, fitted on the truth itself: what 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -19,6 +19,7 @@ from monai_ext.evaluation.metrics import compare_volumes
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 RIM_MM = 4.0  # the outer part of a brain, a third of its voxels
+AROUND = 8  # voxels of a brain's surroundings that windows reach into
 C, ALPHA, SCALES = 30.0, 4.2, 3  # HaarPSI's own
 
 
@@ -31,6 +32,12 @@ class Case:
     brain: Mask
     lesion: Mask | None
     spacing: tuple[float, float, float]
+
+    def cut(self, box: tuple[slice, ...]) -> "Case":
+        """What lies in the box."""
+        images = {name: image[box] for name, image in self.images.items()}
+        lesion = None if self.lesion is None else self.lesion[box]
+        return replace(self, images=images, brain=self.brain[box], lesion=lesion)
 
     @property
     def white_matter(self) -> Mask:
@@ -61,6 +68,8 @@ def scaled(image: Image, brain: Mask) -> Image:
 
 def figures(made: Image, case: Case, *, sources: Sequence[str], target: str) -> dict[str, float]:
     """Every figure of one made contrast against the real one of `case`; dB where the name says psnr."""
+    box = _box(case.brain)
+    made, case = made[box], case.cut(box)
     truth, brain, white = case.images[target], case.brain, case.white_matter
     matched = white_matched(made, case, target=target)
     after = _fitted([made], truth, brain)
@@ -106,6 +115,12 @@ def white_matched(made: Image, case: Case, *, target: str) -> Image:
 
 def psnr(image: Image, truth: Image, mask: Mask) -> float:
     return float(-10 * np.log10(max(np.mean((image[mask] - truth[mask]) ** 2, dtype=np.float64), 1e-10)))
+
+
+def _box(mask: Mask) -> tuple[slice, ...]:
+    """The mask's extent and what lies round it."""
+    (extent,) = ndimage.find_objects(mask.astype(np.uint8))
+    return tuple(slice(max(0, side.start - AROUND), side.stop + AROUND) for side in extent)
 
 
 def _fitted(columns: Sequence[Image], truth: Image, mask: Mask) -> Image:

@@ -47,7 +47,7 @@ def test_a_command_has_files_that_are_there_and_ids_that_are_known(command: str)
 def test_the_commands_of_the_first_page_train_evaluate_and_synthesise(prepared: Path, raw: Path, tmp_path: Path):
     train, evaluate, infer = commands(ROOT / "README.md")[:3]
     weights = tmp_path / "model.pt"
-    case = next(path for path in sorted(raw.iterdir()) if path.is_dir() and any(path.glob("*.nii.gz")))
+    case = next(path for path in sorted(raw.iterdir()) if path.is_dir() and any(path.glob("*T1.nii.gz")))
     sources, target = literal_eval(named(infer)["sources"]), named(infer)["target"]
     images = {contrast: str(next(case.glob(f"*{contrast}.nii.gz"))) for contrast in sources}
     own = {"width": TINY["width"], "weights": weights}

@@ -44,7 +44,7 @@ def infer(bundle: Path, trained: Path, bundle_run: Callable, tmp_path: Path, tas
 
 
 def cases(raw: Path) -> list[Path]:
-    return sorted(path for path in raw.iterdir() if path.is_dir() and any(path.glob("*.nii.gz")))
+    return sorted(path for path in raw.iterdir() if path.is_dir() and any(path.glob("*T1.nii.gz")))
 
 
 def scan(case: Path, contrast: str) -> Path:

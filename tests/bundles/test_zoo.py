@@ -56,7 +56,7 @@ def test_a_packed_bundle_synthesises_the_same_where_this_repository_is_not(
     assert "No module named 'monai_ext'" in alone(elsewhere, "-c", "import monai_ext", cwd=tmp_path).stderr
     zipfile.ZipFile(packed[1]).extractall(tmp_path / "unpacked")
     about = json.loads((trained / "model.json").read_text())
-    case = next(path for path in sorted(raw.iterdir()) if path.is_dir() and any(path.glob("*.nii.gz")))
+    case = next(path for path in sorted(raw.iterdir()) if path.is_dir() and any(path.glob("*T1.nii.gz")))
     made = about["target"][-1]
     images = {
         contrast: str(next(case.glob(f"*{contrast}.nii.gz"))) for contrast in about["sources"] if contrast != made

@@ -317,6 +317,8 @@ def test_every_real_nifti_and_metaimage_case_is_indexed(
         "mni152_2mm": (["T1", "T2"], False),
         "ms_patient26": (["FLAIR", "T1", "T1C", "T2"], True),
         "ms_raw_patient01": (["FLAIR", "T1", "T2"], False),
+        "ms_raw_patient03_study2": (["FLAIR", "T1", "T2"], False),
+        "ms_raw_patient04_study1": (["FLAIR", "T1", "T2"], False),
         "stroke_isles0001": (["ADC", "DWI"], True),
     }
     assert main(command) == 1

@@ -1,9 +1,14 @@
 """Masks hold the head or the brain and nothing else."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from monai_ext.data.datalist import Subject, SubjectError
+from monai_ext.data.gridded import mask_file
 from monai_ext.data.masks import foreground, has_zero_background, otsu, otsu_brain, zero_background
+from monai_ext.data.presets import Preset
 from monai_ext.data.resampling import resample
 from monai_ext.data.volumes import Volume, read_volume
 
@@ -76,3 +81,14 @@ def test_a_template_is_stripped_as_others_strip_it(real_data):
     other = datasets.load_mni152_brain_mask(resolution=2)
     theirs = resample(Volume(other.get_fdata().astype(np.float32), other.affine), t1.shape, t1.affine, order=0)
     assert dice(otsu_brain(t1), theirs.array > 0) > 0.95
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{subject.__class__}.nii", "{name:9999999999}", "{x}", "{0}", "{name", "{}", "{{name}}"]
+)
+def test_a_pattern_has_names_alone_in_it_and_follows_nothing(pattern: str, tmp_path: Path):
+    subject = Subject("ann", "d", {}, session="2")
+    with pytest.raises(SubjectError, match=r"brain_mask may have {subject}, {session}, {name} in it, got"):
+        mask_file(subject, preset=Preset(brain_mask=pattern), root=tmp_path)
+    named = mask_file(subject, preset=Preset(brain_mask="{subject}/{session}-{name}.nii"), root=tmp_path)
+    assert named == tmp_path / "ann" / "2-ann_2.nii"

@@ -224,9 +224,9 @@ def test_a_replacement_that_fails_half_way_leaves_the_old_folder(tmp_path):
 def test_two_runs_into_one_folder_do_not_meet(tmp_path, capsys):
     datalist, out = three(tmp_path / "in"), tmp_path / "out"
     out.mkdir()
-    with command._alone(out):
+    with command.alone(out):
         assert prepare(datalist, out) == 2
-    assert f"another prepare is writing into {out}" in capsys.readouterr().err
+    assert f"another run is writing into {out}" in capsys.readouterr().err
     assert list(out.iterdir()) == []
     assert prepare(datalist, out) == 0
 

@@ -20,7 +20,7 @@ from monai_ext.__main__ import main as command_line
 from monai_ext.data.dicom import choose, read_series, read_study, sorted_slices
 
 CPU_SECONDS = 10  # of a whole batch; it does not depend on what else the machine does
-WALL_SECONDS = 60  # for what waits rather than computes
+WAITING_SECONDS = 10  # without computing: one that waits for a processor is not counted as waiting
 FLOOR_MB = 32  # what a process takes for itself while it works, however small its files
 BATCH = 10  # mutated files beside one good subject
 
@@ -43,9 +43,12 @@ def in_a_process(work: Callable[[], list[str]]) -> tuple[list[str], float]:
             pipe.write(answer)
         os._exit(0)
     os.close(writer)
-    deadline = time.monotonic() + WALL_SECONDS
-    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    used, since = -1, time.monotonic()
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() - since < WAITING_SECONDS:
+        now, runs = _activity(child)
+        if runs or now != used:
+            used, since = now, time.monotonic()
+        time.sleep(0.02)
     if ended[0] == 0:
         os.kill(child, 9)
         os.waitpid(child, 0)
@@ -56,6 +59,12 @@ def in_a_process(work: Callable[[], list[str]]) -> tuple[list[str], float]:
         return [why], 0.0
     faults, grown = json.loads(said)
     return faults, grown
+
+
+def _activity(process: int) -> tuple[int, bool]:
+    """The processor's ticks it has used, and whether it would run if there were a processor for it."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12]), fields[0] == "R"
 
 
 def _status(key: str) -> int:

@@ -40,7 +40,7 @@ def test_an_attack_that_does_harm_is_seen(tmp_path: Path) -> None:
 import time, pathlib, sys
 import attack
 folder = pathlib.Path(sys.argv[1])
-attack.CPU_SECONDS = 2
+attack.CPU_SECONDS, attack.WAITING_SECONDS = 2, 3
 def sleeps(place, seed): time.sleep(30); return []
 def spins(place, seed):
     while True: pass
@@ -58,7 +58,6 @@ def forgets(place, seed):
 for one, sign in ((sleeps, "hangs"), (spins, "died"), (breaks, "KeyError"), (swells, "took"), (strays, "outside"),
                   (forgets, "was not done")):
     attack.ATTACKS["test"] = one
-    attack.WALL_SECONDS = 2 if one is sleeps else 60
     faults = attack.attack("test", 0, folder / one.__name__, honest_mb=20)
     assert any(sign in fault for fault in faults), (one.__name__, faults)
 """

@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def image(server: Server) -> str:
-    folder = next(path for path in sorted(server.studies.iterdir()) if any(path.glob("*.nii.gz")))
+    folder = next(path for path in sorted(server.studies.iterdir()) if any(path.glob("*T1.nii.gz")))
     return f"{folder.name}/{next(folder.glob('*T1.nii.gz')).name.removesuffix('.nii.gz')}"
 
 

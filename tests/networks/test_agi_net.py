@@ -32,7 +32,8 @@ def test_its_parameters_by_groups_are_those_of_table_7(groups: int, expected: st
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"), enumerate(("17.008", "17.033", "17.122", "17.465", "18.807", "19.150", "19.239", "19.264"))
+    ("count", "expected"),
+    list(enumerate(["17.008", "17.033", "17.122", "17.465", "18.807", "19.150", "19.239", "19.264"])),
 )
 def test_its_parameters_by_stages_are_those_of_table_9(count: int, expected: str):
     assert millions(AGINet(stages=STAGES[:count])) == expected

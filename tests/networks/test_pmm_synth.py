@@ -219,7 +219,7 @@ def test_scripted_it_takes_every_argument_and_refuses_the_same():
         scripted(images, torch.zeros(2, 3))
 
 
-def test_an_exported_graph_serves_any_contrasts():
+def test_an_exported_graph_serves_whichever_contrasts_are_there():
     network = make_network(modalities=("T1", "FLAIR"))
     images = torch.rand(3, 2, 17, 20)
     images[0, 1], images[1, 0] = 0, 0

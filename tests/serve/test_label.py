@@ -56,7 +56,7 @@ def takes_any(bundle: Path) -> bool:
 
 
 def image(server: Server, study: int = 0, contrast: str = "T1") -> str:
-    folder = sorted(path for path in server.studies.iterdir() if any(path.glob("*.nii.gz")))[study]
+    folder = sorted(path for path in server.studies.iterdir() if any(path.glob("*T1.nii.gz")))[study]
     return f"{folder.name}/{scan(folder, contrast).name.removesuffix('.nii.gz')}"
 
 

@@ -34,7 +34,7 @@ def blocks(page: str, kind: str) -> list[str]:
 def commands(page: str) -> list[list[str]]:
     """The words of each monai-ext line."""
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if shlex.split(line)[0].endswith("monai-ext")]
+    return [shlex.split(line)[1:] for line in lines if re.match(r"(\.venv/bin/)?monai-ext ", line)]
 
 
 def some_scans(folder: Path) -> None:

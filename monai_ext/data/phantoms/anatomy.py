@@ -173,14 +173,20 @@ def from_labels(labels: NDArray[np.int32], *, name: str) -> Anatomy:
     _check_whole(brain)
     box = _box(kinds != materials.index("air"), margin=6)
     kinds, brain = np.ascontiguousarray(kinds[box]), brain[box]
-    stored = np.zeros((len(CLASSES) + 1, *kinds.shape), dtype=np.uint8)
+    stored = np.zeros((len(CLASSES), *kinds.shape), dtype=np.uint8)
     for number, tissue in enumerate(CLASSES):
         parts = np.array([_MADE_OF.get(name, {name: 1.0}).get(tissue, 0.0) for name in materials], dtype=np.float32)
         stored[number] = np.rint(255 * ndimage.gaussian_filter(parts[kinds], EDGE / STEP, truncate=2.5))
+    return assembled(name, torch.from_numpy(stored), brain)
+
+
+def assembled(name: str, shares: Tensor, brain: NDArray[np.bool_]) -> Anatomy:
+    """The anatomy of shares of CLASSES, 255ths at STEP, and of where the brain is."""
     depth = hull_depth(brain)
-    stored[-1] = np.rint(255 * (np.clip(depth, -FAR, FAR) + FAR) / (2 * FAR))
-    guide = _guide(stored[CLASSES.index("wm")], stored[CLASSES.index("ventricle")], depth)
-    return Anatomy(name, torch.from_numpy(stored), STEP, _ends(brain), guide)
+    last = np.rint(255 * (np.clip(depth, -FAR, FAR) + FAR) / (2 * FAR)).astype(np.uint8)
+    white, ventricle = (shares[CLASSES.index(tissue)].numpy() for tissue in ("wm", "ventricle"))
+    stored = torch.cat([shares, torch.from_numpy(last)[None]])
+    return Anatomy(name, stored, STEP, _ends(brain), _guide(white, ventricle, depth))
 
 
 def _check_known(counts: NDArray[np.int64]) -> None:

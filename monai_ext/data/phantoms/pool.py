@@ -15,6 +15,7 @@ from monai_ext.data.datalist import Datalist, Subject, write_datalist
 from monai_ext.data.phantoms.acquisition import Grid
 from monai_ext.data.phantoms.anatomy import STEP, read_anatomy
 from monai_ext.data.phantoms.rendering import Rendered, draw_subject, render, scaled
+from monai_ext.data.phantoms.template import template_anatomy
 from monai_ext.data.volumes import Volume, write_volume
 from monai_ext.files import absolute, write_json
 
@@ -28,8 +29,9 @@ FIRST_FIXED = 1_000_000_000  # the number of the first subject for validation: t
 class Recipe:
     """What a pool's subjects are made of. Subject `number` of a seed is the same always.
 
-    `canvases` are voxels in the slice: a slot keeps one of them, whatever subject is in it, because a reader that
-    goes on while slots are renewed knows their sizes. `skull` and `wide` are as of `draw_subject`.
+    `anatomies` are label maps, the MNI152 template where there are none. `canvases` are voxels in the slice: a slot
+    keeps one of them, whatever subject is in it, because a reader that goes on while slots are renewed knows their
+    sizes. `skull` and `wide` are as of `draw_subject`.
     """
 
     anatomies: tuple[Path, ...]
@@ -46,7 +48,8 @@ class Recipe:
         """Subject `number`, on the canvas of a slot."""
         rng = np.random.default_rng([self.seed, number])
         step = 2 * STEP if min(self.spacing) >= 1.75 else STEP
-        anatomy = read_anatomy(self.anatomies[int(rng.integers(len(self.anatomies)))], step)
+        which = int(rng.integers(max(len(self.anatomies), 1)))
+        anatomy = read_anatomy(self.anatomies[which], step) if self.anatomies else template_anatomy(step)
         grid = Grid((*self.canvases[slot % len(self.canvases)], self.depth), self.spacing)
         drawn = draw_subject(
             rng, anatomy, grid=grid, contrasts=self.contrasts, masks=self.masks, skull=self.skull, wide=self.wide
@@ -141,13 +144,18 @@ def check_room(pool: Path, recipe: Recipe, *, subjects: int) -> None:
 
 
 def _put(pool: Path, slot: str, recipe: Recipe, number: int, *, device: torch.device | str) -> None:
-    """Subject `number` into a slot, file by file: a name that a reader opens is there, and whole, at every moment."""
+    """Subject `number` into a slot, file by file: a name that a reader opens is there, and whole, at every moment.
+
+    The sidecar goes first and comes last: while it is away the slot holds files of two subjects, and a fill that
+    finds it away after a kill makes the slot again.
+    """
     folder, partial = pool / slot, pool / f".making-{slot}"
     shutil.rmtree(partial, ignore_errors=True)
     write_subject(partial, recipe.make(number, slot=int(slot[1:]), device=device))
     if not folder.exists():
         partial.rename(folder)
         return
+    (folder / SIDECAR).unlink(missing_ok=True)
     for file in sorted(partial.iterdir(), key=lambda path: (path.name == SIDECAR, path.name)):
         file.replace(folder / file.name)
     partial.rmdir()

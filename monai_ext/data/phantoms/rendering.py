@@ -1,10 +1,12 @@
 """One phantom: a person's anatomy, bent, diseased, and scanned; and the canonical image of each contrast beside it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -77,10 +79,11 @@ def draw_subject(
     *,
     grid: Grid,
     contrasts: Sequence[str],
-    masks: tuple = (),
+    masks: tuple[Path, ...] = (),
     kind: str | None = None,
     skull: bool | None = None,
     wide: bool | None = None,
+    registered: bool = False,
 ) -> Subject:
     """Draw one subject.
 
@@ -92,6 +95,7 @@ def draw_subject(
         kind: its disease, drawn where None.
         skull: whether the head is there, drawn where None.
         wide: whether protocols go beyond what hospitals play, drawn where None.
+        registered: whether all contrasts lie on each other; else half of the subjects' are apart by up to 3 mm.
     """
     kind = kind or str(rng.choice(KINDS, p=(0.12, 0.4, 0.3, 0.18)))
     head = bool(rng.uniform() < 0.5) if skull is None else skull
@@ -107,7 +111,7 @@ def draw_subject(
     placement = draw_placement(
         rng, extent=np.array(grid.rendered) * grid.step, masses=tuple(lesions.masses), shift=shift
     )
-    registered = float(rng.choice((0.0, 1.0, 3.0), p=(0.5, 0.35, 0.15)))
+    apart = float(rng.choice((0.0, 1.0, 3.0), p=(0.5, 0.35, 0.15))) * (not registered)
     noisy = float(np.exp(rng.normal(np.log(0.03), 0.6))) * (2.5 if low_field else 1)
     uneven = float(np.exp(rng.normal(np.log(0.12), 0.7)))
     same_plane = int(rng.choice(3, p=(0.1, 0.15, 0.75)))
@@ -122,7 +126,7 @@ def draw_subject(
             spacing=grid.spacing,
             noise=noisy * float(np.exp(rng.normal(0, 0.3))) * (1.5 if diffusion else 1),
             bias=uneven * float(np.exp(rng.normal(0, 0.4))),
-            misregistered=registered,
+            misregistered=apart,
             blur=2.5 if diffusion or low_field else 1.3,
             plane=same_plane if rng.uniform() < 0.7 else None,
         )
@@ -132,7 +136,7 @@ def draw_subject(
     texture = tuple(lattice_noise(rng, shape=grid.rendered, fwhm=fwhm / grid.step) for fwhm in (28.0, 3.5, 14.0))
     facts = {
         "anatomy": anatomy.name, "lesion": kind, "ageing": round(ageing, 3), "skull": head, "wide": wide,
-        "field_tesla": round(tesla, 3), "misregistered_mm": registered, "noise": round(noisy, 4),
+        "field_tesla": round(tesla, 3), "misregistered_mm": apart, "noise": round(noisy, 4),
         "bias": round(uneven, 3),
         "slices_mm": {name: round(max(a.width for a in scan.axes), 2) for name, scan in acquisitions.items()},
         "t1": protocol["T1"].kind,
@@ -179,8 +183,10 @@ def render(subject: Subject, *, device: torch.device | str = "cpu") -> Rendered:
     stack = [maps]
     if ill:
         stack.append(torch.from_numpy(subject.lesions.maps).to(device))
+    labels: list[int] = []
     if subject.lesions.label is not None:
-        stack.append(torch.from_numpy(subject.lesions.label)[None].to(device) > 0)
+        labels = [int(value) for value in np.unique(subject.lesions.label) if value]
+        stack += [torch.from_numpy(subject.lesions.label == value)[None].to(device) for value in labels]
     sampled = subject.placement.sample(
         torch.cat([s.float() for s in stack]), centre=anatomy.centre, step=anatomy.step, shape=shape, spacing=grid.step
     )
@@ -211,7 +217,10 @@ def render(subject: Subject, *, device: torch.device | str = "cpu") -> Rendered:
         acquisition = subject.acquisitions[name]
         source = "DWI" if name == "ADC" else name
         white = abs(float(signal(subject.table["wm"], played[source])))
-        image = scan(scanned[source], acquisition, white=white, spacing=grid.step, grid=grid)
+        clean = scanned[source]
+        if name in ("T1", "T1C"):  # reconstructed with its sign: fluid still inverted is black and has no outline
+            clean = clean.clamp(min=0)
+        image = scan(clean, acquisition, white=white, spacing=grid.step, grid=grid)
         if name == "ADC":
             still = scan(scanned["b0"], _replaced_seed(acquisition), white=white, spacing=grid.step, grid=grid)
             image = apparent_diffusion(still, image, played["DWI"].b) * (still > 8 * acquisition.noise * white)
@@ -220,21 +229,27 @@ def render(subject: Subject, *, device: torch.device | str = "cpu") -> Rendered:
             )
             target = made * (grid.average(ideal["b0"]) > 0.05 * float(signal(pure["wm"], canonical["b0"]))) / ADC_TOP
         else:
-            image = image**acquisition.gamma if name != "ADC" else image
+            image = image**acquisition.gamma
             target = grid.average(ideal[name]).abs() * (WHITE[name] / abs(float(signal(pure["wm"], canonical[name]))))
         if inside is not None:
             image, target = image * mask, target * mask
         images[name], targets[name] = image, target.clamp(0, 1)
     lesion = torch.zeros(shape, device=sampled.device)
     lesion.view(-1)[body.where] = body.weight
-    named = torch.zeros_like(lesion) if subject.lesions.label is None else sampled[-1]
+    lesion = (grid.average(lesion) > 0.3) & mask
+    label = lesion.to(torch.uint8)  # of diseases that have no parts
+    if labels:
+        parts = grid.average(sampled[-len(labels) :])
+        largest, which = parts.max(dim=0)
+        values = torch.tensor(labels, dtype=torch.uint8, device=which.device)
+        label = values[which] * ((parts.sum(dim=0) > 0.5) & (largest > 0) & mask)
     return Rendered(
         images=images,
         targets=targets,
         brain=grid.average(brain_at.float()) > 0.5,
         foreground=mask,
-        lesion=(grid.average(lesion) > 0.3) & mask,
-        label=grid.average(named) > 0.5,
+        lesion=lesion,
+        label=label,
     )
 
 
@@ -344,21 +359,15 @@ def _lift(table: Mapping[str, Tissue], sequence: Played, *, target: bool) -> tup
 
 
 def _unweighted(sequence: Played) -> Played:
-    from dataclasses import replace
-
     return replace(sequence, b=0.0)
 
 
 def _replaced_seed(acquisition: Acquisition) -> Acquisition:
-    from dataclasses import replace
-
     return replace(acquisition, seed=acquisition.seed ^ 1)
 
 
 def _outline(total: Tensor) -> Tensor:
     """The head: what holds tissue, holes of air and bone filled, at 4 voxels."""
-    from scipy import ndimage
-
     coarse = functional.avg_pool3d(total[None, None], 4, ceil_mode=True)[0, 0].cpu().numpy() > 0.3
     filled = ndimage.binary_fill_holes(ndimage.binary_closing(coarse, iterations=2) | coarse)
     fine = torch.from_numpy(filled.astype(np.float32))[None, None]

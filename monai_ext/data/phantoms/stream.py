@@ -3,8 +3,10 @@
 import argparse
 import signal
 import time
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,30 +21,46 @@ class _Stop(Exception):
     """A signal came: end between two subjects' files, leave the pool as it is."""
 
 
+@dataclass(frozen=True)
+class Stream:
+    """What only --stream has: subjects at a time, those never renewed, voxels, and the pace."""
+
+    size: int = 100
+    validation: int = 0
+    canvas: str = "96x112"
+    depth: int = 80
+    once: bool = False
+    every: float = 0.0
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The options that only --stream has."""
-    add = parser.add_argument
-    add("--size", type=int, default=100, metavar="N", help="with --stream: training subjects at a time")
-    add("--validation", type=int, default=0, metavar="N", help="with --stream: subjects that are never renewed")
-    add("--canvas", default="96x112", metavar="IxJ,...", help="with --stream: voxels of a slice; slots take turns")
-    add("--depth", type=int, default=80, metavar="K", help="with --stream: slices")
-    add("--once", action="store_true", help="with --stream: fill the pool and end")
-    add("--every", type=float, default=0.0, metavar="S", help="with --stream: seconds from one renewal to the next")
+    """The options that only --stream has; their defaults are those of Stream."""
+    add = parser.add_argument_group("with --stream").add_argument
+    add("--size", type=int, metavar="N", help=f"training subjects at a time, {Stream.size} if not said")
+    add("--validation", type=int, metavar="N", help=f"subjects that are never renewed, {Stream.validation} if not said")
+    add("--canvas", metavar="IxJ,...", help=f"voxels of a slice; slots take turns; {Stream.canvas} if not said")
+    add("--depth", type=int, metavar="K", help=f"slices, {Stream.depth} if not said")
+    add("--once", action="store_true", default=None, help="fill the pool and end")
+    add("--every", type=float, metavar="S", help="seconds from one renewal to the next, as fast as it goes if not said")
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of Stream's options that were typed."""
+    return {f.name: getattr(args, f.name) for f in fields(Stream) if getattr(args, f.name) is not None}
 
 
 def run(args: argparse.Namespace, *, contrasts: tuple[str, ...], spacing: tuple[float, float, float]) -> int:
     """Fill the pool, then renew it until a signal or Ctrl-C."""
-    if args.anatomy is None:
-        raise ValueError("--stream needs --anatomy DIR, a folder of label maps in FreeSurfer's numbering")
-    if args.size < 1 or args.validation < 0 or args.depth < 1 or args.every < 0:
+    options = Stream(**given(args))
+    if options.size < 1 or options.validation < 0 or options.depth < 1 or options.every < 0:
         raise ValueError("--size and --depth must be at least 1, --validation and --every 0 or more")
     pool = absolute(args.stream)
     recipe = Recipe(
-        anatomies=tuple(label_maps(args.anatomy)),
+        anatomies=tuple(label_maps(args.anatomy)) if args.anatomy else (),
         contrasts=contrasts or MODALITIES,
         spacing=spacing,
-        canvases=_canvases(args.canvas),
-        depth=args.depth,
+        canvases=_canvases(options.canvas),
+        depth=options.depth,
         masks=tuple(label_maps(args.lesions)) if args.lesions else (),
         seed=args.seed,
     )
@@ -51,14 +69,16 @@ def run(args: argparse.Namespace, *, contrasts: tuple[str, ...], spacing: tuple[
     made = 0
     try:
         with alone(pool):
-            for _ in tqdm(fill(pool, recipe, size=args.size, validation=args.validation), desc="pool", unit="subject"):
+            for _ in tqdm(
+                fill(pool, recipe, size=options.size, validation=options.validation), desc="pool", unit="subject"
+            ):
                 made += 1
-            if args.once:
+            if options.once:
                 return 0
             began = time.monotonic()
-            for _ in tqdm(stream(pool, recipe, size=args.size), desc="renewed", unit="subject"):
+            for _ in tqdm(stream(pool, recipe, size=options.size), desc="renewed", unit="subject"):
                 made += 1
-                time.sleep(max(0.0, args.every - (time.monotonic() - began)))
+                time.sleep(max(0.0, options.every - (time.monotonic() - began)))
                 began = time.monotonic()
     except _Stop:
         print(f"stopped; {made} subjects were made: {pool / 'datalist.json'}")

@@ -9,10 +9,10 @@ FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/'\",;:]+/)+")  # of an absolute path
 
 
 def is_image_id(name: str) -> bool:
-    """Whether this could be an image of the studies: `<file>` or `<study>/<file>`, without its ending."""
+    """Say whether this could be an image of the studies: `<file>` or `<study>/<file>`, without its ending."""
     return IMAGE.fullmatch(name) is not None and name.isprintable()
 
 
 def without_folders(said: str) -> str:
-    """A message in which absolute paths are but the names of their files."""
+    """Reduce the absolute paths in a message to the names of their files."""
     return FOLDERS.sub("", said)

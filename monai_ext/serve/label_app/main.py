@@ -19,6 +19,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from starlette.middleware import Middleware
 
 from monai_ext import __version__
+from monai_ext.catalogue import bundles_folder
 from monai_ext.serve.label_app.gatekeeper import Gatekeeper
 from monai_ext.serve.label_app.studies import Studies
 from monai_ext.serve.label_app.synthesis_task import Synthesis
@@ -26,14 +27,19 @@ from monai_ext.serve.label_app.training_task import Training
 from monai_ext.serve.options import INFERENCE
 
 logger = logging.getLogger(__name__)
-COLLECTION = Path(__file__).resolve().parents[3] / "bundles"
 
 
 class SynthesisApp(MONAILabelApp):
-    """Missing contrasts, synthesised for the studies of one folder by every bundle that has weights."""
+    """Missing contrasts, synthesised for the studies of one folder by every bundle that has weights.
+
+    Args:
+        app_dir: this app's.
+        studies: the folder of studies.
+        conf: what the command line's --conf says, see the top of this module.
+    """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
-        self.bundles = bundles_of(Path(conf.get("bundles") or COLLECTION))
+        self.bundles = bundles_of(Path(conf.get("bundles") or bundles_folder()))
         models = conf.get("models")
         self.weights = {
             name: Path(models) / name / "model.pt" if models else root / "models" / "model.pt"
@@ -50,16 +56,30 @@ class SynthesisApp(MONAILabelApp):
         guard(server)
 
     def init_datastore(self) -> Datastore:
+        """Open the studies."""
         return Studies(self.studies, extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT)
 
     def init_infers(self) -> dict[str, InferTask]:
+        """Make an inference task for each bundle."""
         return {name: Synthesis(root, weights=self.weights[name]) for name, root in self.bundles.items()}
 
     def init_trainers(self) -> dict[str, TrainTask]:
+        """Make a training task for each bundle."""
         return {name: Training(root, weights=self.weights[name]) for name, root in self.bundles.items()}
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """A request that cannot be served is answered with 404 or 400 and the reason."""
+        """Synthesise for one image of the studies.
+
+        Args:
+            request: "model" and "image", and options.
+            datastore: another one than the app's.
+
+        Returns:
+            MONAI Label's answer.
+
+        Raises:
+            HTTPException: 404 or 400 with the reason, for a request that cannot be served.
+        """
         store = datastore or self.datastore()
         model, image = request.get("model"), str(request.get("image"))
         if model not in self._infers:
@@ -76,6 +96,14 @@ class SynthesisApp(MONAILabelApp):
         return result
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Train a bundle on the studies.
+
+        Args:
+            request: "model", and options.
+
+        Raises:
+            HTTPException: 404, there is no such bundle.
+        """
         model = request.get("model")
         if model not in self._trainers:
             raise HTTPException(404, f"there is no bundle {model!r}: there are {', '.join(self._trainers)}")
@@ -91,7 +119,14 @@ def guard(server: FastAPI) -> None:
 
 
 def bundles_of(folder: Path) -> dict[str, Path]:
-    """The bundles below a folder, or the one that it is."""
+    """Find the bundles below a folder, or the one that it is.
+
+    Returns:
+        name -> folder.
+
+    Raises:
+        ValueError: it is none and holds none.
+    """
     roots = [folder] if (folder / "configs").is_dir() else sorted(path.parent for path in folder.glob("*/configs"))
     if not roots:
         raise ValueError(f"bundles must be a bundle or a folder of bundles, got {folder}")

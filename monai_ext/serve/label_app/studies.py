@@ -25,7 +25,19 @@ class Studies(LocalDatastore):
         return found
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Store an image that is new, in a folder of its study; one that is there is never written over."""
+        """Store an image that is new, in a folder of its study; one that is there is never written over.
+
+        Args:
+            image_id: STUDY/FILE.
+            image_filename: the file that is stored.
+            image_info: what is known of it.
+
+        Returns:
+            The image's id.
+
+        Raises:
+            HTTPException: 400, it cannot be stored so; 409, there is one.
+        """
         name, ending = self._to_id(Path(image_filename).name)
         image_id = image_id or name
         study = image_id.partition("/")[0]
@@ -45,21 +57,34 @@ class Studies(LocalDatastore):
             raise HTTPException(400, f"the image {image_id!r} cannot be stored: {error.strerror}") from error
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """What is known of an image, but for where the server has it."""
+        """Tell what is known of an image, but for where the server has it."""
         return {key: value for key, value in super().get_image_info(image_id).items() if key != "path"}
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
-        """Where a label is; one that is not there is no file."""
+        """Say where a label is.
+
+        Raises:
+            HTTPException: 404, it is not there.
+        """
         uri = str(super().get_label_uri(label_id, label_tag))
         if not uri:
             raise HTTPException(404, f"there is no label {label_tag!r} of {label_id!r}")
         return uri
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
-        """Images with their labels, named as the studies name them and not by where the server has them."""
+        """List images with their labels, named as the studies name them and not by where the server has them.
+
+        Args:
+            full_path: MONAI Label's; both values give the studies' names.
+        """
         root = Path(self._datastore.base_path).resolve()
         found = super().datalist(full_path)
         return [{key: Path(path).relative_to(root).as_posix() for key, path in one.items()} for one in found]
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:  # noqa: ARG002 - the interface has it
+        """Refuse it: studies are not given away as one archive.
+
+        Raises:
+            HTTPException: 404, always.
+        """
         raise HTTPException(404, "studies are not given away as one archive")

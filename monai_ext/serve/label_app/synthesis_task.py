@@ -30,6 +30,13 @@ class Synthesis(InferTask):
     contrast -> file name; or `contrasts` names the channels of a 4D image in their order. The result is stored in the
     study as <TARGET>_<bundle>_synthetic.nii.gz, which is never taken for a source, with a .json that says what it is.
     An image that came with the request needs `contrasts`, and its result is sent back alone.
+
+    Args:
+        bundle_root: the bundle's folder.
+        weights: their file, which need not be there yet.
+
+    Raises:
+        HTTPException: when called, 400 or 500 with the reason.
     """
 
     def __init__(self, bundle_root: Path, *, weights: Path) -> None:
@@ -45,6 +52,7 @@ class Synthesis(InferTask):
         )
 
     def is_valid(self) -> bool:
+        """Say whether there are weights."""
         return self.weights.is_file()
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -90,7 +98,7 @@ class Synthesis(InferTask):
         return self._loaded[1]
 
     def config(self) -> dict[str, Any]:
-        """What a person chooses in the client's panel."""
+        """Tell what a person chooses in the client's panel."""
         synthesiser = self._load()
         if synthesiser is None:
             return {}
@@ -126,7 +134,7 @@ class Synthesis(InferTask):
 
 
 def first(choice: Any) -> Any:
-    """A panel sends back the list it was given if nothing was chosen from it."""
+    """Take a choice of a panel: it sends back the list it was given if nothing was chosen from it."""
     return choice[0] if isinstance(choice, list) and choice else choice
 
 

@@ -16,10 +16,17 @@ from monai_ext.serve.options import TRAINING, as_words, asked_of_training
 
 
 class Training(TrainTask):
-    """index, prepare, `monai.bundle run` of train.json: as on the command line, in processes of their own.
+    """Train as on the command line, in processes of their own: index, prepare, `monai.bundle run` of train.json.
 
     Three of four studies train, the fourth validates. The weights become those that the server uses next; the
     prepared images and the checkpoints stay in `.training` among the studies.
+
+    Args:
+        bundle_root: the bundle's folder.
+        weights: the file that training writes.
+
+    Raises:
+        HTTPException: when called, 400 for an option that may not be.
     """
 
     def __init__(self, bundle_root: Path, *, weights: Path) -> None:
@@ -27,6 +34,7 @@ class Training(TrainTask):
         self.bundle_root, self.weights = bundle_root, weights
 
     def config(self) -> dict[str, Any]:
+        """Tell what a person chooses in the client's panel, and the defaults."""
         return {"size": ["compact", "paper"], "epochs": 3}
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
@@ -51,7 +59,10 @@ class Training(TrainTask):
 
 
 def chosen_for_training(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What a request says of our options; a panel sends back its list of sizes if nothing was chosen from it."""
+    """Take what a request says of our options.
+
+    A panel sends back its list of sizes if nothing was chosen from it.
+    """
     chosen = {key: request[key] for key in TRAINING if request.get(key) is not None}
     size = chosen.get("size")
     return {**chosen, "size": size[0]} if isinstance(size, list) and size else chosen
