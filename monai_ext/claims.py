@@ -12,6 +12,7 @@ from monai_ext.modalities import MODALITIES
 LARGEST = 1_000_000  # of the numbers that shape a network or an image
 MARKS = ("$", "@", "%")  # with which MONAI's parser begins what it runs, follows or fetches
 REGISTRATIONS = ("none", "rigid")
+OVER = ("foreground", "volume")
 
 
 def checked(about: Mapping[str, Any], *, of: str) -> dict[str, Any]:
@@ -89,6 +90,8 @@ def _preset(given: Any) -> None:
             raise ValueError(f"preset's {key} must be {count} numbers above 0, got {_short(values)}")
     if given.get("register", "none") not in REGISTRATIONS:
         raise ValueError(f"preset's register must be {' or '.join(REGISTRATIONS)}, got {_short(given['register'])}")
+    if given.get("percentile_of", "foreground") not in OVER:
+        raise ValueError(f"preset's percentile_of must be {' or '.join(OVER)}, got {_short(given['percentile_of'])}")
     mask = given.get("brain_mask", "")
     if not isinstance(mask, str) or mask.startswith(("/", "~")) or ".." in mask or "\\" in mask:
         raise ValueError(f"preset's brain_mask must name files below the subject's folder, got {_short(mask)}")

@@ -85,6 +85,7 @@ def test_no_key_of_what_weights_say_is_run(bundle, weights, tmp_path, pwned):
         (("network_def", "width"), 10**9),
         (("network_def", "nonsense"), 1),
         (("preset", "brain_mask"), "../../etc/*"),
+        (("preset", "percentile_of"), "all"),
         (("preset", "spacing"), [0, 1, 1]),
         (("sources",), ["nose"]),
         (("target",), "T1; T2"),
