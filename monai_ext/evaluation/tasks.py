@@ -38,7 +38,7 @@ class Predictor:
 
     def __call__(self, image: Tensor, given: Tensor, wanted: Tensor, dataset: str | None) -> Tensor:
         """(M, I, J, K), which of them are sources (M,), which to make (M,) -> (M, I, J, K), zeros for the others"""
-        number = self.network.dataset_index(dataset) if dataset in self.network.datasets else None
+        number = self.network.site_index(dataset) if dataset in self.network.sites else None
         given, wanted = given.to(self.device), wanted.to(self.device)
         image = torch.where(given[:, None, None, None], image.to(self.device), 0.0)
 
