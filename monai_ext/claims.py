@@ -32,8 +32,8 @@ def checked(about: Mapping[str, Any], *, of: str) -> dict[str, Any]:
         for name in ("sources", "target"):
             if name in about:
                 _contrasts(name, about[name])
-        if about.get("datasets") is not None:
-            _words("datasets", about["datasets"])
+        if about.get("sites") is not None:
+            _words("sites", about["sites"])
         if about.get("preset") is not None:
             _preset(about["preset"])
         for name in ("bundle", "version", "sha256"):

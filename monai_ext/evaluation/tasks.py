@@ -29,14 +29,14 @@ NOBODY = "none"
 class Predictor:
     """A trained PMM-Synth over volumes, from some contrasts to some, as the dataset has them.
 
-    A dataset that the network does not know is synthesised without personalization: an evaluation is to say how well
-    that goes, and warns. Inference, where a person names the dataset, refuses it.
+    A site that the network does not know is synthesised without personalization: an evaluation is to say how well
+    that goes, and warns. Inference, where a person names the site, refuses it.
 
     Args:
         network: trained, on the device.
         inferer: that takes it over a volume.
         device: where it runs.
-        site: the dataset whose look every subject is given; None is each one's own, "none" is nobody's.
+        site: whose look every subject is given; None is that of each one's own dataset, "none" is nobody's.
 
     Raises:
         ValueError: the network does not know the site.
@@ -44,20 +44,20 @@ class Predictor:
 
     def __init__(self, *, network: PMMSynth, inferer: Inferer, device: torch.device, site: str | None = None) -> None:
         self.network, self.inferer, self.device, self.site = network, inferer, device, site
-        if site not in (None, NOBODY):
-            network.dataset_index(site)
+        if site is not None and site != NOBODY:
+            network.site_index(site)
         self._warned: set[str | None] = set()
 
     def _number(self, dataset: str | None) -> int | None:
         """The network's number of the site, or of a subject's dataset; None is nobody's."""
         if self.site is not None:
-            return None if self.site == NOBODY else self.network.dataset_index(self.site)
-        known = self.network.datasets
+            return None if self.site == NOBODY else self.network.site_index(self.site)
+        known = self.network.sites
         if dataset in known:
-            return self.network.dataset_index(dataset)
+            return self.network.site_index(dataset)
         if known and dataset not in self._warned:
             self._warned.add(dataset)
-            said = "the weights do not know dataset %r, which is synthesised as nobody's; they know %s"
+            said = "the weights do not know site %r, which is synthesised as nobody's; they know %s"
             logger.warning(said, dataset, ", ".join(known))
         return None
 

@@ -158,7 +158,7 @@ def load_maker(
     if site is not None:
         if not isinstance(network, PMMSynth):
             raise ValueError(f"{root.name} knows no sites apart, got site={site!r}: leave it out")
-        network.dataset_index(site)
+        network.site_index(site)
     return Maker(
         bundle=about.get("bundle") or root.name,
         version=about.get("version") or _version(root),

@@ -26,7 +26,7 @@ def describe(
     sources: Sequence[str],
     target: Sequence[str],
     datalist: Datalists,
-    datasets: Sequence[str] = (),
+    sites: Sequence[str] = (),
     coarser: float = 1.0,
 ) -> dict[str, Any]:
     """Describe weights for the JSON beside them: what made them, and from which data.
@@ -34,7 +34,7 @@ def describe(
     Args:
         sources, target: contrasts, by any of their names.
         datalist: one or several, as `select_subjects` takes them.
-        datasets: those that the network tells apart, in the order of their numbers.
+        sites: those that the network tells apart, in the order of their numbers.
         coarser: how many times as coarse in the plane as the datalist's images the network's sources are.
 
     Returns:
@@ -61,7 +61,7 @@ def describe(
         **made,
         "sources": [canonical(name) for name in sources],
         "target": [canonical(name) for name in target],
-        **({"datasets": list(datasets)} if datasets else {}),
+        **({"sites": list(sites)} if sites else {}),
         "preset": presets[0],
         "datalist_sha256": digests if len(digests) > 1 else digests[0],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

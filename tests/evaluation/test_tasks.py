@@ -107,7 +107,7 @@ def asked_for(network: PMMSynth, dataset: str, **options: str) -> list[Tensor | 
 
 @pytest.fixture
 def network() -> PMMSynth:
-    return PMMSynth(modalities=["T1", "T2"], width=8, datasets=["a", "b"])
+    return PMMSynth(modalities=["T1", "T2"], width=8, sites=["a", "b"])
 
 
 def test_a_dataset_is_synthesised_as_its_own_as_a_named_one_or_as_nobodys(network):
@@ -119,12 +119,12 @@ def test_a_dataset_is_synthesised_as_its_own_as_a_named_one_or_as_nobodys(networ
 def test_a_dataset_that_the_weights_do_not_know_is_nobodys_and_said_once(network, caplog):
     assert asked_for(network, "new") == [None, None]
     assert [record.getMessage() for record in caplog.records] == [
-        "the weights do not know dataset 'new', which is synthesised as nobody's; they know a, b"
+        "the weights do not know site 'new', which is synthesised as nobody's; they know a, b"
     ]
 
 
 def test_a_site_that_the_weights_do_not_know_is_refused(network):
-    with pytest.raises(ValueError, match="unknown dataset 'new'; the known ones: a, b"):
+    with pytest.raises(ValueError, match="unknown site 'new'; the known ones: a, b"):
         asked_for(network, "a", site="new")
 
 

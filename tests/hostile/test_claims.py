@@ -13,7 +13,7 @@ from monai_ext.serve.synthesis import Synthesiser
 from monai_ext.weights import about_weights
 from monai_ext.zoo.package import package
 
-KEYS = ("sources", "target", "preset", "datasets", "bundle", "version", "network_def")
+KEYS = ("sources", "target", "preset", "sites", "bundle", "version", "network_def")
 FIELDS = ("reference", "spacing", "crop", "size", "register", "brain_mask", "more")
 
 
