@@ -32,8 +32,7 @@ def picture(network: FDGAN, data: SliceDataset, *, path: Path | str, slices: int
     Returns:
         The path.
     """
-    places = np.linspace(0, len(data) - 1, slices + 2)[1:-1].round().astype(int).tolist()
-    items = [data[place] for place in places]
+    items = [data[place] for place in spread(len(data), slices)]
     device = next(network.parameters()).device
     x = torch.stack([item["sources"] for item in items]).to(device)
     prediction, pseudo_target = network.forward_with_pseudo_target(x)
@@ -50,7 +49,7 @@ def picture(network: FDGAN, data: SliceDataset, *, path: Path | str, slices: int
         (f"{target}, acquired", torch.stack([item["target"][0] for item in items])),
         *((f"in {name}'s style", made[:, 0]) for name, made in zip(data.sources, swapped, strict=True)),
     ]
-    rows = [[_upright(images[number]) for _, images in columns] for number in range(len(items))]
+    rows = [[upright(images[number]) for _, images in columns] for number in range(len(items))]
     return montage(rows, titles=[name for name, _ in columns], path=absolute(Path(path)), height=ROW, white=1.0)
 
 
@@ -73,5 +72,16 @@ def colours(features: Tensor) -> Tensor:
     return shown.reshape(features.shape[0], *features.shape[2:], 3)
 
 
-def _upright(image: Tensor) -> NDArray[np.float32]:
+def spread(length: int, count: int) -> list[int]:
+    """Choose places spread evenly over a length, and away from its ends.
+
+    Args:
+        length: of what there is.
+        count: how many are chosen.
+    """
+    return [int(place) for place in np.linspace(0, length - 1, count + 2)[1:-1].round()]
+
+
+def upright(image: Tensor) -> NDArray[np.float32]:
+    """Turn a slice as it is stored, (I, J) or (I, J, 3), to how it is looked at, anterior up."""
     return np.rot90(image.float().cpu().numpy())

@@ -22,6 +22,7 @@ def samples(
     slices: str | Sequence[Any],
     image_size: int,
     patch_size: Sequence[int] | None = None,
+    patches: int = 8,
     neighbours: int = 0,
     allow_missing: bool = False,
     augment: Sequence[Mapping[str, Any]] = (),
@@ -34,6 +35,7 @@ def samples(
         slices: which of a subject's, see `SliceDataset`.
         image_size: of a slice's two axes.
         patch_size: of three axes; then `image_size` does not count.
+        patches: how many of them a subject and epoch.
         neighbours: slices on either side of a source's.
         allow_missing: contrasts that a subject lacks are zeros, and "available" says so.
         augment: perturbations of sources, as evaluation takes them; see `HarmSources`.
@@ -44,11 +46,12 @@ def samples(
     if patch_size is not None:
         if augment:
             raise ValueError(f"augment is for slices, and patch_size {list(patch_size)} asks for patches in 3D")
-        return PatchDataset(data, sources=sources, target=target, slices=slices, patch_size=patch_size)
+        options: dict[str, Any] = {"slices": slices, "patch_size": patch_size, "per_subject": patches}
+        return PatchDataset(data, sources=sources, target=target, **options)
     crop: Any = ResizeWithPadOrCropd(keys=["sources", "target"], spatial_size=(image_size, image_size))
     if augment:
         crop = Compose([crop, HarmSources(augment, sources=sources)])
-    options: dict[str, Any] = {"slices": slices, "neighbours": neighbours, "allow_missing": allow_missing}
+    options = {"slices": slices, "neighbours": neighbours, "allow_missing": allow_missing}
     return SliceDataset(data, sources=sources, target=target, transform=crop, **options)
 
 

@@ -1,0 +1,171 @@
+"""A bundle's page from top to bottom: its commands fit together at the paper's size, and run on phantoms at a small.
+
+What a page trains it evaluates too, of the network that it trained: said once at full size, without building it on a
+device, and once by running everything that stands there, two steps each, in the order that a reader would.
+"""
+
+import json
+import re
+import shlex
+import shutil
+from ast import literal_eval
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from running import ROOT, TINY, here
+
+SMALL = {**TINY, "slices": "['middle', 2]", "steps": 2, "batch_size": 2, "patch_size": "[48, 48, 16]", "amp": "false"}
+SPLIT = {"test": 2, "validation": 1}
+
+
+def commands(page: Path) -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith(("python -m ", "torchrun "))]
+
+
+def named(words: list[str]) -> dict[str, str]:
+    return {word[2:]: words[number + 1] for number, word in enumerate(words) if word.startswith("--")}
+
+
+def verb_of(files: list[str]) -> str:
+    return Path(files[0]).stem
+
+
+def files_of(ids: dict[str, str]) -> list[str]:
+    given = ids["config_file"]
+    return literal_eval(given) if given.startswith("[") else [given]
+
+
+def runs(bundle: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """The configs and ids of each run of MONAI's on a page."""
+    for line in commands(bundle / "docs/README.md"):
+        _, found, rest = line.partition(" -m monai.bundle run ")
+        if found:
+            ids = named(shlex.split(rest))
+            yield files_of(ids), ids
+
+
+def parsed(files: list[str], ids: dict[str, str]) -> ConfigParser:
+    parser = ConfigParser(ConfigParser.load_config_files([str(ROOT / file) for file in files]))
+    for name, value in ids.items():
+        if name not in ("config_file", "tracking"):
+            parser[name] = literal_eval(value) if value[0] in "[{" or value.isdigit() else value
+    for word, meant in (("true", True), ("false", False)):
+        parser.update({name: meant for name, value in ids.items() if value == word})
+    return parser
+
+
+def definition(parser: ConfigParser) -> dict[str, Any]:
+    return {key: parser.get_parsed_content(f"network_def::{key}") for key in parser["network_def"]}
+
+
+def test_what_a_page_evaluates_is_the_network_that_it_trained(bundle: Path):
+    """At the paper's size: by the weights' file, and with the sources and targets that it was trained for."""
+    trained: dict[str, dict[str, Any]] = {}
+    shipped = json.loads((bundle / "models/model.json").read_text())["network_def"]
+    evaluated = 0
+    for files, ids in runs(bundle):
+        parser = parsed(files, ids)
+        task = {name: parser[name] for name in ("sources", "target") if parser.get("network_def") and name in parser}
+        weights = ids.get("weights", "")
+        if verb_of(files) == "train":
+            assert weights, f"{ids} would replace the weights that the bundle comes with"
+            trained[weights] = {**definition(parser), **(task if "modalities" not in parser else {})}
+        elif weights:
+            found = {**definition(parser), **(task if "modalities" not in parser else {})}
+            assert found == trained[weights], f"{ids}: other than what {weights} was trained as"
+            evaluated += 1
+        else:
+            found = definition(parser)
+            own = [key for key in shipped if key not in ("modalities", "image_size")]  # of which no weight is made
+            wanted = {key: shipped[key] for key in own}
+            assert {key: found[key] for key in own} == wanted, f"{ids}: other than the weights that it comes with"
+    assert evaluated > 5
+
+
+def test_a_page_trains_nothing_that_cannot_be_built_at_the_papers_size(bundle: Path):
+    seen = set()
+    for files, ids in runs(bundle):
+        parser = parsed(files, ids)
+        told = json.dumps([definition(parser), parser.get("discriminator_def")], sort_keys=True, default=str)
+        if verb_of(files) != "train" or told in seen:
+            continue
+        seen.add(told)
+        with torch.device("meta"):
+            assert sum(p.numel() for p in parser.get_parsed_content("network_def").parameters()) > 1e5
+            if parser.get("discriminator_def"):
+                parser.get_parsed_content("discriminator_def")
+        parser.get_parsed_content("objective") if bundle.name != "pmm_synth" else None
+
+
+@pytest.fixture
+def place(prepared: Path, raw: Path, tmp_path: Path) -> Path:
+    """A folder in which a page's commands find what they name: the bundles, scans, prepared data and patients."""
+    shutil.copytree(ROOT / "bundles", tmp_path / "bundles")
+    patients = sorted(path for path in raw.iterdir() if path.is_dir() and any(path.glob("*T1.nii.gz")))
+    for name in ("brats", "ixi", "isles", "ours"):
+        shutil.copytree(prepared, tmp_path / name)
+        listed = json.loads((tmp_path / name / "datalist.json").read_text())
+        (tmp_path / name / "datalist.json").write_text(json.dumps({**listed, "name": name, "root": "."}))
+    for name in ("IXI", "BraTS2015", "BraTS2019", "BraTS2020", "BraTS2023", "ISLES"):
+        shutil.copytree(raw, tmp_path / name)
+        for listed in (tmp_path / name).glob("*.json"):
+            listed.unlink()
+    shutil.copytree(patients[0], tmp_path / "patients" / "a")
+    (tmp_path / "a").mkdir()
+    for contrast in ("T1", "T2", "FLAIR"):
+        shutil.copy(next(patients[0].glob(f"*{contrast}.nii.gz")), tmp_path / "a" / f"{contrast}.nii.gz")
+    return tmp_path
+
+
+def smaller(line: str) -> tuple[str, list[str]]:
+    """The module that a command runs, and its words with what makes it small."""
+    words = shlex.split(line)
+    module, words = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+    if module == "monai_ext":
+        if words[0] == "index":
+            words[words.index("--split") + 1] = "2/1/2"
+        if words[0] == "prepare":  # where the page does, and not over what the other commands train on
+            words[words.index("--out") + 1] = "prepared/" + words[words.index("--out") + 1]
+        return module, words
+    ids = named(words)
+    if words[0] != "run":  # an export, of the shipped weights
+        return module, words
+    verb = verb_of(files_of(ids))
+    small = {key: value for key, value in SMALL.items() if key not in ids}
+    if verb == "train":
+        wanted = set(small) - (set() if "volumetric" in ids["config_file"] else {"patch_size"})
+    elif "weights" in ids:
+        wanted = {"width"} | ({"image_size"} if "fd_gan" in ids["config_file"] and verb != "inference" else set())
+        wanted |= set() if verb == "inference" else {"slices"}
+        wanted |= {"patch_size"} if "volumetric" in ids["config_file"] else set()
+    else:
+        wanted = {"slices"} if verb in ("evaluate", "look") else set()
+    for name in sorted(wanted & set(small)):
+        words += [f"--{name}", str(small[name])]
+    if "width" in ids and "weights" in ids:
+        words[words.index("--width") + 1] = str(SMALL["width"])
+    return module, words
+
+
+@pytest.mark.long
+def test_every_command_of_a_page_runs(bundle: Path, place: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", 29507)):
+        monkeypatch.setenv(name, str(value))
+    shipped = (place / "bundles" / bundle.name / "models/model.pt").read_bytes()
+    lines = commands(bundle / "docs/README.md")
+    for line in lines:
+        if line.startswith("torchrun"):
+            monkeypatch.setenv("WORLD_SIZE", "1")  # what two make of it, test_processes has
+        else:
+            monkeypatch.delenv("WORLD_SIZE", raising=False)
+        module, words = smaller(line)
+        done = here(module, *words, cwd=place, check=False)
+        assert done.returncode == 0, f"{line}\n{' '.join(words)}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
+    assert (place / "bundles" / bundle.name / "models/model.pt").read_bytes() == shipped
+    assert len(lines) > 20
