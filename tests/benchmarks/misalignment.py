@@ -2,9 +2,12 @@
 
     make demo    # for the phantoms
     python tests/benchmarks/misalignment.py --dataset_dir out/demo/prepared --out out/misalignment
+    python tests/benchmarks/misalignment.py --dataset_dir ixi --out out/paper --size ixi    # the paper's, for a GPU
 
-Both are trained with each seed, on equal terms, and evaluated as `evaluate.json` does. Printed: PSNR over the brain and
-AGI-Net's lead, a row a seed and a column a distance. Other ids (`--epochs 8`) go to the training.
+Both are trained with each seed, on equal terms, and evaluated as `evaluate.json` does. Printed: PSNR over what masks
+mark (the whole head, unless `prepare --brain-mask` cut the brain out) and AGI-Net's lead, a row a seed and a column a
+distance, random up to it by `translate`, all of it by `--kind displace`. Other ids go to the training: `--epochs 8`, or
+`--augment "[{'kind': 'translate', 'contrast': 'T2', 'levels': [0, 3]}]"`, which lets both see contrasts that lie apart.
 """
 
 import argparse
@@ -22,9 +25,11 @@ def main() -> None:
     parser.add_argument("--dataset_dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--kind", choices=["translate", "displace"], default="translate")
+    parser.add_argument("--size", default="compact", help="an overlay of both: the laptop's, or a paper's")
     args, more = parser.parse_known_args()
     training = dict(zip((name[2:] for name in more[::2]), more[1::2], strict=True))
-    moved = [{"kind": "displace", "contrast": "T2", "levels": DISTANCES}]
+    moved = [{"kind": args.kind, "contrast": "T2", "levels": DISTANCES}]
     print("seed  network " + "".join(f"{distance:>7} px" for distance in DISTANCES))
     leads = []
     for seed in args.seeds:
@@ -36,9 +41,10 @@ def main() -> None:
                 data=args.dataset_dir,
                 ids=ids,
                 training={"seed": seed, **training},
+                size=args.size,
                 evaluation={"name": f"{name}, seed {seed}", "perturbations": moved},
             )
-            brain = [row for row in rows if row["region"] == "brain" and row["perturbation"] == "displace"]
+            brain = [row for row in rows if row["region"] == "brain" and row["perturbation"] == args.kind]
             figures[name] = [
                 mean(float(row["psnr"]) for row in brain if float(row["level"]) == level) for level in DISTANCES
             ]

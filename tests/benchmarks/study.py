@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from monai_ext.catalogue import config_files
+
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
 
@@ -18,18 +20,25 @@ def trained_and_evaluated(
     ids: Mapping[str, object],
     training: Mapping[str, object],
     evaluation: Mapping[str, object],
+    size: str = "compact",
 ) -> list[dict[str, str]]:
-    """The rows of `folder`/run/subjects.csv; `ids` are for both, at the laptop's size."""
-    weights = trained(bundle, folder, data=data, overlays=overlays, training={**ids, **training})
+    """The rows of `folder`/run/subjects.csv; `ids` are for both, and so is the overlay of a `size`."""
+    weights = trained(bundle, folder, data=data, overlays=overlays, training={**ids, **training}, size=size)
     same = {"dataset_dir": data.resolve(), "weights": weights, **ids}
     if not (folder / "run" / "run.json").is_file():
-        _run(bundle, "evaluate", overlays, {**same, "output_dir": folder / "run", **evaluation})
+        _run(bundle, "evaluate", [*overlays, size], {**same, "output_dir": folder / "run", **evaluation})
     with (folder / "run" / "subjects.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def trained(
-    bundle: str, folder: Path, *, data: Path, overlays: Sequence[str] = (), training: Mapping[str, object]
+    bundle: str,
+    folder: Path,
+    *,
+    data: Path,
+    overlays: Sequence[str] = (),
+    training: Mapping[str, object],
+    size: str = "compact",
 ) -> Path:
     """The weights in `folder`."""
     weights = folder / "model.pt"
@@ -37,7 +46,7 @@ def trained(
         _run(
             bundle,
             "train",
-            overlays,
+            [*overlays, size],
             {"dataset_dir": data.resolve(), "weights": weights, "output_dir": folder, **training},
         )
     return weights
@@ -45,7 +54,7 @@ def trained(
 
 def _run(bundle: str, verb: str, overlays: Sequence[str], ids: Mapping[str, object]) -> None:
     root = BUNDLES / bundle
-    files = [str(root / "configs" / f"{name}.json") for name in (verb, *overlays)] + [str(BUNDLES / "compact.json")]
+    files = [str(file) for file in config_files(root, verb, overlays)]
     words = [str(word) for name, value in ids.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(root), "--config_file", str(files)]
     subprocess.run([*command, *words], check=True, stdout=subprocess.DEVNULL)
