@@ -103,24 +103,22 @@ def test_a_page_trains_nothing_that_cannot_be_built_at_the_papers_size(bundle: P
         parser.get_parsed_content("objective") if bundle.name != "pmm_synth" else None
 
 
-@pytest.fixture
-def place(prepared: Path, raw: Path, tmp_path: Path) -> Path:
-    """A folder in which a page's commands find what they name: the bundles, scans, prepared data and patients."""
-    shutil.copytree(ROOT / "bundles", tmp_path / "bundles")
+def lay_out(folder: Path, *, prepared: Path, raw: Path) -> None:
+    """What a page's commands name: the bundles, scans, prepared data and patients."""
+    shutil.copytree(ROOT / "bundles", folder / "bundles")
     patients = sorted(path for path in raw.iterdir() if path.is_dir() and any(path.glob("*T1.nii.gz")))
     for name in ("brats", "ixi", "isles", "ours"):
-        shutil.copytree(prepared, tmp_path / name)
-        listed = json.loads((tmp_path / name / "datalist.json").read_text())
-        (tmp_path / name / "datalist.json").write_text(json.dumps({**listed, "name": name, "root": "."}))
+        shutil.copytree(prepared, folder / name)
+        listed = json.loads((folder / name / "datalist.json").read_text())
+        (folder / name / "datalist.json").write_text(json.dumps({**listed, "name": name, "root": "."}))
     for name in ("IXI", "BraTS2015", "BraTS2019", "BraTS2020", "BraTS2023", "ISLES"):
-        shutil.copytree(raw, tmp_path / name)
-        for listed in (tmp_path / name).glob("*.json"):
+        shutil.copytree(raw, folder / name)
+        for listed in (folder / name).glob("*.json"):
             listed.unlink()
-    shutil.copytree(patients[0], tmp_path / "patients" / "a")
-    (tmp_path / "a").mkdir()
+    shutil.copytree(patients[0], folder / "patients" / "a")
+    (folder / "a").mkdir()
     for contrast in ("T1", "T2", "FLAIR"):
-        shutil.copy(next(patients[0].glob(f"*{contrast}.nii.gz")), tmp_path / "a" / f"{contrast}.nii.gz")
-    return tmp_path
+        shutil.copy(next(patients[0].glob(f"*{contrast}.nii.gz")), folder / "a" / f"{contrast}.nii.gz")
 
 
 def smaller(line: str) -> tuple[str, list[str]]:
@@ -132,6 +130,8 @@ def smaller(line: str) -> tuple[str, list[str]]:
             words[words.index("--split") + 1] = "2/1/2"
         if words[0] == "prepare":  # where the page does, and not over what the other commands train on
             words[words.index("--out") + 1] = "prepared/" + words[words.index("--out") + 1]
+            if {"pmm", "isles"} & set(words):  # heads as scanned need a mask, the page says
+                words += ["--brain-mask", ".brain/{name}.nii.gz"]
         return module, words
     ids = named(words)
     if words[0] != "run":  # an export, of the shipped weights
@@ -154,10 +154,13 @@ def smaller(line: str) -> tuple[str, list[str]]:
 
 
 @pytest.mark.long
-def test_every_command_of_a_page_runs(bundle: Path, place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_command_of_a_page_runs(
+    bundle: Path, prepared: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lay_out(tmp_path, prepared=prepared, raw=raw)
     for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", 29507)):
         monkeypatch.setenv(name, str(value))
-    shipped = (place / "bundles" / bundle.name / "models/model.pt").read_bytes()
+    shipped = (tmp_path / "bundles" / bundle.name / "models/model.pt").read_bytes()
     lines = commands(bundle / "docs/README.md")
     for line in lines:
         if line.startswith("torchrun"):
@@ -165,7 +168,7 @@ def test_every_command_of_a_page_runs(bundle: Path, place: Path, monkeypatch: py
         else:
             monkeypatch.delenv("WORLD_SIZE", raising=False)
         module, words = smaller(line)
-        done = here(module, *words, cwd=place, check=False)
+        done = here(module, *words, cwd=tmp_path, check=False)
         assert done.returncode == 0, f"{line}\n{' '.join(words)}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
-    assert (place / "bundles" / bundle.name / "models/model.pt").read_bytes() == shipped
+    assert (tmp_path / "bundles" / bundle.name / "models/model.pt").read_bytes() == shipped
     assert len(lines) > 20
