@@ -19,7 +19,11 @@ from monai.bundle import ConfigParser
 from running import ROOT, TINY, here
 
 SMALL = {**TINY, "slices": "['middle', 2]", "steps": 2, "batch_size": 2, "patch_size": "[48, 48, 16]", "amp": "false"}
-SPLIT = {"test": 2, "validation": 1}
+BRATS = ("T1", "T2", "T1C", "FLAIR")
+SCANS = {
+    "IXI": ("T1", "T2", "PD"), "ISLES": ("FLAIR", "DWI", "ADC"), "BraTS2015": BRATS, "BraTS2019": BRATS,
+    "BraTS2020": BRATS, "BraTS2023": BRATS,
+}  # fmt: skip
 
 
 def commands(page: Path) -> list[str]:
@@ -111,10 +115,12 @@ def lay_out(folder: Path, *, prepared: Path, raw: Path) -> None:
         shutil.copytree(prepared, folder / name)
         listed = json.loads((folder / name / "datalist.json").read_text())
         (folder / name / "datalist.json").write_text(json.dumps({**listed, "name": name, "root": "."}))
-    for name in ("IXI", "BraTS2015", "BraTS2019", "BraTS2020", "BraTS2023", "ISLES"):
-        shutil.copytree(raw, folder / name)
-        for listed in (folder / name).glob("*.json"):
-            listed.unlink()
+    for name, contrasts in SCANS.items():
+        for patient in patients[:3]:
+            (folder / name / patient.name).mkdir(parents=True)
+            for contrast in contrasts:
+                shutil.copy(next(patient.glob(f"*{contrast}.nii.gz")), folder / name / patient.name)
+        shutil.copytree(raw / ".brain", folder / name / ".brain")
     shutil.copytree(patients[0], folder / "patients" / "a")
     (folder / "a").mkdir()
     for contrast in ("T1", "T2", "FLAIR"):
@@ -127,7 +133,7 @@ def smaller(line: str) -> tuple[str, list[str]]:
     module, words = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
     if module == "monai_ext":
         if words[0] == "index":
-            words[words.index("--split") + 1] = "2/1/2"
+            words[words.index("--split") + 1] = "1/1/1"
         if words[0] == "prepare":  # where the page does, and not over what the other commands train on
             words[words.index("--out") + 1] = "prepared/" + words[words.index("--out") + 1]
             if {"pmm", "isles"} & set(words):  # heads as scanned need a mask, the page says
