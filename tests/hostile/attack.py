@@ -9,20 +9,29 @@ import resource
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mutants
 import pydicom
+from running import BUNDLES, smallest_weights
 
+import monai_ext.data.prepare
+import monai_ext.inference.maker
+import monai_ext.inference.transforms  # noqa: F401 - these three so that no fork imports them anew, which costs most
 from monai_ext.__main__ import main as command_line
 from monai_ext.data.dicom import choose, read_series, read_study, sorted_slices
+from monai_ext.data.registration import register_rigid
+from monai_ext.data.volumes import read_volume
+from monai_ext.workflow import run_verb
 
 CPU_SECONDS = 10  # of a whole batch; it does not depend on what else the machine does
 WAITING_SECONDS = 10  # without computing: one that waits for a processor is not counted as waiting
 FLOOR_MB = 32  # what a process takes for itself while it works, however small its files
 BATCH = 10  # mutated files beside one good subject
+WEIGHTS: dict[str, Path] = {}  # bundle's name -> untrained ones, the smallest
 
 
 def in_a_process(work: Callable[[], list[str]]) -> tuple[list[str], float]:
@@ -80,15 +89,46 @@ class Place:
         for part in ("in", "outside", "home", "tmp", "cwd"):
             (folder / part).mkdir(parents=True)
 
-    def prepare(self, *, needs: str | None) -> list[str]:
-        """Run the command on in/list.json; the faults that show. `needs` is the subject to be done, if any must be."""
+    def prepare(self, *, needs: str | None, batch: Sequence[str] = ()) -> list[str]:
+        """Run the command on in/list.json; the faults that show.
+
+        `needs` is the subject to be done, if any must be; each of `batch` is to be done or to be named.
+        """
+        out = self.folder / "out"
+        words = ["prepare", "--datalist", str(self.folder / "in/list.json"), "--out", str(out), "--register", "none"]
+        code, said, faults = self._ran(lambda: command_line(words))
+        if needs is not None and code == 2:
+            faults.append(f"the batch ended: {said}")
+        elif needs is not None:
+            listed = json.loads((out / "datalist.json").read_text(encoding="utf-8"))
+            faults += _lost({entry["subject"] for entry in listed["training"]}, said, needs=needs, batch=batch)
+            faults += [f"{path.name} was left in out" for path in out.iterdir() if path.name.startswith(".")]
+        return faults
+
+    def infer(self, *, bundle: Path, needs: str, batch: Sequence[str], **ids: Any) -> list[str]:
+        """Run a bundle's inference into out; the faults that show, `needs` and `batch` as in `prepare`."""
+        out = self.folder / "out"
+        every = {"output_dir": str(out), "weights": str(WEIGHTS[bundle.name]), "width": 8, **ids}
+
+        def work() -> int:
+            try:
+                run_verb(bundle, "inference", ids=every)
+            except SystemExit as end:
+                return end.code if isinstance(end.code, int) else 3
+            return 0
+
+        _, said, faults = self._ran(work)
+        done = {path.parent.name for path in out.glob("*/*_synthetic.nii.gz")}
+        faults += _lost(done, said, needs=needs, batch=batch)
+        return faults + [f"{path} was left in out" for path in out.rglob(".*")]
+
+    def _ran(self, work: Callable[[], int]) -> tuple[int, str, list[str]]:
+        """The status, what was said to a person, and what no work may do."""
         os.chdir(self.folder / "cwd")
         os.environ.update(HOME=str(self.folder / "home"), TMPDIR=str(self.folder / "tmp"))
-        before = self._there()
-        out, shown, said = self.folder / "out", io.StringIO(), io.StringIO()
-        words = ["prepare", "--datalist", str(self.folder / "in/list.json"), "--out", str(out), "--register", "none"]
-        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
-            code = command_line(words)
+        before, said = self._there(), io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            code = work()
         faults = []
         if code not in (0, 1, 2):
             faults.append(f"exit status {code}")
@@ -96,15 +136,8 @@ class Place:
             faults.append(said.getvalue())
         if code == 2 and said.getvalue().strip().count("\n"):
             faults.append(f"more than a line: {said.getvalue()}")
-        if needs is not None and code == 2:
-            faults.append(f"the batch ended: {said.getvalue()}")
-        elif needs is not None:
-            listed = json.loads((out / "datalist.json").read_text(encoding="utf-8"))
-            if not any(entry["subject"] == needs for entry in listed["training"]):
-                faults.append(f"{needs} was not done: {said.getvalue()}")
-            faults += [f"{path.name} was left in out" for path in out.iterdir() if path.name.startswith(".")]
         faults += [f"made or changed outside of out: {path}" for path in before ^ self._there()]
-        return faults
+        return code, said.getvalue(), faults
 
     def _there(self) -> set[str]:
         found = set()
@@ -116,6 +149,14 @@ class Place:
         return found
 
 
+def _lost(done: Collection[str], said: str, *, needs: str, batch: Sequence[str]) -> list[str]:
+    """What was to be done and was not, and what was neither done nor named."""
+    faults = [] if needs in done else [f"{needs} was not done: {said}"]
+    return faults + [
+        f"{name} was neither done nor named: {said}" for name in batch if name not in done | {*said.split()}
+    ]
+
+
 def _good(place: Place, *, files: int = 2) -> dict[str, str]:
     for contrast in ("T1", "T2")[:files]:
         mutants.good_image(place.folder / "in/good" / f"{contrast}.nii.gz", seed=1)
@@ -124,6 +165,16 @@ def _good(place: Place, *, files: int = 2) -> dict[str, str]:
 
 def niftis(place: Place, seed: int) -> list[str]:
     """A batch of mutated files beside one good subject, which is the last."""
+    return place.prepare(needs="good", batch=_mutated(place, seed))
+
+
+def inference(place: Place, seed: int) -> list[str]:
+    """Such a batch synthesised from, the bundles in turn, as a folder or a datalist, registered or not."""
+    return _inferred(place, seed, _mutated(place, seed + 10**6))
+
+
+def _mutated(place: Place, seed: int) -> list[str]:
+    """Subjects with a mutated file each, and in the datalist a good one after them."""
     entries = []
     for number in range(BATCH):
         name = f"bad{number}"
@@ -132,11 +183,30 @@ def niftis(place: Place, seed: int) -> list[str]:
         mutants.nifti(other, seed * BATCH + number)
         entries.append({"subject": name, "T1": f"{name}/T1.nii.gz", "T2": f"{name}/{other.name}"})
     _list(place, [*entries, _good(place)])
-    return place.prepare(needs="good")
+    return [entry["subject"] for entry in entries]
 
 
-def nothing(place: Place, seed: int) -> list[str]:
-    """As many good subjects: what such a batch honestly needs."""
+def _inferred(place: Place, seed: int, batch: Sequence[str]) -> list[str]:
+    bundle = BUNDLES[seed % len(BUNDLES)]
+    where = {"datalist": str(place.folder / "in/list.json")}
+    if seed // 4 % 2:
+        (place.folder / "in/list.json").unlink()
+        where = {"dataset_dir": str(place.folder / "in")}
+    register = "rigid" if seed // 8 % 4 == 0 else "none"
+    return place.infer(bundle=bundle, needs="good", batch=batch, register=register, **where)
+
+
+def good_batch(place: Place, seed: int) -> list[str]:
+    """As many good subjects, prepared: what such a batch honestly needs."""
+    return place.prepare(needs="good", batch=_whole(place, seed))
+
+
+def good_inference(place: Place, seed: int) -> list[str]:
+    """As many good subjects, synthesised from."""
+    return _inferred(place, seed, _whole(place, seed))
+
+
+def _whole(place: Place, seed: int) -> list[str]:
     entries = [_good(place)]
     for number in range(BATCH):
         name = f"more{number}"
@@ -144,7 +214,7 @@ def nothing(place: Place, seed: int) -> list[str]:
             mutants.good_image(place.folder / "in" / name / f"{contrast}.nii.gz", seed=seed)
         entries.append({"subject": name, "T1": f"{name}/T1.nii.gz", "T2": f"{name}/T2.nii.gz"})
     _list(place, entries)
-    return place.prepare(needs="good")
+    return [entry["subject"] for entry in entries]
 
 
 def datalists(place: Place, seed: int) -> list[str]:
@@ -210,18 +280,14 @@ def _list(place: Place, entries: list[dict[str, Any]]) -> None:
 
 
 ATTACKS: dict[str, Callable[[Place, int], list[str]]] = {
-    "nifti": niftis, "datalists": datalists, "sidecars": sidecars, "dicom": studies,
+    "nifti": niftis, "inference": inference, "datalists": datalists, "sidecars": sidecars, "dicom": studies,
 }  # fmt: skip
 
 
 def attack(kind: str, seed: int, folder: Path, *, honest_mb: float) -> list[str]:
     """The faults of one attack, none where all went as it should; `honest_mb` is what a good batch grows by."""
-
-    def work() -> list[str]:
-        return (ATTACKS.get(kind) or nothing)(Place(folder), seed)
-
     try:
-        faults, grown = in_a_process(work)
+        faults, grown = in_a_process(lambda: ATTACKS[kind](Place(folder), seed))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if grown > 2 * max(honest_mb, FLOOR_MB):
@@ -229,10 +295,23 @@ def attack(kind: str, seed: int, folder: Path, *, honest_mb: float) -> list[str]
     return faults
 
 
-def honest_need(folder: Path) -> float:
-    """How many MB a batch of good subjects takes."""
-    faults, grown = in_a_process(lambda: nothing(Place(folder), 5))
-    shutil.rmtree(folder, ignore_errors=True)
-    if faults:
-        raise RuntimeError(f"a good batch is at fault: {faults}")
-    return grown
+def untrained(folder: Path) -> None:
+    """Fill WEIGHTS, and let ITK's first registration, which loads much, be before any process is forked."""
+    for bundle in BUNDLES:
+        (folder / bundle.name).mkdir()
+        WEIGHTS[bundle.name] = smallest_weights(bundle, folder / bundle.name)
+    head = read_volume(mutants.good_image(folder / "T1.nii.gz", seed=1))
+    register_rigid(head, head)
+
+
+def honest_need(kind: str, folder: Path) -> float:
+    """How many MB a batch of good subjects takes, in the way that this kind of attack is made."""
+    good, seeds = (good_inference, range(len(BUNDLES))) if kind == "inference" else (good_batch, [5])
+    most = 0.0
+    for seed in seeds:
+        faults, grown = in_a_process(partial(good, Place(folder), seed))
+        shutil.rmtree(folder, ignore_errors=True)
+        if faults:
+            raise RuntimeError(f"a good batch is at fault: {faults}")
+        most = max(most, grown)
+    return most
