@@ -35,9 +35,11 @@ def checked(about: Mapping[str, Any], *, of: str) -> dict[str, Any]:
             _words("datasets", about["datasets"])
         if about.get("preset") is not None:
             _preset(about["preset"])
-        for name in ("bundle", "version", "sha256"):
+        for name in ("bundle", "version", "sha256", "dataset", "network_sha256"):
             if about.get(name) is not None:
                 _word(name, about[name])
+        if "rank" in about and (type(about["rank"]) is not int or not 1 <= about["rank"] <= LARGEST):
+            raise ValueError(f"rank must be a whole number from 1 to {LARGEST}, got {_short(about['rank'])}")
         if about.get("network_def") is not None:
             _definition(about["network_def"])
     except ValueError as error:

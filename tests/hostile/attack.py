@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -25,6 +26,8 @@ from monai_ext.__main__ import main as command_line
 from monai_ext.data.dicom import choose, read_series, read_study, sorted_slices
 from monai_ext.data.registration import register_rigid
 from monai_ext.data.volumes import read_volume
+from monai_ext.installed import methods_to_choose_from
+from monai_ext.serve.synthesis import Synthesiser
 from monai_ext.workflow import run_verb
 
 CPU_SECONDS = 10  # of a whole batch; it does not depend on what else the machine does
@@ -39,18 +42,20 @@ def in_a_process(work: Callable[[], list[str]]) -> tuple[list[str], float]:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reader)
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
         try:
-            faults = work()
-        except BaseException:
-            faults = [traceback.format_exc()]
-        answer = json.dumps([faults, (_status("VmHWM") - before) / 1024]).encode()
-        with os.fdopen(writer, "wb") as pipe:
-            pipe.write(answer)
-        os._exit(0)
+            os.close(reader)
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+            Path("/proc/self/clear_refs").write_text("5")
+            before = _status("VmRSS")
+            try:
+                faults = work()
+            except BaseException:
+                faults = [traceback.format_exc()]
+            answer = json.dumps([faults, (_status("VmHWM") - before) / 1024]).encode()
+            with os.fdopen(writer, "wb") as pipe:
+                pipe.write(answer)
+        finally:
+            os._exit(0)  # whatever happens, if its parent was killed too: it must not go on in its parent's place
     os.close(writer)
     used, since = -1, time.monotonic()
     while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() - since < WAITING_SECONDS:
@@ -96,7 +101,7 @@ class Place:
         """
         out = self.folder / "out"
         words = ["prepare", "--datalist", str(self.folder / "in/list.json"), "--out", str(out), "--register", "none"]
-        code, said, faults = self._ran(lambda: command_line(words))
+        code, said, faults = self.ran(lambda: command_line(words))
         if needs is not None and code == 2:
             faults.append(f"the batch ended: {said}")
         elif needs is not None:
@@ -104,6 +109,21 @@ class Place:
             faults += _lost({entry["subject"] for entry in listed["training"]}, said, needs=needs, batch=batch)
             faults += [f"{path.name} was left in out" for path in out.iterdir() if path.name.startswith(".")]
         return faults
+
+    def build(self, weights: Path, *, bundle: Path) -> list[str]:
+        """Make what servers and commands make of weights, or of an archive that stands for its bundle."""
+
+        def work() -> int:
+            try:
+                if weights.suffix != ".ts":
+                    methods_to_choose_from(weights=weights)
+                Synthesiser(weights if weights.suffix == ".ts" else bundle, weights=weights)
+            except (ValueError, OSError) as error:
+                print(error, file=sys.stderr)
+                return 2 if str(error) else 3
+            return 0
+
+        return self.ran(work)[2]
 
     def infer(self, *, bundle: Path, needs: str, batch: Sequence[str], **ids: Any) -> list[str]:
         """Run a bundle's inference into out; the faults that show, `needs` and `batch` as in `prepare`."""
@@ -117,12 +137,12 @@ class Place:
                 return end.code if isinstance(end.code, int) else 3
             return 0
 
-        _, said, faults = self._ran(work)
+        _, said, faults = self.ran(work)
         done = {path.parent.name for path in out.glob("*/*_synthetic.nii.gz")}
         faults += _lost(done, said, needs=needs, batch=batch)
         return faults + [f"{path} was left in out" for path in out.rglob(".*")]
 
-    def _ran(self, work: Callable[[], int]) -> tuple[int, str, list[str]]:
+    def ran(self, work: Callable[[], int]) -> tuple[int, str, list[str]]:
         """The status, what was said to a person, and what no work may do."""
         os.chdir(self.folder / "cwd")
         os.environ.update(HOME=str(self.folder / "home"), TMPDIR=str(self.folder / "tmp"))
@@ -206,6 +226,12 @@ def good_inference(place: Place, seed: int) -> list[str]:
     return _inferred(place, seed, _whole(place, seed))
 
 
+def good_weights(place: Place, seed: int) -> list[str]:
+    """Good weights, built or packed."""
+    bundle = BUNDLES[seed // 2]
+    return _taken(place, WEIGHTS[bundle.name], bundle=bundle, packed=seed % 2 == 1)
+
+
 def _whole(place: Place, seed: int) -> list[str]:
     entries = [_good(place)]
     for number in range(BATCH):
@@ -269,6 +295,21 @@ def studies(place: Place, seed: int) -> list[str]:
     return said + [f"a volume of shape {one.array.shape}" for one in volumes if one.array.ndim != 3]
 
 
+def weights(place: Place, seed: int) -> list[str]:
+    """Weights or an archive from elsewhere, taken as each command takes them: used, or refused in a line."""
+    rng = random.Random(seed)
+    bundle = BUNDLES[seed % len(BUNDLES)]
+    file = mutants.weights(place.folder / "in", WEIGHTS[bundle.name], bundle, rng)
+    return _taken(place, file, bundle=bundle, packed=file.suffix != ".ts" and rng.random() < 0.2)
+
+
+def _taken(place: Place, file: Path, *, bundle: Path, packed: bool) -> list[str]:
+    if packed:
+        words = ["package", str(bundle), "--weights", str(file), "--out", str(place.folder / "out")]
+        return place.ran(lambda: command_line(words))[2]
+    return place.build(file, bundle=bundle)
+
+
 def _value(path: Path, keyword: str) -> str:
     value = pydicom.dcmread(path, stop_before_pixels=True).get(keyword)
     return "" if value is None else str(value).strip(" \0^")
@@ -281,6 +322,7 @@ def _list(place: Place, entries: list[dict[str, Any]]) -> None:
 
 ATTACKS: dict[str, Callable[[Place, int], list[str]]] = {
     "nifti": niftis, "inference": inference, "datalists": datalists, "sidecars": sidecars, "dicom": studies,
+    "weights": weights,
 }  # fmt: skip
 
 
@@ -306,7 +348,8 @@ def untrained(folder: Path) -> None:
 
 def honest_need(kind: str, folder: Path) -> float:
     """How many MB a batch of good subjects takes, in the way that this kind of attack is made."""
-    good, seeds = (good_inference, range(len(BUNDLES))) if kind == "inference" else (good_batch, [5])
+    ways = {"inference": (good_inference, range(len(BUNDLES))), "weights": (good_weights, range(2 * len(BUNDLES)))}
+    good, seeds = ways.get(kind, (good_batch, [5]))
     most = 0.0
     for seed in seeds:
         faults, grown = in_a_process(partial(good, Place(folder), seed))

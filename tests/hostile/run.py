@@ -44,7 +44,7 @@ def main() -> int:
     start, failed = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="hostile-") as work, ThreadPoolExecutor(args.jobs) as pool:
         kinds = dict.fromkeys(kind for kind, _ in tasks)
-        if "inference" in kinds:
+        if {"inference", "weights"} & kinds.keys():
             untrained(Path(work))
         honest = {kind: honest_need(kind, Path(work) / "honest") for kind in kinds}
 
