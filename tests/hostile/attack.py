@@ -31,20 +31,22 @@ from monai_ext.serve.synthesis import Synthesiser
 from monai_ext.workflow import run_verb
 
 CPU_SECONDS = 10  # of a whole batch; it does not depend on what else the machine does
+SYNTHESES_SECONDS = 60  # of one that is synthesised from: a mutated header may well describe a thousand slices
 WAITING_SECONDS = 10  # without computing: one that waits for a processor is not counted as waiting
 FLOOR_MB = 32  # what a process takes for itself while it works, however small its files
 BATCH = 10  # mutated files beside one good subject
 WEIGHTS: dict[str, Path] = {}  # bundle's name -> untrained ones, the smallest
 
 
-def in_a_process(work: Callable[[], list[str]]) -> tuple[list[str], float]:
+def in_a_process(work: Callable[[], list[str]], *, seconds: int | None = None) -> tuple[list[str], float]:
     """Run `work` in a fork: what it found at fault, and by how many MB the process grew."""
+    seconds = seconds or CPU_SECONDS
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(reader)
-            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
             Path("/proc/self/clear_refs").write_text("5")
             before = _status("VmRSS")
             try:
@@ -329,7 +331,8 @@ ATTACKS: dict[str, Callable[[Place, int], list[str]]] = {
 def attack(kind: str, seed: int, folder: Path, *, honest_mb: float) -> list[str]:
     """The faults of one attack, none where all went as it should; `honest_mb` is what a good batch grows by."""
     try:
-        faults, grown = in_a_process(lambda: ATTACKS[kind](Place(folder), seed))
+        seconds = SYNTHESES_SECONDS if kind == "inference" else CPU_SECONDS
+        faults, grown = in_a_process(lambda: ATTACKS[kind](Place(folder), seed), seconds=seconds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if grown > 2 * max(honest_mb, FLOOR_MB):
@@ -352,7 +355,7 @@ def honest_need(kind: str, folder: Path) -> float:
     good, seeds = ways.get(kind, (good_batch, [5]))
     most = 0.0
     for seed in seeds:
-        faults, grown = in_a_process(partial(good, Place(folder), seed))
+        faults, grown = in_a_process(partial(good, Place(folder), seed), seconds=SYNTHESES_SECONDS)
         shutil.rmtree(folder, ignore_errors=True)
         if faults:
             raise RuntimeError(f"a good batch is at fault: {faults}")
