@@ -34,7 +34,7 @@ class Method:
     @property
     def sites(self) -> tuple[str, ...]:
         """Those that the weights know apart."""
-        return tuple(self.about.get("datasets") or ())
+        return tuple(self.about.get("sites") or ())
 
     def makes(self, target: str, available: Collection[str]) -> bool:
         """Whether it makes `target` of these contrasts. What is to be made is never a source."""

@@ -29,6 +29,7 @@ _LARGEST_CONFIG = 1 << 24  # bytes, unpacked
 _NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RecursionError, RuntimeError)
 _MADE_BY = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange)
 _BESIDE = 1 << 25  # numbers that a network may make for itself, beside those that its weights hold
+OLDER = {"datasets": "sites", "dataset": "site"}  # names in weights that were written before
 
 
 def save_weights(path: Path | str, network: nn.Module, about: Mapping[str, Any]) -> None:
@@ -120,7 +121,7 @@ def about_weights(path: Path | str) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("sha256") != sha256(path):
         logger.warning("%s speaks of other weights than %s: it is not used", path.with_suffix(".json"), path.name)
         return {}
-    return checked(about, of=str(path.with_suffix(".json")))
+    return checked(_by_todays_names(about), of=str(path.with_suffix(".json")))
 
 
 def archived(path: Path, name: str) -> dict[str, Any]:
@@ -158,11 +159,16 @@ def _about_archive(path: Path) -> dict[str, Any]:
     definition = config.get("network_def")
     if not isinstance(definition, dict):
         raise ValueError(f"{path} holds an inference.json without a network_def")
-    about["datasets"] = definition.get("datasets")
-    named = {key: _followed(value, config) for key, value in definition.items() if key != "datasets"}
+    definition = _by_todays_names(definition)
+    about["sites"] = definition.pop("sites", None)
+    named = {key: _followed(value, config) for key, value in definition.items()}
     about["network_def"] = {key: value for key, value in named.items() if not _is_expression(value)}
     given = {key: value for key, value in about.items() if value is not None}
     return checked(given, of=f"{path}'s inference.json") | {"sha256": sha256(path)}
+
+
+def _by_todays_names(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {OLDER.get(key, key): value for key, value in about.items()}
 
 
 def _followed(value: Any, config: Mapping[str, Any]) -> Any:

@@ -297,6 +297,6 @@ def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any
                 config[reference] = value
         elif not (isinstance(own, str) and own.startswith("$")):  # an expression of the contrasts, which were set
             definition[key] = value
-    if about.get("datasets"):
-        definition["datasets"] = about["datasets"]
+    if about.get("sites"):
+        definition["sites"] = about["sites"]
     return {**config, "network_def": definition}

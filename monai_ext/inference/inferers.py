@@ -108,7 +108,7 @@ class AnySourcesInferer(SlicesInferer):
         wanted = ~given if targets is None else torch.tensor([c in targets for c in outputs], device=inputs.device)
 
         def through(x: Tensor) -> Tensor:
-            number = None if site is None else torch.full((len(x),), network.dataset_index(site), device=x.device)
+            number = None if site is None else torch.full((len(x),), network.site_index(site), device=x.device)
             return network(x, given.expand(len(x), -1), number, wanted)
 
         return super().__call__(inputs, through, *args, **kwargs)

@@ -1,7 +1,7 @@
-"""A dataset more for a trained PMM-Synth, which forgets nothing: the extension that Zhang et al. leave to the future.
+"""A site more for a trained PMM-Synth, which forgets nothing: the extension that Zhang et al. leave to the future.
 
-The trained network stays as it is. What is learnt is the new dataset's embedding, which PFM takes in place of Eq. 1's,
-and a low-rank change of each convolution (LoRA, Hu et al., arXiv 2106.09685) that counts for that dataset alone.
+The trained network stays as it is. What is learnt is the new site's embedding, which PFM takes in place of Eq. 1's,
+and a low-rank change of each convolution (LoRA, Hu et al., arXiv 2106.09685) that counts for that site alone.
 """
 
 import hashlib
@@ -56,12 +56,12 @@ class AddedEmbedding(nn.Module):
 
 
 class Adapter(nn.Module):
-    """All that a dataset added to a network; its parameters are what to train, its state dict is what to store.
+    """All that a site added to a network; its parameters are what to train, its state dict is what to store.
 
     Args:
-        name: of the dataset.
+        name: of the site.
         rank: of the changes.
-        embedding: the dataset's.
+        embedding: the site's.
         changes: by the name of the convolution in the network.
     """
 
@@ -72,7 +72,7 @@ class Adapter(nn.Module):
 
 
 def personalised(network: PMMSynth, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn weights of a network without PFM into those of one with it, which begins as the identity: datasets can be
+    """Turn weights of a network without PFM into those of one with it, which begins as the identity: sites can be
     added.
 
     Args:
@@ -93,26 +93,26 @@ def personalised(network: PMMSynth, weights: Mapping[str, Tensor]) -> dict[str, 
     return {**own, **weights}
 
 
-def add_dataset(network: PMMSynth, name: str, *, rank: int = 4) -> Adapter:
-    """Freeze the network and give it a new dataset, whose adapter alone has parameters to train.
+def add_site(network: PMMSynth, name: str, *, rank: int = 4) -> Adapter:
+    """Freeze the network and give it a new site, whose adapter alone has parameters to train.
 
-    The new embedding starts as the mean of those of the datasets that the network was trained on.
+    The new embedding starts as the mean of those of the sites that the network was trained on.
 
     Args:
         network: trained and personalized; it is changed.
-        name: of the new dataset.
+        name: of the new site.
         rank: of the change of each convolution.
 
     Returns:
         What was added.
 
     Raises:
-        ValueError: the network is not personalized, knows a dataset of this name, or the rank is below 1.
+        ValueError: the network is not personalized, knows a site of this name, or the rank is below 1.
     """
     if network.embedding is None:
-        raise ValueError("a dataset can be added to a personalized network alone, this one has personalized=False")
-    if name in network.datasets:
-        raise ValueError(f"the network knows dataset {name!r}: give the new one a name not of {network.datasets}")
+        raise ValueError("a site can be added to a personalized network alone, this one has personalized=False")
+    if name in network.sites:
+        raise ValueError(f"the network knows site {name!r}: give the new one a name not of {network.sites}")
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
     for parameter in network.parameters():
@@ -125,24 +125,24 @@ def add_dataset(network: PMMSynth, name: str, *, rank: int = 4) -> Adapter:
         if isinstance(module, Conv):
             changes[path] = LowRank(module.weight, rank=rank)
             module.changes.append(changes[path])
-    network.datasets = (*network.datasets, name)
+    network.sites = (*network.sites, name)
     return Adapter(name, rank, embedding, changes)
 
 
 def newest_adapter(network: PMMSynth) -> Adapter:
-    """Gather what `add_dataset` added to the network last."""
+    """Gather what `add_site` added to the network last."""
     assert network.embedding is not None
-    number = len(network.datasets) - network.trained_on - 1
+    number = len(network.sites) - network.trained_on - 1
     changes = {path: module.changes[number] for path, module in network.named_modules() if hasattr(module, "changes")}
     rank = max(change.down.shape[0] for change in changes.values())
     embedding: Any = network.embedding.added[number]
-    return Adapter(network.datasets[-1], rank, embedding, changes)
+    return Adapter(network.sites[-1], rank, embedding, changes)
 
 
 def save_adapter(
     network: PMMSynth, adapter: Adapter, path: Path | str, *, about: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a flat state dict of the adapter's tensors alone, and the JSON beside it, which names the dataset.
+    """Write a flat state dict of the adapter's tensors alone, and the JSON beside it, which names the site.
 
     Args:
         network: what the adapter was learnt on.
@@ -150,12 +150,12 @@ def save_adapter(
         path: the file; a JSON of its name is written beside it.
         about: what else the JSON says.
     """
-    said = {"dataset": adapter.name, "rank": adapter.rank, "network_sha256": fingerprint(network)}
+    said = {"site": adapter.name, "rank": adapter.rank, "network_sha256": fingerprint(network)}
     save_weights(path, adapter, {**(about or {}), **said})
 
 
 def load_adapter(network: PMMSynth, path: Path | str) -> Adapter:
-    """Add the dataset whose adapter `save_adapter` wrote to the network that it was learnt on.
+    """Add the site whose adapter `save_adapter` wrote to the network that it was learnt on.
 
     Args:
         network: with the weights that the adapter was learnt on; it is changed.
@@ -168,14 +168,14 @@ def load_adapter(network: PMMSynth, path: Path | str) -> Adapter:
         ValueError: it is no adapter, or was learnt on other weights.
     """
     about = about_weights(path)
-    missing = [key for key in ("dataset", "rank", "network_sha256") if key not in about]
+    missing = [key for key in ("site", "rank", "network_sha256") if key not in about]
     if missing:
         raise ValueError(f"{path} is no adapter of save_adapter: the JSON beside it does not say {', '.join(missing)}")
     if about["network_sha256"] != fingerprint(network):
         raise ValueError(
             f"{path} was learnt on a network with other weights: load those that it was learnt on first, or adapt again"
         )
-    adapter = add_dataset(network, about["dataset"], rank=about["rank"])
+    adapter = add_site(network, about["site"], rank=about["rank"])
     load_weights(adapter, path)
     return adapter
 
@@ -190,12 +190,12 @@ def fingerprint(network: PMMSynth) -> str:
     return digest.hexdigest()
 
 
-def know_datasets(network: PMMSynth, datasets: Sequence[str]) -> PMMSynth:
-    """Make the network one for these datasets: it changes no weight of it, for a dataset's code is computed.
+def know_sites(network: PMMSynth, sites: Sequence[str]) -> PMMSynth:
+    """Make the network one for these sites: it changes no weight of it, for a site's code is computed.
 
     Args:
-        network: whose datasets are replaced.
-        datasets: names, in the order of their numbers.
+        network: whose sites are replaced.
+        sites: names, in the order of their numbers.
 
     Returns:
         The network.
@@ -203,18 +203,18 @@ def know_datasets(network: PMMSynth, datasets: Sequence[str]) -> PMMSynth:
     Raises:
         ValueError: there is none, or one is named twice.
     """
-    if not datasets or len(set(datasets)) < len(datasets):
-        raise ValueError(f"datasets must be one or more, each named once, got {', '.join(datasets) or 'none'}")
-    network.datasets, network.trained_on = tuple(datasets), len(datasets)
+    if not sites or len(set(sites)) < len(sites):
+        raise ValueError(f"sites must be one or more, each named once, got {', '.join(sites) or 'none'}")
+    network.sites, network.trained_on = tuple(sites), len(sites)
     if network.embedding is not None:
-        network.embedding.datasets = len(datasets)
+        network.embedding.sites = len(sites)
     return network
 
 
 def personalized_network(
     network: PMMSynth, weights: Path | str, *, adapters: Path | str | Sequence[Path | str] | None = None
 ) -> PMMSynth:
-    """Put weights into a network, with the datasets that they know and those that adapters added.
+    """Put weights into a network, with the sites that they know and those that adapters added.
 
     Args:
         network: in which the weights belong; it is changed.
@@ -234,30 +234,30 @@ def personalized_network(
     made = about.get("target")
     if made is not None and made != list(network.modalities):
         raise ValueError(f"{path} was trained for {made}, not {list(network.modalities)}: name those with --modalities")
-    if "datasets" in about:
-        know_datasets(network, about["datasets"])
+    if "sites" in about:
+        know_sites(network, about["sites"])
     for one in [adapters] if isinstance(adapters, str | Path) else adapters or ():
         load_adapter(network, one)
     return network
 
 
-def adapted_network(network: PMMSynth, weights: Path | str, *, datasets: Sequence[str], rank: int = 4) -> PMMSynth:
-    """Load a trained network, freeze it, and add one new dataset, whose adapter alone is to be trained.
+def adapted_network(network: PMMSynth, weights: Path | str, *, sites: Sequence[str], rank: int = 4) -> PMMSynth:
+    """Load a trained network, freeze it, and add one new site, whose adapter alone is to be trained.
 
     Args:
         network: in which the weights belong; it is changed.
         weights: their file.
-        datasets: the new one's name, in a list.
+        sites: the new one's name, in a list.
         rank: of the change of each convolution.
 
     Returns:
         The network.
 
     Raises:
-        ValueError: not exactly one dataset is named, or what `personalized_network` and `add_dataset` refuse.
+        ValueError: not exactly one site is named, or what `personalized_network` and `add_site` refuse.
     """
-    if len(datasets) != 1:
-        raise ValueError(f"one dataset is added at a time, got {', '.join(datasets)}")
+    if len(sites) != 1:
+        raise ValueError(f"one site is added at a time, got {', '.join(sites)}")
     network = personalized_network(network, weights)
-    add_dataset(network, datasets[0], rank=rank)
+    add_site(network, sites[0], rank=rank)
     return network

@@ -1,5 +1,5 @@
-"""What PMM-Synth does differently for each dataset: Personalized Feature Modulation (arXiv 2602.19723, Eq. 1-3), and
-convolutions that can have a change of their own for a dataset that came later.
+"""What PMM-Synth does differently for each site, the paper's "dataset": Personalized Feature Modulation (arXiv
+2602.19723, Eq. 1-3), and convolutions that can have a change of their own for a site that came later.
 """
 
 import math
@@ -8,33 +8,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_ext.networks.layers import instance_norm
 
-class DatasetEmbedding(nn.Module):
-    """Eq. 1: the sinusoidal code of a dataset's number, and an MLP; `added` are vectors of datasets that came later.
 
-    The MLPs have SiLU: of a few ReLUs all may be silent for two numbers, and two datasets would be one.
+class SiteEmbedding(nn.Module):
+    """Eq. 1: the sinusoidal code of a site's number, and an MLP; `added` are vectors of sites that came later.
+
+    The MLPs have SiLU: of a few ReLUs all may be silent for two numbers, and two sites would be one.
 
     Args:
-        datasets: how many there are.
+        sites: how many there are.
         channels: of the embedding, E.
     """
 
     frequencies: Tensor
 
-    def __init__(self, *, datasets: int, channels: int) -> None:
+    def __init__(self, *, sites: int, channels: int) -> None:
         super().__init__()
-        self.datasets = datasets
+        self.sites = sites
         steps = torch.arange(channels // 2) / (channels // 2)
         self.register_buffer("frequencies", torch.exp(-math.log(1e4) * steps), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels))
         self.added = nn.ModuleList()
 
-    def forward(self, dataset: Tensor) -> Tensor:
+    def forward(self, site: Tensor) -> Tensor:
         """(B,) numbers from 0 -> (B, E)"""
-        angle = (dataset + 1).unsqueeze(1) * self.frequencies
+        angle = (site + 1).unsqueeze(1) * self.frequencies
         embedding = self.mlp(torch.cat([angle.sin(), angle.cos()], 1))  # Eq. 1
         for number, added in enumerate(self.added):
-            embedding = torch.where((dataset == self.datasets + number).unsqueeze(1), added(), embedding)
+            embedding = torch.where((site == self.sites + number).unsqueeze(1), added(), embedding)
         return embedding
 
 
@@ -45,7 +47,7 @@ class PersonalizedNorm(nn.Module):
 
     Args:
         channels: of the features.
-        embedding: channels of the dataset's embedding, 0 for a network without PFM.
+        embedding: channels of the site's embedding, 0 for a network without PFM.
     """
 
     def __init__(self, channels: int, *, embedding: int) -> None:
@@ -67,19 +69,11 @@ class PersonalizedNorm(nn.Module):
                 gamma, beta = self.mlp(embedding).float().chunk(2, dim=1)  # Eq. 2
                 # Eq. 3 of what the norm gives: (weight * norm + bias) * (gamma + 1) + beta
                 weight, bias = torch.addcmul(weight, weight, gamma), torch.addcmul(bias + beta, bias, gamma)
-        weight, bias = weight.expand(x.shape[0], -1), bias.expand(x.shape[0], -1)
-        if making_a_graph():  # of any batch size, whereas below it is a number of groups
-            return F.instance_norm(x) * weight[:, :, None, None] + bias[:, :, None, None]
-        rows = x.reshape(1, -1, x.shape[2], x.shape[3])  # each image's channels as channels of one: a scale for each
-        if x.is_cuda:  # where group_norm leaves reduced precision under autocast
-            y = F.batch_norm(rows, None, None, weight.flatten(), bias.flatten(), training=True)
-        else:  # where it is several times faster
-            y = F.group_norm(rows, rows.shape[1], weight.flatten().to(x.dtype), bias.flatten().to(x.dtype))
-        return y.reshape(x.shape)
+        return instance_norm(x, weight.expand(x.shape[0], -1), bias.expand(x.shape[0], -1))
 
 
 class Conv(nn.Module):
-    """A convolution; `changes` are what datasets added later make of its weight, by number, -1 for none.
+    """A convolution; `changes` are what sites added later make of its weight, by number, -1 for none.
 
     Args:
         before, after: channels in and out.
@@ -100,10 +94,3 @@ class Conv(nn.Module):
             if number == change:
                 weight = weight + low_rank()
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)
-
-
-def making_a_graph() -> bool:
-    """A traced or exported graph has no branches that hang on values: it has all streams, and masks."""
-    if torch.jit.is_scripting():
-        return False
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()

@@ -1,5 +1,7 @@
 """PMM-Synth, Zhang et al., arXiv 2602.19723, Fig. 1c and S1: any contrasts in, any out, for several datasets at once.
 
+A dataset is a site here: it stands for where its images were made, and `dataset` is MONAI's word for what is loaded.
+
 The layers of its backbone, Uni-Synth (arXiv 2304.05340), are our own reading: the papers print no table of them.
 """
 
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_ext.modalities import canonical
-from monai_ext.networks.pfm import Conv, DatasetEmbedding, PersonalizedNorm, making_a_graph
+from monai_ext.networks.layers import making_a_graph
+from monai_ext.networks.pfm import Conv, PersonalizedNorm, SiteEmbedding
 
 SCALES = 4
 
@@ -62,7 +65,7 @@ class Encoder(nn.Module):
     Args:
         in_channels: the contrasts that it sees.
         width: channels at full resolution, doubled at each halving.
-        embedding: channels of the dataset's embedding, 0 for none.
+        embedding: channels of the site's embedding, 0 for none.
     """
 
     def __init__(self, in_channels: int, *, width: int, embedding: int) -> None:
@@ -86,7 +89,7 @@ class DFUM(nn.Module):
 
     Args:
         channels: of the features.
-        embedding: channels of the dataset's embedding, 0 for none.
+        embedding: channels of the site's embedding, 0 for none.
     """
 
     def __init__(self, channels: int, *, embedding: int) -> None:
@@ -149,21 +152,21 @@ class PMMSynth(nn.Module):
 
     Args:
         modalities: the contrasts, in the order of the channels in and out.
-        datasets: names, in the order of their numbers.
+        sites: names, in the order of their numbers.
         width: channels at full resolution, doubled at each of three halvings. 32, which the papers do not say, gives
             28.3 million parameters and, at 192x192, 46 GFLOP from one contrast to 107 from six. The paper's epoch
             (2,078 s on an A100 for some 70,000 slices, 29 ms for a step's share of a slice) leaves room for no more
             than about twice that width.
-        personalized: Personalized Feature Modulation in every convolutional block, by the dataset.
+        personalized: Personalized Feature Modulation in every convolutional block, by the site.
 
     Raises:
         ValueError: a name that is given twice, none at all, or a width that is no multiple of 4.
 
     Example:
-        >>> network = PMMSynth(modalities=["T1", "T2", "FLAIR"], datasets=["ixi", "brats"], width=4)
+        >>> network = PMMSynth(modalities=["T1", "T2", "FLAIR"], sites=["ixi", "brats"], width=4)
         >>> x = torch.rand(1, 3, 24, 24)
         >>> has_t1_and_t2 = torch.tensor([[True, True, False]])
-        >>> network(x, has_t1_and_t2, torch.tensor([network.dataset_index("brats")])).shape
+        >>> network(x, has_t1_and_t2, torch.tensor([network.site_index("brats")])).shape
         torch.Size([1, 3, 24, 24])
     """
 
@@ -171,39 +174,39 @@ class PMMSynth(nn.Module):
         self,
         *,
         modalities: Sequence[str] = ("T1", "T2", "T1C", "FLAIR", "DWI", "ADC"),
-        datasets: Sequence[str] = ("TTG", "TTI", "BraTS", "ISLES"),
+        sites: Sequence[str] = ("TTG", "TTI", "BraTS", "ISLES"),
         width: int = 32,
         personalized: bool = True,
     ) -> None:
         super().__init__()
         self.modalities = tuple(canonical(name) for name in modalities)
-        for what, names in (("modalities", self.modalities), ("datasets", tuple(datasets))):
+        for what, names in (("modalities", self.modalities), ("sites", tuple(sites))):
             twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
             if twice or not names:
                 raise ValueError(f"{what} must be one or more, each named once, got {', '.join(names) or 'none'}")
         if width < 4 or width % 4:
             raise ValueError(f"width must be a multiple of 4, got {width}")
-        self.datasets, self.trained_on = tuple(datasets), len(datasets)
+        self.sites, self.trained_on = tuple(sites), len(sites)
         channels = max(8, width // 2) if personalized else 0  # of the embedding: PFM is to add little
-        self.embedding = DatasetEmbedding(datasets=len(datasets), channels=channels) if personalized else None
+        self.embedding = SiteEmbedding(sites=len(sites), channels=channels) if personalized else None
         self.common = Encoder(len(self.modalities), width=width, embedding=channels)
         self.specific = nn.ModuleList(Encoder(1, width=width, embedding=channels) for _ in self.modalities)
         self.dfum = nn.ModuleList(DFUM(width * 2**scale, embedding=channels) for scale in range(SCALES))
         self.decoders = nn.ModuleList(Decoder(width=width, embedding=channels) for _ in self.modalities)
 
-    def dataset_index(self, name: str) -> int:
-        """Give the number of a dataset that the network knows.
+    def site_index(self, name: str) -> int:
+        """Give the number of a site that the network knows.
 
         Raises:
             ValueError: it knows none of this name.
         """
-        if name not in self.datasets:
-            known = ", ".join(self.datasets)
-            raise ValueError(f"unknown dataset {name!r}; the known ones: {known}; null means none of them")
-        return self.datasets.index(name)
+        if name not in self.sites:
+            known = ", ".join(self.sites)
+            raise ValueError(f"unknown site {name!r}; the known ones: {known}; null means none of them")
+        return self.sites.index(name)
 
     def forward(
-        self, x: Tensor, available: Tensor | None = None, dataset: Tensor | None = None, wanted: Tensor | None = None
+        self, x: Tensor, available: Tensor | None = None, site: Tensor | None = None, wanted: Tensor | None = None
     ) -> Tensor:
         """(B, M, H, W) -> (B, M, H, W), any size.
 
@@ -211,11 +214,11 @@ class PMMSynth(nn.Module):
             x: an image a contrast.
             available: (B, M), what a sample has; without it a channel of zeros is a missing one, and an image of
                 nothing else stays empty.
-            dataset: (B,), numbers as of `dataset_index`; None for no personalization.
+            site: (B,), numbers as of `site_index`; None for no personalization.
             wanted: (M,), the contrasts to make, None for all; the others are zeros.
 
         Raises:
-            ValueError: a shape that does not fit, a sample without a contrast, or a dataset that is not known.
+            ValueError: a shape that does not fit, a sample without a contrast, or a site that is not known.
         """
         batch, contrasts, height, width = x.shape[0], len(self.modalities), x.shape[2], x.shape[3]
         if x.shape[1] != contrasts:
@@ -233,21 +236,21 @@ class PMMSynth(nn.Module):
         x = torch.where(given[:, :, None, None], x, torch.zeros_like(x))
         x = F.pad(x, [0, _padding(width), 0, _padding(height)], mode="replicate")
         wants = [True] * contrasts if wanted is None else _flags(wanted)
-        if dataset is None or self.embedding is None:
+        if site is None or self.embedding is None:
             y = self._synthesise(x, given, wants, None, -1)
         else:
-            y = self._personalised(x, given, wants, dataset, self.embedding(dataset))
+            y = self._personalised(x, given, wants, site, self.embedding(site))
         y = y[:, :, :height, :width].masked_fill(empty[:, :, None, None], 0.0)
         return y if wanted is None else y.masked_fill(wanted[None, :, None, None] == 0, 0.0)
 
-    def _personalised(self, x: Tensor, given: Tensor, wants: list[bool], dataset: Tensor, embedding: Tensor) -> Tensor:
-        """Rows of a dataset added later have convolutions of their own, so they pass apart from the others."""
+    def _personalised(self, x: Tensor, given: Tensor, wants: list[bool], site: Tensor, embedding: Tensor) -> Tensor:
+        """Rows of a site added later have convolutions of their own, so they pass apart from the others."""
         if making_a_graph():
             return self._synthesise(x, given, wants, embedding, -1)
-        known = len(self.datasets)
-        if dataset.shape[0] != x.shape[0] or int(dataset.min()) < 0 or int(dataset.max()) >= known:
-            raise ValueError(f"dataset must be {x.shape[0]} numbers from 0 to {known - 1}, got {dataset}")
-        changes = (dataset - self.trained_on).clamp(min=-1)
+        known = len(self.sites)
+        if site.shape[0] != x.shape[0] or int(site.min()) < 0 or int(site.max()) >= known:
+            raise ValueError(f"site must be {x.shape[0]} numbers from 0 to {known - 1}, got {site}")
+        changes = (site - self.trained_on).clamp(min=-1)
         different: list[int] = torch.unique(changes).tolist()
         if len(different) == 1:
             return self._synthesise(x, given, wants, embedding, different[0])

@@ -93,7 +93,7 @@ class Synthesiser:
     @property
     def sites(self) -> tuple[str, ...]:
         """The sites that the weights know apart, none where they know but one kind of data."""
-        return tuple(self.get("network_def").get("datasets", ()))
+        return tuple(self.get("network_def").get("sites", ()))
 
     @property
     def choices(self) -> tuple[str, ...]:

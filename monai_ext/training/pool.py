@@ -18,14 +18,17 @@ from torch.utils.data import Dataset, default_collate
 from monai_ext.data.batching import Draw, Kind
 from monai_ext.data.canvas import filled_box
 from monai_ext.data.datalist import Subject, SubjectError, read_datalist
-from monai_ext.data.slice_files import prepared_shape, read_slices
+from monai_ext.data.slice_files import count_foreground, prepared_shape, read_slices
 from monai_ext.data.slices import faults_of
 from monai_ext.modalities import canonical
 
 TRIES, WAIT = 40, 0.05  # s: to find a folder that is not being renewed
 LESION_SHARE = 0.5  # of the slices of a subject with a lesion go through it
-GAMMA, GAIN = 0.15, 0.10  # standard deviations of the sources' exponents and factors, as logarithms
+GAMMA, GAIN = 0.25, 0.15  # standard deviations of the sources' exponents and factors, as logarithms
 BACKGROUND, HEAD = 0.05, 0.3  # what a pixel there counts in a loss, where one of the brain counts 1
+
+
+_State = list[tuple[str, int]]  # a folder's files, and which ones they are
 
 
 class _Found(NamedTuple):
@@ -71,6 +74,7 @@ class PoolSlices(Dataset[dict[str, Any]]):
         self.contrasts = tuple(dict.fromkeys(self.sources + self.target))
         self.per_subject, self.varied, self.lesion_weight = per_subject, varied, lesion_weight
         self.subjects = tuple(data)
+        self._counted: dict[str, tuple[_State, NDArray[np.intp], NDArray[np.intp]]] = {}
         if not self.subjects:
             raise ValueError("a pool must have at least one subject, got none")
         self.dataset, self.shape = data[0].dataset, self._shape(data[0])
@@ -129,7 +133,7 @@ class PoolSlices(Dataset[dict[str, Any]]):
         for _ in range(TRIES):
             try:
                 before = _state(folder)
-                found = self._read_once(subject, place=place, rng=rng)
+                found = self._read_once(subject, state=before, place=place, rng=rng)
                 if _state(folder) == before:
                     return found
             except (OSError, ValueError) as error:
@@ -138,8 +142,8 @@ class PoolSlices(Dataset[dict[str, Any]]):
         reason = f"cannot be read: {fault or 'it is renewed faster than it can be read'}"
         raise SubjectError(subject.name, folder, reason)
 
-    def _read_once(self, subject: Subject, *, place: int, rng: np.random.Generator) -> _Found:
-        number = self._choose(subject, place=place, rng=rng)
+    def _read_once(self, subject: Subject, *, state: _State, place: int, rng: np.random.Generator) -> _Found:
+        number = self._choose(subject, state=state, place=place, rng=rng)
 
         def image(path: Path) -> NDArray[np.float32]:
             return read_slices(path, number, number + 1)[0]
@@ -151,19 +155,27 @@ class PoolSlices(Dataset[dict[str, Any]]):
             number,
         )
 
-    def _choose(self, subject: Subject, *, place: int, rng: np.random.Generator) -> int:
+    def _choose(self, subject: Subject, *, state: _State, place: int, rng: np.random.Generator) -> int:
         """A slice's number, of those that have a fifth of the fullest one's brain or more."""
-        depth = self.shape[2]
-        brain = (read_slices(subject.masks["brain"], 0, depth) > 0).sum((1, 2))
-        filled = np.flatnonzero(brain > 0.2 * brain.max())
-        if not len(filled):
-            raise ValueError("the mask of its brain is empty")
+        filled, through = self._filled(subject, state)
         if not self.varied:
             return int(filled[round((place + 0.5) * len(filled) / self.per_subject - 0.5)])
-        if "lesion" in subject.masks and rng.random() < LESION_SHARE:
-            through = np.flatnonzero(read_slices(subject.masks["lesion"], 0, depth).any((1, 2)))
-            filled = through if len(through) else filled
+        if "lesion" in subject.masks and rng.random() < LESION_SHARE and len(through):
+            return int(rng.choice(through))
         return int(rng.choice(filled))
+
+    def _filled(self, subject: Subject, state: _State) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The slices with brain and those with lesion, counted anew where the folder's files are others than before."""
+        known = self._counted.get(subject.name)
+        if known is None or known[0] != state:
+            depth = self.shape[2]
+            brain = count_foreground(subject.masks["brain"], depth)
+            filled = np.flatnonzero(brain > 0.2 * brain.max())
+            if not len(filled):
+                raise ValueError("the mask of its brain is empty")
+            lesion = count_foreground(subject.masks["lesion"], depth) if "lesion" in subject.masks else brain * 0
+            self._counted[subject.name] = known = state, filled, np.flatnonzero(lesion)
+        return known[1], known[2]
 
     def _shape(self, subject: Subject) -> tuple[int, int, int]:
         for contrast in self.contrasts:
@@ -239,7 +251,7 @@ def _bent(sources: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     return np.clip(sources**gamma * gain, 0, 1)
 
 
-def _state(folder: Path) -> list[tuple[str, int]]:
+def _state(folder: Path) -> _State:
     """Changes whenever a file of the folder is replaced: its files, and which ones they are."""
     return sorted((entry.name, entry.inode()) for entry in os.scandir(folder))
 

@@ -17,7 +17,7 @@ class SelectiveSupervision:
     sums of Eq. 6-9 are over contrasts.
 
     Args:
-        datasets: the network's, in the order of their numbers.
+        sites: the network's, in the order of their numbers.
         synthesis_weight: of the targets' L1.
         reconstruction_weight: of the sources' L1; 0 leaves sources unmade.
         adversarial_weight: of the least squares term.
@@ -31,12 +31,12 @@ class SelectiveSupervision:
     def __init__(
         self,
         *,
-        datasets: Sequence[str],
+        sites: Sequence[str],
         synthesis_weight: float = 100.0,
         reconstruction_weight: float = 30.0,
         adversarial_weight: float = 1.0,
     ) -> None:
-        self.datasets = tuple(datasets)
+        self.sites = tuple(sites)
         self.weights = {
             "synthesis": synthesis_weight,
             "reconstruction": reconstruction_weight,
@@ -53,7 +53,7 @@ class SelectiveSupervision:
         sources = batch["sources"]
         numbers = None
         if any(batch["dataset"]):
-            numbers = torch.tensor([self.datasets.index(name) for name in batch["dataset"]], device=sources.device)
+            numbers = torch.tensor([self.sites.index(name) for name in batch["dataset"]], device=sources.device)
         if "wanted" not in batch and self.weights["reconstruction"]:
             return {"pred": network(sources, batch["condition"], numbers)}
         if "wanted" not in batch:

@@ -1,19 +1,23 @@
 """A record of a training beside its numbers: the same validation slices pictured after each epoch, and what made it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from ignite.engine import Events
-from mlflow import MlflowClient
 from monai.handlers import MLFlowHandler
 from torch.utils.data import Dataset, default_collate
 
 from monai_ext.data.montage import montage
 from monai_ext.files import absolute
 from monai_ext.training.engine import PairedEvaluator
+
+if TYPE_CHECKING:  # seconds to import, and only runs that are tracked need it
+    from mlflow import MlflowClient
 
 PICTURED = 3  # slices, spread evenly over the validation set
 

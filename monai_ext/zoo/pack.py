@@ -2,7 +2,7 @@
 
 Half precision halves the file; it is taken where the network's output on the pool's validation slices stays within
 60 dB of what the full weights give, and full precision where it does not. PMM-Synth that was trained without PFM gets
-it as the identity that it begins as, so that datasets can be added.
+it as the identity that it begins as, so that sites can be added.
 """
 
 import argparse

@@ -24,8 +24,8 @@ HAVE = ((1, 1, 1, 1, 0, 0), (1, 1, 0, 1, 0, 1))
 def epoch(batch_size: int, *, width: int, size: int, samples: int) -> tuple[float, int]:
     """Seconds and steps of one epoch; the conditions are those of the curriculum's end."""
     torch.manual_seed(0)
-    network, judges = PMMSynth(datasets=("a", "b"), width=width), ContrastDiscriminators(width=width)
-    objective = SelectiveSupervision(datasets=network.datasets)
+    network, judges = PMMSynth(sites=("a", "b"), width=width), ContrastDiscriminators(width=width)
+    objective = SelectiveSupervision(sites=network.sites)
     optimizers = [torch.optim.Adam(part.parameters(), 2e-4) for part in (network, judges)]
     kinds = [Kind("ab"[n % 2], tuple(bool(one) for one in HAVE[n % 2])) for n in range(samples)]
     images = torch.rand(samples, 6, size, size)

@@ -11,7 +11,7 @@ from monai_ext.data.batching import Kind
 from monai_ext.data.datalist import Datalist, Subject, write_datalist
 from monai_ext.data.selection import names_of, select_subjects
 from monai_ext.networks import PMMSynth
-from monai_ext.networks.adapters import know_datasets
+from monai_ext.networks.adapters import know_sites
 from monai_ext.training.datasets import ValidationTasks
 
 SIX = ("T1", "T2", "T1C", "FLAIR", "DWI", "ADC")
@@ -87,10 +87,10 @@ def test_validation_asks_for_one_contrast_that_is_there_and_no_source():
 def test_other_datasets_change_no_weight():
     network = PMMSynth(modalities=("T1", "T2"), width=4)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert know_datasets(network, ("x", "y")).dataset_index("y") == 1
+    assert know_sites(network, ("x", "y")).site_index("y") == 1
     assert all(value.equal(before[name]) for name, value in network.state_dict().items())
     with pytest.raises(ValueError, match="each named once, got x, x"):
-        know_datasets(network, ("x", "x"))
+        know_sites(network, ("x", "x"))
 
 
 def listed(folder: Path, **images: list[str]) -> Path:

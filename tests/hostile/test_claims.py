@@ -17,7 +17,7 @@ from monai_ext.serve.synthesis import Synthesiser
 from monai_ext.weights import about_weights
 from monai_ext.zoo.package import package
 
-KEYS = ("sources", "target", "preset", "datasets", "bundle", "version", "network_def")
+KEYS = ("sources", "target", "preset", "sites", "bundle", "version", "network_def")
 FIELDS = ("reference", "spacing", "crop", "size", "register", "brain_mask", "more")
 
 
@@ -87,10 +87,12 @@ def test_no_key_of_what_weights_say_is_run(bundle, weights, tmp_path, pwned):
     [
         (("network_def", "_target_"), "torch.nn.Linear"),
         (("network_def", "width"), 10**9),
+        (("network_def", "width"), 10**400),
         (("rank",), "4"),
-        (("dataset",), ["a"]),
+        (("site",), ["a"]),
         (("network_def", "nonsense"), 1),
         (("preset", "brain_mask"), "../../etc/*"),
+        (("preset", "percentile_of"), "all"),
         (("preset", "spacing"), [0, 1, 1]),
         (("sources",), ["nose"]),
         (("target",), "T1; T2"),

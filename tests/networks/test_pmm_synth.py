@@ -63,7 +63,7 @@ def computed(network: PMMSynth):
 
 
 def test_it_keeps_the_contract():
-    """Without PFM, which a forward that names no dataset leaves idle; the tests below have it."""
+    """Without PFM, which a forward that names no site leaves idle; the tests below have it."""
 
     def make() -> PMMSynth:
         return PMMSynth(modalities=("T1", "T2"), width=4, personalized=False)
@@ -75,8 +75,8 @@ def test_it_keeps_the_contract():
 def test_the_value_of_a_missing_contrast_cannot_change_the_output(network, garbage):
     images, available = make_images(T1, FLAIR), having((T1, FLAIR))
     spoilt = images.masked_fill(~available[:, :, None, None], garbage)
-    dataset = torch.tensor([2])
-    assert torch.equal(network(spoilt, available, dataset), network(images, None, dataset))
+    site = torch.tensor([2])
+    assert torch.equal(network(spoilt, available, site), network(images, None, site))
 
 
 def test_no_gradient_reaches_the_value_of_a_missing_contrast(network):
@@ -100,12 +100,12 @@ def test_only_the_wanted_contrasts_are_decoded_and_the_others_are_zeros(network,
     assert not some[:, ~wanted].any()
 
 
-def test_a_batch_of_mixed_contrasts_and_datasets_gives_what_each_sample_gives_alone(network):
+def test_a_batch_of_mixed_contrasts_and_sites_gives_what_each_sample_gives_alone(network):
     images, available = make_images(*range(6), batch=3), having((T1, T2), (DWI,), tuple(range(6)))
-    dataset = torch.tensor([3, 0, 1])
-    together = network(images, available, dataset)
+    site = torch.tensor([3, 0, 1])
+    together = network(images, available, site)
     for row in range(3):
-        alone = network(images[row : row + 1], available[row : row + 1], dataset[row : row + 1])
+        alone = network(images[row : row + 1], available[row : row + 1], site[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -139,12 +139,12 @@ def test_personalization_starts_as_the_identity_for_every_dataset():
     without = PMMSynth(width=4, personalized=False).eval()
     without.load_state_dict(network.state_dict(), strict=False)
     images = make_images(T1, T2, batch=4)
-    assert torch.equal(network(images, dataset=torch.arange(4)), network(images))
+    assert torch.equal(network(images, site=torch.arange(4)), network(images))
     assert torch.equal(network(images), without(images))
 
 
-def test_each_dataset_has_a_style_of_its_own_once_pfm_has_learnt(network):
-    made = network(make_images(T1).expand(4, -1, -1, -1), dataset=torch.arange(4))
+def test_each_site_has_a_style_of_its_own_once_pfm_has_learnt(network):
+    made = network(make_images(T1).expand(4, -1, -1, -1), site=torch.arange(4))
     nobody = network(make_images(T1))
     results = torch.cat([made, nobody]).flatten(1)
     assert torch.cdist(results, results).add(torch.eye(5) * 9).min() > 0.1
@@ -161,9 +161,9 @@ def test_pfm_modulates_as_the_paper_writes_it():
     torch.testing.assert_close(norm(x, embedding), features * (gamma + 1) + beta, atol=1e-5, rtol=1e-5)
 
 
-def test_the_dataset_teaches_the_embedding_and_the_contrasts_their_streams():
+def test_the_site_teaches_the_embedding_and_the_contrasts_their_streams():
     network = make_network()
-    network(make_images(*range(6), batch=2), dataset=torch.tensor([0, 1])).square().mean().backward()
+    network(make_images(*range(6), batch=2), site=torch.tensor([0, 1])).square().mean().backward()
     idle = [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()]
     assert idle == []
 
@@ -212,8 +212,8 @@ def test_scripted_it_takes_every_argument_and_refuses_the_same():
     torch.jit.save(torch.jit.script(network), file)
     scripted = torch.jit.load(io.BytesIO(file.getvalue()))
     images, available = make_images(T1, T2, T1C, batch=2)[:, :3], having((T1, T2), (T1C,))[:, :3]
-    dataset, wanted = torch.tensor([1, 2]), torch.tensor([0, 1, 1])
-    for arguments in ((), (available,), (None, dataset), (available, dataset, wanted)):
+    site, wanted = torch.tensor([1, 2]), torch.tensor([0, 1, 1])
+    for arguments in ((), (available,), (None, site), (available, site, wanted)):
         torch.testing.assert_close(scripted(images, *arguments), network(images, *arguments))
     with pytest.raises(torch.jit.Error, match="available must give each sample a contrast"):
         scripted(images, torch.zeros(2, 3))
@@ -241,15 +241,15 @@ def test_what_does_not_fit_the_images_is_refused_by_name(network):
         network(torch.rand(1, 5, 16, 16))
     with pytest.raises(ValueError, match="available must be 2 x 6"):
         network(make_images(T1, batch=2), having((T1,)))
-    for dataset in (torch.tensor([0, 4]), torch.tensor([-1, 0]), torch.tensor([0])):
-        with pytest.raises(ValueError, match="dataset must be 2 numbers from 0 to 3"):
-            network(make_images(T1, batch=2), dataset=dataset)
+    for site in (torch.tensor([0, 4]), torch.tensor([-1, 0]), torch.tensor([0])):
+        with pytest.raises(ValueError, match="site must be 2 numbers from 0 to 3"):
+            network(make_images(T1, batch=2), site=site)
 
 
-def test_an_unknown_dataset_is_refused_with_the_known_ones_and_the_way_out(network):
-    assert network.dataset_index("BraTS") == 2
-    with pytest.raises(ValueError, match="unknown dataset 'brats'; the known ones: TTG, TTI, BraTS, ISLES; null means"):
-        network.dataset_index("brats")
+def test_an_unknown_site_is_refused_with_the_known_ones_and_the_way_out(network):
+    assert network.site_index("BraTS") == 2
+    with pytest.raises(ValueError, match="unknown site 'brats'; the known ones: TTG, TTI, BraTS, ISLES; null means"):
+        network.site_index("brats")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_an_unknown_dataset_is_refused_with_the_known_ones_and_the_way_out(netwo
         ({"modalities": ("T1", "T2", "t1w")}, "modalities must be one or more, each named once, got T1, T2, T1"),
         ({"modalities": ()}, "modalities must be one or more, each named once, got none"),
         ({"modalities": ("T1", "CT")}, "unknown contrast 'CT'"),
-        ({"datasets": ("a", "b", "a")}, "datasets must be one or more, each named once, got a, b, a"),
+        ({"sites": ("a", "b", "a")}, "sites must be one or more, each named once, got a, b, a"),
         ({"width": 6}, "width must be a multiple of 4, got 6"),
     ],
 )
@@ -270,7 +270,7 @@ def test_what_makes_no_network_is_refused(options, message):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_what_the_processor_gives(network):
-    images, dataset = make_images(T1, T2, batch=2), torch.tensor([0, 3])
-    here = network(images, dataset=dataset)
-    there = make_network().cuda()(images.cuda(), dataset=dataset.cuda())
+    images, site = make_images(T1, T2, batch=2), torch.tensor([0, 3])
+    here = network(images, site=site)
+    there = make_network().cuda()(images.cuda(), site=site.cuda())
     torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=1e-3)

@@ -102,7 +102,7 @@ def test_the_result_stays_in_the_study_under_a_name_that_says_what_it_is(bundle:
 def test_the_panel_offers_the_targets_that_there_are_and_may_send_its_list_back(bundle: Path, server: Server):
     panel = server.info()["models"][bundle.name]["config"]
     assert panel["target"] == (task(bundle).get("modalities") or ["FLAIR"])
-    assert ("dataset" in panel) == takes_any(bundle)
+    assert ("site" in panel) == takes_any(bundle)
     assert server.infer(bundle.name, image(server), **panel)[0] == 200
 
 

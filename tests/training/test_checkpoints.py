@@ -69,7 +69,7 @@ def test_a_file_cut_short_is_refused_by_name(saved: tuple[Path, nn.Module], left
 
 
 CONFIGS = {
-    "inference": {"sources": ["T1", "T2"], "target": "PD", "preset": None, "network_def": {"datasets": ["a"]}},
+    "inference": {"sources": ["T1", "T2"], "target": "PD", "preset": None, "network_def": {"sites": ["a"]}},
     "metadata": {"name": "b", "version": "1"},
 }
 
@@ -92,14 +92,15 @@ class WithConstant(nn.Module):
         return x * self.weight * self.constant
 
 
-@pytest.mark.parametrize("make", [network, WithConstant])
-def test_an_archives_weights_are_read_and_its_configs_say_what_they_are(tmp_path: Path, make: Callable):
+@pytest.mark.parametrize(("make", "word"), [(network, "sites"), (WithConstant, "datasets")])  # what sites once were
+def test_an_archives_weights_are_read_and_its_configs_say_what_they_are(tmp_path: Path, make: Callable, word: str):
     made, other = make(), make()
-    about = load_weights(other, archive(tmp_path / "model.ts", made, **CONFIGS))
+    inference = {**CONFIGS["inference"], "network_def": {word: ["a"]}}
+    about = load_weights(other, archive(tmp_path / "model.ts", made, **{**CONFIGS, "inference": inference}))
     for name, value in made.state_dict().items():
         assert torch.equal(value, other.state_dict()[name])
     assert len(about.pop("sha256")) == 64
-    assert about == {"bundle": "b", "version": "1", "sources": ["T1", "T2"], "target": ["PD"], "datasets": ["a"],
+    assert about == {"bundle": "b", "version": "1", "sources": ["T1", "T2"], "target": ["PD"], "sites": ["a"],
                      "network_def": {}}  # fmt: skip
 
 

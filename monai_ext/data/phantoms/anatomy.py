@@ -1,7 +1,6 @@
 """Where each tissue is in a head: a label map in FreeSurfer's numbering becomes shares of tissue at 1 mm."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +117,16 @@ class Anatomy:
         return maps
 
 
-@lru_cache(maxsize=64)
+_known: dict[tuple[Path, float], Anatomy] = {}
+
+
+def remember(path: Path, step: float, anatomy: Anatomy) -> None:
+    """Let `read_anatomy` give this one, which another process has read."""
+    _known[path, step] = anatomy
+
+
 def read_anatomy(path: Path, step: float = STEP) -> Anatomy:
-    """The anatomy in a label map, at `step` 1 or 2 mm.
+    """The anatomy in a label map, at `step` 1 or 2 mm; read once.
 
     Args:
         path: a label map in FreeSurfer's and SynthSeg's numbers, of any orientation and voxel size.
@@ -128,8 +134,13 @@ def read_anatomy(path: Path, step: float = STEP) -> Anatomy:
     Raises:
         ValueError: the file is no map of a head, with what is wrong with it.
     """
-    if step == 2 * STEP:
-        return halved(read_anatomy.__wrapped__(path))
+    if (path, step) not in _known:
+        whole = _read(path)
+        _known[path, step] = halved(whole) if step == 2 * STEP else whole
+    return _known[path, step]
+
+
+def _read(path: Path) -> Anatomy:
     labels = read_labels(path)
     try:
         return from_labels(labels, name=path.name.split(".")[0])

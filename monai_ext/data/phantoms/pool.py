@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from monai_ext import __version__
 from monai_ext.data.datalist import Datalist, Subject, write_datalist
 from monai_ext.data.phantoms.acquisition import Grid
-from monai_ext.data.phantoms.anatomy import STEP, read_anatomy
+from monai_ext.data.phantoms.anatomy import STEP, Anatomy, read_anatomy
 from monai_ext.data.phantoms.rendering import Rendered, draw_subject, render, scaled
 from monai_ext.data.phantoms.template import template_anatomy
 from monai_ext.data.volumes import Volume, write_volume
@@ -23,6 +24,9 @@ SLOPE = 1 / 65535
 DATASET = "phantoms"
 SIDECAR = "phantom.json"
 FIRST_FIXED = 1_000_000_000  # the number of the first subject for validation: training does not get there
+
+Put = Callable[[str, int], str]  # slot, number -> slot, filled
+Jobs = Callable[[Put, Iterable[tuple[str, int]]], Iterator[str]]  # how calls of a Put are made: see `workers`
 
 
 @dataclass(frozen=True)
@@ -47,14 +51,21 @@ class Recipe:
     def make(self, number: int, *, slot: int = 0, device: torch.device | str = "cpu") -> "Made":
         """Subject `number`, on the canvas of a slot."""
         rng = np.random.default_rng([self.seed, number])
-        step = 2 * STEP if min(self.spacing) >= 1.75 else STEP
         which = int(rng.integers(max(len(self.anatomies), 1)))
-        anatomy = read_anatomy(self.anatomies[which], step) if self.anatomies else template_anatomy(step)
+        anatomy = self._anatomy(which)
         grid = Grid((*self.canvases[slot % len(self.canvases)], self.depth), self.spacing)
         drawn = draw_subject(
             rng, anatomy, grid=grid, contrasts=self.contrasts, masks=self.masks, skull=self.skull, wide=self.wide
         )
         return Made(render(drawn, device=device), grid, {"number": number, "seed": self.seed, **drawn.facts})
+
+    @property
+    def step(self) -> float:
+        """What anatomies are read at, in mm."""
+        return 2 * STEP if min(self.spacing) >= 1.75 else STEP
+
+    def _anatomy(self, which: int) -> Anatomy:
+        return read_anatomy(self.anatomies[which], self.step) if self.anatomies else template_anatomy(self.step)
 
     @property
     def bytes_each(self) -> int:
@@ -103,34 +114,50 @@ def subject_of(folder: Path, contrasts: Sequence[str]) -> Subject:
 
 
 def fill(
-    pool: Path, recipe: Recipe, *, size: int, validation: int = 0, device: torch.device | str = "cpu"
+    pool: Path,
+    recipe: Recipe,
+    *,
+    size: int,
+    validation: int = 0,
+    device: torch.device | str = "cpu",
+    jobs: Jobs | None = None,
 ) -> Iterator[str]:
     """Make those of `size` training slots and `validation` subjects, which never change, that are not there yet.
 
-    Yields the name of each one made; the datalist lists what is there at every moment.
+    Yields the name of each one made; the datalist lists what is there at every moment. `jobs` makes several at once.
     """
     pool = absolute(pool)
     pool.mkdir(parents=True, exist_ok=True)
     slots = [f"v{n:03d}" for n in range(validation)] + [f"s{n:03d}" for n in range(size)]
     there = {slot for slot in slots if (pool / slot / SIDECAR).exists()}
     check_room(pool, recipe, subjects=len(slots) - len(there) + 1)
-    for slot in slots:
-        if slot not in there:
-            _put(pool, slot, recipe, int(slot[1:]) + (FIRST_FIXED if slot[0] == "v" else 0), device=device)
-            there.add(slot)
-            yield slot
+    _list(pool, recipe, sorted(there))
+    wanted = ((slot, int(slot[1:]) + (FIRST_FIXED if slot[0] == "v" else 0)) for slot in slots if slot not in there)
+    for slot in (jobs or _here)(partial(_put, pool, recipe, device=device), wanted):
+        there.add(slot)
         _list(pool, recipe, sorted(there))
+        yield slot
 
 
-def stream(pool: Path, recipe: Recipe, *, size: int, device: torch.device | str = "cpu") -> Iterator[str]:
+def stream(
+    pool: Path, recipe: Recipe, *, size: int, device: torch.device | str = "cpu", jobs: Jobs | None = None
+) -> Iterator[str]:
     """Renew the oldest training slot of a filled pool, on and on; yields its name."""
     pool = absolute(pool)
-    while True:
+
+    def oldest() -> Iterator[tuple[str, int]]:
         ages = {slot: _number(pool / slot) for slot in (f"s{n:03d}" for n in range(size))}
-        slot = min(ages, key=lambda name: ages[name])
-        check_room(pool, recipe, subjects=1)
-        _put(pool, slot, recipe, max(ages.values()) + 1, device=device)
-        yield slot
+        while True:
+            slot = min(ages, key=lambda name: ages[name])
+            ages[slot] = max(ages.values()) + 1
+            check_room(pool, recipe, subjects=1)
+            yield slot, ages[slot]
+
+    yield from (jobs or _here)(partial(_put, pool, recipe, device=device), oldest())
+
+
+def _here(put: Put, wanted: Iterable[tuple[str, int]]) -> Iterator[str]:
+    return (put(slot, number) for slot, number in wanted)
 
 
 def check_room(pool: Path, recipe: Recipe, *, subjects: int) -> None:
@@ -143,22 +170,23 @@ def check_room(pool: Path, recipe: Recipe, *, subjects: int) -> None:
         )
 
 
-def _put(pool: Path, slot: str, recipe: Recipe, number: int, *, device: torch.device | str) -> None:
+def _put(pool: Path, recipe: Recipe, slot: str, number: int, *, device: torch.device | str) -> str:
     """Subject `number` into a slot, file by file: a name that a reader opens is there, and whole, at every moment.
 
     The sidecar goes first and comes last: while it is away the slot holds files of two subjects, and a fill that
-    finds it away after a kill makes the slot again.
+    finds it away after a kill makes the slot again. Gives the slot's name.
     """
-    folder, partial = pool / slot, pool / f".making-{slot}"
-    shutil.rmtree(partial, ignore_errors=True)
-    write_subject(partial, recipe.make(number, slot=int(slot[1:]), device=device))
+    folder, making = pool / slot, pool / f".making-{slot}"
+    shutil.rmtree(making, ignore_errors=True)
+    write_subject(making, recipe.make(number, slot=int(slot[1:]), device=device))
     if not folder.exists():
-        partial.rename(folder)
-        return
+        making.rename(folder)
+        return slot
     (folder / SIDECAR).unlink(missing_ok=True)
-    for file in sorted(partial.iterdir(), key=lambda path: (path.name == SIDECAR, path.name)):
+    for file in sorted(making.iterdir(), key=lambda path: (path.name == SIDECAR, path.name)):
         file.replace(folder / file.name)
-    partial.rmdir()
+    making.rmdir()
+    return slot
 
 
 def _number(folder: Path) -> int:
