@@ -32,7 +32,8 @@ from monai_ext.workflow import run_verb
 
 CPU_SECONDS = 10  # of a whole batch; it does not depend on what else the machine does
 SYNTHESES_SECONDS = 60  # of one that is synthesised from: a mutated header may well describe a thousand slices
-WAITING_SECONDS = 10  # without computing: one that waits for a processor is not counted as waiting
+WAITING_SECONDS = 10  # without computing: one that waits for a processor, or was stopped, is not counted as waiting
+POLL_SECONDS = 0.02
 FLOOR_MB = 32  # what a process takes for itself while it works, however small its files
 BATCH = 10  # mutated files beside one good subject
 WEIGHTS: dict[str, Path] = {}  # bundle's name -> untrained ones, the smallest
@@ -59,12 +60,11 @@ def in_a_process(work: Callable[[], list[str]], *, seconds: int | None = None) -
         finally:
             os._exit(0)  # whatever happens, if its parent was killed too: it must not go on in its parent's place
     os.close(writer)
-    used, since = -1, time.monotonic()
-    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() - since < WAITING_SECONDS:
+    used, waits = -1, 0
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and waits * POLL_SECONDS < WAITING_SECONDS:
         now, runs = _activity(child)
-        if runs or now != used:
-            used, since = now, time.monotonic()
-        time.sleep(0.02)
+        used, waits = now, 0 if runs or now != used else waits + 1
+        time.sleep(POLL_SECONDS)
     if ended[0] == 0:
         os.kill(child, 9)
         os.waitpid(child, 0)
@@ -78,9 +78,9 @@ def in_a_process(work: Callable[[], list[str]], *, seconds: int | None = None) -
 
 
 def _activity(process: int) -> tuple[int, bool]:
-    """The processor's ticks it has used, and whether it would run if there were a processor for it."""
+    """The processor's ticks it has used, and whether it would run if it were let."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12]), fields[0] == "R"
+    return int(fields[11]) + int(fields[12]), fields[0] in "RT"
 
 
 def _status(key: str) -> int:
