@@ -3,7 +3,6 @@
 `model.json` and an archive's configs come from anywhere. What of them goes into a config passes here first.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from monai_ext.modalities import MODALITIES
 LARGEST = 1_000_000  # of the numbers that shape a network or an image
 MARKS = ("$", "@", "%")  # with which MONAI's parser begins what it runs, follows or fetches
 REGISTRATIONS = ("none", "rigid")
+OVER = ("foreground", "volume")
 
 
 def checked(about: Mapping[str, Any], *, of: str) -> dict[str, Any]:
@@ -35,9 +35,11 @@ def checked(about: Mapping[str, Any], *, of: str) -> dict[str, Any]:
             _words("sites", about["sites"])
         if about.get("preset") is not None:
             _preset(about["preset"])
-        for name in ("bundle", "version", "sha256"):
+        for name in ("bundle", "version", "sha256", "site", "network_sha256"):
             if about.get(name) is not None:
                 _word(name, about[name])
+        if "rank" in about and (type(about["rank"]) is not int or not 1 <= about["rank"] <= LARGEST):
+            raise ValueError(f"rank must be a whole number from 1 to {LARGEST}, got {_short(about['rank'])}")
         if about.get("network_def") is not None:
             _definition(about["network_def"])
     except ValueError as error:
@@ -55,7 +57,7 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) <= 200 and value.isprintable() and not value.startswith(MARKS) and "#" not in value
     if isinstance(value, int | float):
-        return math.isfinite(value) and abs(value) <= LARGEST
+        return abs(value) <= LARGEST  # which neither NaN nor infinity is
     return value is None
 
 
@@ -89,6 +91,8 @@ def _preset(given: Any) -> None:
             raise ValueError(f"preset's {key} must be {count} numbers above 0, got {_short(values)}")
     if given.get("register", "none") not in REGISTRATIONS:
         raise ValueError(f"preset's register must be {' or '.join(REGISTRATIONS)}, got {_short(given['register'])}")
+    if given.get("percentile_of", "foreground") not in OVER:
+        raise ValueError(f"preset's percentile_of must be {' or '.join(OVER)}, got {_short(given['percentile_of'])}")
     mask = given.get("brain_mask", "")
     if not isinstance(mask, str) or mask.startswith(("/", "~")) or ".." in mask or "\\" in mask:
         raise ValueError(f"preset's brain_mask must name files below the subject's folder, got {_short(mask)}")

@@ -128,23 +128,24 @@ def draw_condition(
 class ModalityConsistentBatches(Sampler[list[Draw]]):
     """A batch sampler for `DataLoader(dataset, batch_sampler=...)`, whose dataset takes `Draw` as key.
 
-    Each of `world_size` processes takes every `world_size`-th batch; the few that equal step counts need are
-    repeated. Call `advance()` after each step trained: workers fetch ahead, so only the caller knows what was
-    used, and `state_dict()` then resumes at the very next batch.
+    A batch is shared by `world_size` processes, each of which takes its part: however many they are, an epoch has the
+    same steps of the same samples. Call `advance()` after each step trained: workers fetch ahead, so only the caller
+    knows what was used, and `state_dict()` then resumes at the very next batch.
 
     Args:
         kinds: each sample's, as `SliceDataset.kinds`.
-        batch_size: samples a batch, all of one kind.
+        batch_size: samples a batch of all processes together, all of one kind.
         seed: of every draw.
         fill: False leaves a group's last batch short, so that an epoch has every sample exactly once.
         curriculum: None draws no conditions (sources and target are fixed); n draws one a batch, of one target in the
             first epoch and any number from epoch n on.
         unnamed: the share of batches, by chance, that do not say of which dataset they are, so that a dataset nobody
             knows is a case that is learnt.
-        rank, world_size: of this process, and how many there are.
+        rank, world_size: of this process, and how many there are; `world_size` has to divide `batch_size`.
 
     Raises:
-        ValueError: no samples, a number out of its range, or a curriculum for samples of fewer than two contrasts.
+        ValueError: no samples, a number out of its range, processes that do not divide a batch, or a curriculum for
+            samples of fewer than two contrasts.
 
     Example:
         >>> kinds = [Kind("ixi", (True, True))] * 4 + [Kind("brats", (True, False))] * 2
@@ -182,6 +183,11 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
             raise ValueError(f"unnamed must be from 0 to below 1, got {unnamed!r}")
         if rank >= world_size:
             raise ValueError(f"rank must be below world_size, got rank={rank}, world_size={world_size}")
+        if batch_size % world_size:
+            raise ValueError(
+                "batch_size is of all processes together and must be a multiple of world_size, so that each has the "
+                f"same, got batch_size={batch_size}, world_size={world_size}"
+            )
 
         self._groups = group_by_kind(kinds)
         self._kinds = list(kinds)
@@ -200,17 +206,15 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         self._batches = sum(-(-len(group) // batch_size) for group in self._groups)
 
     def __len__(self) -> int:
-        """Batches of this process in a whole epoch, the same in every process and every epoch."""
-        return -(-self._batches // self.world_size)
+        """Batches in a whole epoch, the same in every process and every epoch."""
+        return self._batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """The epoch's batches from `position` on, which `advance` and `set_epoch` no longer change."""
         epoch, first = self.epoch, self.position
         rng = np.random.default_rng([self.seed, epoch, _ORDER])
         batches = draw_batches(self._groups, batch_size=self.batch_size, fill=self.fill, rng=rng)
-        own = range(self.rank, len(self) * self.world_size, self.world_size)[first:]
-        # Numbers past the end start again at the first batch, a random one, with augmentations of their own.
-        return (self._draws(batches[number % len(batches)], number, epoch) for number in own)
+        return (self._draws(batches[number], number, epoch) for number in range(first, len(self)))
 
     def _draws(self, batch: np.ndarray, number: int, epoch: int) -> list[Draw]:
         rng = np.random.default_rng([self.seed, epoch, _BATCH, number])
@@ -218,10 +222,12 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         if self.curriculum is not None:
             available = self._kinds[batch[0]].available
             condition = draw_condition(available, epoch=epoch, curriculum=self.curriculum, rng=rng)
+        batch = np.resize(batch, -(-len(batch) // self.world_size) * self.world_size)  # each process has as many
         seeds = rng.integers(2**32, size=len(batch))
         named = np.random.default_rng([self.seed, epoch, _NAME, number]).random() >= self.unnamed
         samples = zip(batch.tolist(), seeds.tolist(), strict=True)
-        return [Draw(sample, seed, condition, bool(named)) for sample, seed in samples]
+        draws = [Draw(sample, seed, condition, bool(named)) for sample, seed in samples]
+        return draws[self.rank :: self.world_size]
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, counted from 0; the epoch one is in already keeps its position.

@@ -24,7 +24,7 @@ from monai_ext.data.resampling import IDENTITY, resample, share_inside, slice_gr
 from monai_ext.data.volumes import Volume, read_volume
 
 logger = logging.getLogger(__name__)
-PERCENTILE = 99.5  # of a contrast's foreground, becomes 1
+PERCENTILE = 99.5  # of a contrast's foreground, or of all its voxels, becomes 1
 ANATOMICAL = ("T1", "T2", "PD", "T1C", "FLAIR")  # those that show a skull dark between scalp and brain
 LARGEST_LABEL = np.iinfo(np.uint16).max
 LEAST_SEEN = 0.05  # of the foreground, by every contrast
@@ -132,10 +132,11 @@ class Gridded:
         self.mask_kept = float(_millilitres(self.mask, affine) / _millilitres(mask, reference.affine))
 
     def image(self, contrast: str) -> Scaled:
-        """Put one contrast on the grid, its foreground's percentile 1 and nothing below 0.
+        """Put one contrast on the grid, its percentile 1 and nothing below 0.
 
         Raises:
-            SubjectError: it does not show what the reference shows, or nothing of it lies inside the mask.
+            SubjectError: it does not show what the reference shows, nothing of it lies inside the mask, or its
+                percentile is 0.
         """
         volume, path, to_source = self.read[contrast], self.subject.images[contrast], self.placed[contrast]
         there = apply_affine(to_source, self.points)
@@ -149,7 +150,10 @@ class Gridded:
         signal = image[self.mask & (image > 0)]
         if not signal.size:
             raise SubjectError(self.subject.name, path, f"{contrast} is nowhere above zero inside the mask")
-        top = float(np.percentile(signal, PERCENTILE))
+        top = float(np.percentile(volume.array if self.preset.percentile_of == "volume" else signal, PERCENTILE))
+        if top <= 0:
+            what = f"{PERCENTILE}th percentile of {contrast}'s whole volume is {top:g}, for the head fills little of it"
+            raise SubjectError(self.subject.name, path, f"the {what}: take the foreground's")
         scaled: NDArray[np.float32] = np.clip(
             image / np.float32(top), 0, 1
         )  # interpolation undershoots, and the brightest half percent

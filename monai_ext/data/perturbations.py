@@ -16,10 +16,11 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from monai_ext.modalities import canonical
 
-UNITS = {"none": "", "translate": "px", "rotate": "deg", "motion": "px", "noise": "of the range"}
+UNITS = {"none": "", "translate": "px", "displace": "px", "rotate": "deg", "motion": "px", "noise": "of the range"}
 LEVELS = {
     "none": (0.0,),
     "translate": (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0),  # AGI-Net, Fig. 3
+    "displace": (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
     "rotate": (0.0, 2.0, 4.0, 6.0, 8.0, 10.0),
     "motion": (0.0, 1.0, 2.0, 3.0, 4.0, 5.0),
     "noise": (0.0, 0.02, 0.04, 0.06, 0.08, 0.1),
@@ -31,7 +32,9 @@ MOVES = 6  # times that a patient moves while one slice is scanned
 class Perturbation:
     """One kind of harm to one source, at each of several levels; 0 is none at all.
 
-    translate  every slice by `level` pixels, each in a random direction of the plane (AGI-Net, Fig. 3)
+    translate  every slice by a random length of up to `level` pixels along either axis of the plane: AGI-Net's "random
+               translation with a range" (Fig. 3)
+    displace   every slice by `level` pixels, no less, each in a random direction of the plane
     rotate     every slice by `level` degrees about its middle, each to a random side
     motion     between the k-space lines of a slice the patient moves MOVES times, each time to a random place up to
                `level` pixels and `level` degrees away: ghosts and blur (HMF-MambaINR, Table 5)
@@ -99,6 +102,8 @@ def randomize(perturbation: Perturbation, shape: tuple[int, int, int], *, seed: 
     poses, held = np.zeros((0, depth, 3)), np.zeros((0, height), dtype=np.int64)
     noise = np.zeros((2, 0, 0, 0), dtype=np.float32)
     if perturbation.kind == "translate":
+        poses = np.concatenate([rng.uniform(-1, 1, (depth, 2)), np.zeros((depth, 1))], axis=1)[None]
+    elif perturbation.kind == "displace":
         direction = 2 * np.pi * rng.random(depth)
         poses = np.stack([np.cos(direction), np.sin(direction), np.zeros(depth)], axis=-1)[None]
     elif perturbation.kind == "rotate":
@@ -170,7 +175,7 @@ def _motion(rng: np.random.Generator, height: int, depth: int) -> tuple[np.ndarr
     """Poses and the times of the moves: lines are acquired one after another, along j.
 
     The pose in which the middle of k-space is acquired is the one that the image shows, so it is the true one: what
-    is left is ghosts and blur and hardly a displacement, which `translate` is for.
+    is left is ghosts and blur and hardly a displacement, which `displace` is for.
     """
     drawn = rng.random((depth, MOVES + 1, 4))
     distance, direction = np.sqrt(drawn[..., 0]), 2 * np.pi * drawn[..., 1]  # evenly over the disc

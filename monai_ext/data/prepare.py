@@ -26,7 +26,7 @@ from monai_ext.data.datalist import (
     write_datalist,
 )
 from monai_ext.data.prepared import current_record, dataset_of, mask_file, prepare_subject, prepared_subject, put_back
-from monai_ext.data.presets import LEAST_SPACING, MASKS, PRESETS, REGISTRATIONS, Preset
+from monai_ext.data.presets import LEAST_SPACING, MASKS, OVER, PRESETS, REGISTRATIONS, Preset
 from monai_ext.data.qc import write_qc
 from monai_ext.files import absolute
 from monai_ext.modalities import canonical
@@ -282,6 +282,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="set all else to 0: zero (the reference's zero background), otsu (a simple skull stripping), none, "
         "or a file below the datalist's root with {subject}, {session} or {name} in it",
     )
+    add(
+        "--percentile-of",
+        choices=OVER,
+        help="what 1 is the 99.5th percentile of: the foreground, or the whole volume with the air around the head",
+    )
     add("--jobs", type=int, default=1, help="subjects at a time, a process each")
     add("--qc", action="store_true", help="a picture a subject that shows the alignment")
     parser.set_defaults(run=run)
@@ -327,6 +332,8 @@ def chosen_preset(args: argparse.Namespace) -> Preset:
         preset = replace(preset, register=args.register)
     if args.brain_mask:
         preset = replace(preset, brain_mask="" if args.brain_mask == "none" else args.brain_mask)
+    if args.percentile_of:
+        preset = replace(preset, percentile_of=args.percentile_of)
     mask = preset.brain_mask
     try:
         known = not mask or mask in MASKS or mask_file(Subject("s", "d", {}), preset=preset, root=Path()) is not None

@@ -81,6 +81,7 @@ def current_record(subject: Subject, folder: Path, *, preset: Preset, root: Path
         record = read_json(folder / SIDECAR)
         if not _is_record(record, subject):
             return None
+        record["parameters"].setdefault("percentile_of", "foreground")  # version 0.1.0 knew nothing else
         whole = all((folder / name).stat().st_size == size for name, size in record["bytes"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

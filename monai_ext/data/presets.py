@@ -8,6 +8,7 @@ REGISTRATIONS = ("none", "rigid")
 DIFFERING = "differing"  # of a patient: rigid for a scan whose grid is not the reference's
 LEAST_SPACING = 0.1  # mm: finer is a slip, and more than a memory holds
 MASKS = ("zero", "otsu")
+OVER = ("foreground", "volume")  # what a contrast's percentile is taken over
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class Preset:
         size: voxels it is then resized to.
         register: "none", or "rigid" to move the contrasts onto the reference.
         brain_mask: zero, otsu, the pattern of a file, or empty: nothing is taken off.
+        percentile_of: what 1 is the 99.5th percentile of: a contrast's foreground, or all voxels of its file, the
+            air around the head with them.
         trained_spacing: what weights know and `prepare` does not: the voxel size of the grids that they were trained
             on. A patient whose grid is another is resampled to it; where it is None, along an axis or at all, the grid
             stays.
 
     Raises:
-        ValueError: a `trained_spacing` that may not be.
+        ValueError: a `percentile_of` or `trained_spacing` that may not be.
     """
 
     reference: tuple[str, ...] = MODALITIES
@@ -35,9 +38,12 @@ class Preset:
     size: tuple[int, int] | None = None
     register: str = "none"
     brain_mask: str = ""
+    percentile_of: str = "foreground"
     trained_spacing: tuple[float | None, float | None, float | None] | None = None
 
     def __post_init__(self) -> None:
+        if self.percentile_of not in OVER:
+            raise ValueError(f"percentile_of must be {' or '.join(OVER)}, got {self.percentile_of!r}")
         known = self.trained_spacing
         if known is None:
             return

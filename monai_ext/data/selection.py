@@ -93,6 +93,14 @@ def select_subjects(
     return chosen
 
 
+def has_subjects(datalist: Datalists, split: str) -> bool:
+    """Whether a split of any of the datalists has a subject: a validation split need not, and then nothing is chosen.
+
+    Training without one keeps the weights of its last epoch.
+    """
+    return any(read_datalist(path).splits.get(split) for _, path in named_datalists(datalist))
+
+
 def _able(
     subjects: Sequence[Subject], wanted: Sequence[str], *, least: int | None, split: str, path: Path
 ) -> list[Subject]:

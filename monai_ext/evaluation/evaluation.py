@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+from typing import Protocol as Interface
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ from tqdm import tqdm
 from monai_ext.data.datalist import SubjectError, check_name, report_failures
 from monai_ext.data.perturbations import Perturbation, perturb, randomize
 from monai_ext.data.prepared_volumes import PreparedVolumes
-from monai_ext.evaluation.metrics import FIGURES, PROTOCOL, VolumeFigures, compare_volumes
+from monai_ext.evaluation.metrics import FIGURES, VolumeFigures, compare_volumes
+from monai_ext.evaluation.protocol import OURS, REGIONS, Protocol
 from monai_ext.evaluation.run_folder import (
     KEY,
-    REGIONS,
     SLICE_COLUMNS,
     SUBJECT_COLUMNS,
     Row,
@@ -49,7 +50,7 @@ DATA_RANGE = 1.0
 HIGHEST = 1 + 1e-4  # of prepared images: 16 bits times a slope rounded to single precision
 
 
-class Items(Protocol):
+class Items(Interface):
     """Subjects by number, as `PreparedVolumes` gives them; "available" may be left out, where nothing is missing."""
 
     def __len__(self) -> int:
@@ -98,6 +99,7 @@ class Evaluation:
         seed: of the perturbations.
         overwrite: whether results that are there may be replaced.
         by_dataset: whether the predictor is told the subject's dataset too.
+        protocol: ours, or a paper's, by which figures are computed.
 
     Raises:
         ValueError: an argument that may not be, or does not go with the data.
@@ -117,7 +119,9 @@ class Evaluation:
         seed: int = 0,
         overwrite: bool = False,
         by_dataset: bool = False,
+        protocol: Protocol = OURS,
     ) -> None:
+        self.protocol = protocol
         self.data, self.predictor, self.about, self.by_dataset = data, predictor, about, by_dataset
         self.sources, self.target = check_contrasts(sources, target)
         self.output_dir, self.keep, self.seed, self.overwrite = absolute(Path(output_dir)), keep, seed, overwrite
@@ -162,7 +166,8 @@ class Evaluation:
             write_table(folder / "subjects.csv", SUBJECT_COLUMNS, rows)
             write_table(folder / "slices.csv", SLICE_COLUMNS, [row for result in results for row in result.slice_rows])
             write_json(folder / "run.json", self._record(results, failures, kept))
-        print(summary(rows, [perturbation.described() for perturbation in self.perturbations]))
+        perturbations = [perturbation.described() for perturbation in self.perturbations]
+        print(summary(rows, perturbations, region=self.protocol.region))
         print(f"written to {self.output_dir}")
         if failures:
             total = len(results) + len(failures)
@@ -236,8 +241,9 @@ class Evaluation:
         device = prediction.device  # where the metrics are computed too
         mask, spacing = item["mask"][0].to(device), np.linalg.norm(np.asarray(item["affine"])[:3, :3], axis=0)
         steps = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
+        measured: dict[str, Any] = {"data_range": DATA_RANGE, "protocol": self.protocol}
         return {
-            contrast: compare_volumes(p, t.to(device), mask=mask, spacing=steps, data_range=DATA_RANGE)
+            contrast: compare_volumes(p, t.to(device), mask=mask, spacing=steps, **measured)
             for contrast, p, t in zip(self.target, prediction, item["target"], strict=True)
             if self._has(item, contrast)
         }
@@ -283,7 +289,7 @@ class Evaluation:
             "target": list(self.target),
             "dataset": ", ".join(sorted({result.dataset for result in results})),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "protocol": {**clipped, **getattr(self.data, "protocol", {}), **PROTOCOL},
+            "protocol": {**clipped, **getattr(self.data, "protocol", {}), **self.protocol.described()},
             "perturbations": [perturbation.described() for perturbation in self.perturbations],
             "subjects": len(results),
             "failed": [{"subject": fault.subject, "reason": fault.reason} for fault in failures],

@@ -1,50 +1,22 @@
 """How far a synthesised image is from the real one: one protocol for every method, over slices, volumes and brains.
 
 The errors agree with scikit-image, and SSIM with its `structural_similarity(gaussian_weights=True, sigma=1.5,
-use_sample_covariance=False)`. MONAI's metrics give the same over whole images; they know no mask, and their SSIM
-convolves with the full 11 x 11 window, which takes five times as long as two passes of 11.
+use_sample_covariance=False)`, or with its default where a `Protocol` asks for uniform windows. MONAI's metrics give the
+same over whole images; they know no mask, and their SSIM convolves with the full 11 x 11 window, which takes five times
+as long as two passes of 11.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-FIGURES = ("psnr", "ssim", "mae", "nrmse", "nmse")
-WINDOW, SIGMA = 11, 1.5  # pixels: Wang et al., 2004
-K1, K2 = 0.01, 0.03
-PSNR_LIMIT = 100.0  # dB: of images that 16 bits could not tell apart, so that means stay finite
-_BATCH = 4  # slices at a time: what SSIM needs of them stays in the cache
+from monai_ext.evaluation.protocol import K1, K2, OURS, PSNR_LIMIT, SIGMA, Protocol
 
-PROTOCOL: dict[str, Any] = {
-    "figures": {
-        "psnr": f"10 log10(range^2 / mean((p - t)^2)) in dB, at most {PSNR_LIMIT:g}",
-        "ssim": "mean of the SSIM map",
-        "mae": "mean(|p - t|)",
-        "nrmse": "sqrt(sum((p - t)^2) / sum(t^2)): Euclidean norm",
-        "nmse": "sum((p - t)^2) / sum(t^2)",
-        "stripes": "sd of the slices' independent offsets that would roughen the error as much from slice to slice, "
-        "beyond its roughness over the same distance in the plane",
-    },
-    "ssim": {
-        "window": WINDOW,
-        "weights": "gaussian",
-        "sigma": SIGMA,
-        "k1": K1,
-        "k2": K2,
-        "dimensions": 2,
-        "covariance": "population",
-        "border": "windows that lie wholly inside the slice",
-    },
-    "regions": {
-        "slice": "each evaluated slice by itself, then their mean",
-        "volume": "all voxels of all slices together; SSIM: all windows of all axial slices",
-        "brain": "the voxels inside the mask, all slices together; SSIM: the windows centred inside the mask",
-    },
-}
+FIGURES = ("psnr", "ssim", "mae", "nrmse", "nmse")
+_BATCH = 4  # slices at a time: what SSIM needs of them stays in the cache
 
 
 @dataclass(frozen=True)
@@ -63,7 +35,13 @@ class VolumeFigures:
 
 
 def compare_volumes(
-    prediction: Tensor, truth: Tensor, *, mask: Tensor, spacing: tuple[float, float, float], data_range: float = 1.0
+    prediction: Tensor,
+    truth: Tensor,
+    *,
+    mask: Tensor,
+    spacing: tuple[float, float, float],
+    data_range: float = 1.0,
+    protocol: Protocol = OURS,
 ) -> VolumeFigures:
     """Compare a synthesised volume with the real one: by slice, as a whole, and in the brain.
 
@@ -73,6 +51,7 @@ def compare_volumes(
         mask: (I, J, K), boolean, of the brain.
         spacing: of the voxels in mm.
         data_range: the range that images may have.
+        protocol: PSNR's maximum and SSIM's windows.
 
     Returns:
         Every figure; what each one is stands at `compare_slices` and `stripes`.
@@ -87,27 +66,28 @@ def compare_volumes(
         >>> round(figures.volume["psnr"], 2), round(figures.brain["mae"], 3), figures.slices["ssim"].shape
         (20.0, 0.1, torch.Size([3]))
     """
-    check_pair(prediction, truth, mask=mask, data_range=data_range, dimensions="(I, J, K)")
+    check_pair(prediction, truth, mask=mask, data_range=data_range, dimensions="(I, J, K)", window=protocol.window)
     p, t = prediction.float(), truth.float()
     masks = (None, mask.movedim(-1, 0))
-    by_slice, inside = _sums(p.movedim(-1, 0), t.movedim(-1, 0), masks, data_range=data_range)
+    by_slice, inside = _sums(p.movedim(-1, 0), t.movedim(-1, 0), masks, data_range=data_range, protocol=protocol)
     whole, brain = (
-        {name: float(value) for name, value in _figures(_total(sums), data_range).items()}
+        {name: float(value) for name, value in _figures(_total(sums), data_range, protocol).items()}
         for sums in (by_slice, inside)
     )
     whole["stripes"] = stripes(p, t, spacing=spacing) / data_range
     brain["stripes"] = stripes(p, t, spacing=spacing, mask=mask) / data_range
-    return VolumeFigures(slices=_figures(by_slice, data_range), volume=whole, brain=brain)
+    return VolumeFigures(slices=_figures(by_slice, data_range, protocol), volume=whole, brain=brain)
 
 
 def compare_slices(
-    prediction: Tensor, truth: Tensor, *, mask: Tensor | None = None, data_range: float = 1.0
+    prediction: Tensor, truth: Tensor, *, mask: Tensor | None = None, data_range: float = 1.0, protocol: Protocol = OURS
 ) -> dict[str, Tensor]:
     """Compare synthesised slices with the real ones, each by itself.
 
     With r the data range, p the prediction, t the truth and n the number of voxels:
     psnr  = 10 log10(r^2 n / sum (p - t)^2), at most 100 dB. r is the range that images may have, not the maximum
-            of one image as in FD-GAN's Eq. 6: an image's brightest pixel would else decide its score.
+            of one image as in FD-GAN's Eq. 6 and PMM-Synth's Eq. 10, which `protocol` may ask for: an image's brightest
+            pixel then decides its score.
     ssim  = Wang et al., 2004: Gaussian windows of 11 pixels, sigma 1.5, the mean over those wholly inside the image.
     mae   = sum |p - t| / n
     nrmse = sqrt(sum (p - t)^2 / sum t^2), FD-GAN's Eq. 8; scikit-image's "euclidean"
@@ -118,6 +98,7 @@ def compare_slices(
         truth: (N, H, W).
         mask: (N, H, W), boolean; the figures are over what it marks, where one is given.
         data_range: r.
+        protocol: PSNR's maximum and SSIM's windows.
 
     Returns:
         (N,) for each of FIGURES.
@@ -125,27 +106,28 @@ def compare_slices(
     Raises:
         ValueError: shapes that differ, values that are not finite, an empty mask.
     """
-    check_pair(prediction, truth, mask=mask, data_range=data_range, dimensions="(N, H, W)")
-    (sums,) = _sums(prediction.float(), truth.float(), [mask], data_range=data_range)
-    return _figures(sums, data_range)
+    check_pair(prediction, truth, mask=mask, data_range=data_range, dimensions="(N, H, W)", window=protocol.window)
+    (sums,) = _sums(prediction.float(), truth.float(), [mask], data_range=data_range, protocol=protocol)
+    return _figures(sums, data_range, protocol)
 
 
-def ssim_map(prediction: Tensor, truth: Tensor, *, data_range: float = 1.0) -> Tensor:
+def ssim_map(prediction: Tensor, truth: Tensor, *, data_range: float = 1.0, protocol: Protocol = OURS) -> Tensor:
     """Compute the similarity in the window round each pixel.
 
     Args:
         prediction, truth: (..., H, W).
         data_range: the range that images may have.
+        protocol: of which windows.
 
     Returns:
-        (..., H - 10, W - 10).
+        (..., H - w + 1, W - w + 1), w the window's side.
     """
-    mean_p, mean_t, mean_pp, mean_tt, mean_pt = _windowed(
-        torch.stack([prediction, truth, prediction * prediction, truth * truth, prediction * truth])
-    )
+    images = torch.stack([prediction, truth, prediction * prediction, truth * truth, prediction * truth])
+    mean_p, mean_t, mean_pp, mean_tt, mean_pt = _windowed(images, protocol)
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     product, squares = mean_p * mean_t, mean_p * mean_p + mean_t * mean_t
-    covariance, variances = mean_pt - product, mean_pp + mean_tt - squares
+    sample = protocol.window**2 / (protocol.window**2 - 1) if protocol.ssim == "uniform" else 1.0
+    covariance, variances = sample * (mean_pt - product), sample * (mean_pp + mean_tt - squares)
     return (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
 
 
@@ -175,12 +157,15 @@ def stripes(
     return math.sqrt(max(0.0, across - sum(within) / 2)) if all(map(math.isfinite, [across, *within])) else math.nan
 
 
-def check_pair(prediction: Tensor, truth: Tensor, *, mask: Tensor | None, data_range: float, dimensions: str) -> None:
+def check_pair(
+    prediction: Tensor, truth: Tensor, *, mask: Tensor | None, data_range: float, dimensions: str, window: int
+) -> None:
     """Refuse what no figure can be told of.
 
     Args:
         prediction, truth, mask, data_range: as of `compare_volumes`.
         dimensions: in letters, for the message.
+        window: the side of SSIM's.
 
     Raises:
         ValueError: shapes that differ, slices smaller than SSIM's window, values that are not finite, an empty mask.
@@ -189,8 +174,8 @@ def check_pair(prediction: Tensor, truth: Tensor, *, mask: Tensor | None, data_r
         shapes = f"{tuple(prediction.shape)} and {tuple(truth.shape)}"
         raise ValueError(f"prediction and truth must have one shape {dimensions}, got {shapes}")
     plane = truth.shape[:2] if dimensions.endswith("K)") else truth.shape[1:]
-    if min(plane) < WINDOW:
-        raise ValueError(f"slices must be at least {WINDOW} x {WINDOW} pixels, SSIM's window, got {tuple(plane)}")
+    if min(plane) < window:
+        raise ValueError(f"slices must be at least {window} x {window} pixels, SSIM's window, got {tuple(plane)}")
     if not truth.numel():
         raise ValueError("there must be at least one slice to compare, got none")
     for name, image in (("prediction", prediction), ("truth", truth)):
@@ -210,39 +195,42 @@ def check_pair(prediction: Tensor, truth: Tensor, *, mask: Tensor | None, data_r
 
 
 def _sums(
-    prediction: Tensor, truth: Tensor, masks: Sequence[Tensor | None], *, data_range: float
+    prediction: Tensor, truth: Tensor, masks: Sequence[Tensor | None], *, data_range: float, protocol: Protocol
 ) -> list[dict[str, Tensor]]:
     """(N, H, W), (N, H, W) -> for each mask what all figures are made of, (N,) each; None is the whole image"""
     batches: list[list[Tensor]] = [[] for _ in masks]
-    half = WINDOW // 2
+    half = protocol.window // 2
     for first in range(0, len(truth), _BATCH):
         batch = slice(first, first + _BATCH)
         p, t = prediction[batch].contiguous(), truth[batch].contiguous()
         error = p - t
         voxels = [error * error, error.abs(), t * t, torch.ones_like(t)]
-        windows = [ssim_map(p, t, data_range=data_range)]
+        windows = [ssim_map(p, t, data_range=data_range, protocol=protocol)]
         windows.append(torch.ones_like(windows[0]))
         for done, mask in zip(batches, masks, strict=True):
-            terms = [*voxels, *windows]
+            terms, seen = [*voxels, *windows], t
             if mask is not None:
                 inside = mask[batch]
                 centres = inside[:, half:-half, half:-half]
-                terms = [*(term * inside for term in voxels), *(term * centres for term in windows)]
-            done.append(torch.stack([term.sum(dim=(1, 2)) for term in terms]))
-    names = ("squared", "absolute", "power", "voxels", "similar", "windows")
+                terms, seen = [*(term * inside for term in voxels), *(term * centres for term in windows)], t * inside
+            done.append(torch.stack([*(term.sum(dim=(1, 2)) for term in terms), seen.amax(dim=(1, 2))]))
+    names = ("squared", "absolute", "power", "voxels", "similar", "windows", "peak")
     return [dict(zip(names, torch.cat(done, dim=1).cpu().double(), strict=True)) for done in batches]
 
 
 def _total(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.sum() for name, value in sums.items()}
+    return {name: value.max() if name == "peak" else value.sum() for name, value in sums.items()}
 
 
-def _figures(sums: Mapping[str, Tensor], data_range: float) -> dict[str, Tensor]:
+def _figures(sums: Mapping[str, Tensor], data_range: float, protocol: Protocol) -> dict[str, Tensor]:
     """Each figure from its sums: 0 / 0, a mask without voxels or a truth without signal, is NaN."""
     mean_squared = sums["squared"] / sums["voxels"]
+    peak = torch.as_tensor(data_range, dtype=torch.float64)
+    if protocol.peak == "image":
+        peak = torch.where(sums["peak"] > 0, sums["peak"], math.nan)
     nmse = torch.where(sums["power"] > 0, sums["squared"] / sums["power"], math.nan)
     return {
-        "psnr": (10 * torch.log10(data_range**2 / mean_squared)).clamp(max=PSNR_LIMIT),
+        "psnr": (10 * torch.log10(peak**2 / mean_squared)).clamp(max=PSNR_LIMIT),
         "ssim": sums["similar"] / sums["windows"],
         "mae": sums["absolute"] / sums["voxels"],
         "nrmse": nmse.sqrt(),
@@ -250,16 +238,18 @@ def _figures(sums: Mapping[str, Tensor], data_range: float) -> dict[str, Tensor]
     }
 
 
-def _windowed(images: Tensor) -> Tensor:
-    """(..., H, W) -> (..., H - 10, W - 10): Gaussian means, as sums of shifted images, which is exact and quick"""
-    half = WINDOW // 2
-    weights = [math.exp(-0.5 * ((step - half) / SIGMA) ** 2) for step in range(WINDOW)]
+def _windowed(images: Tensor, protocol: Protocol) -> Tensor:
+    """(..., H, W) -> (..., H - w + 1, W - w + 1): weighted means, as sums of shifted images, exact and quick"""
+    half = protocol.window // 2
+    weights = [1.0] * protocol.window
+    if protocol.ssim == "gaussian":
+        weights = [math.exp(-0.5 * ((step - half) / SIGMA) ** 2) for step in range(protocol.window)]
     weights = [weight / sum(weights) for weight in weights]
     for axis in (-2, -1):
-        size = images.shape[axis] - WINDOW + 1
+        size = images.shape[axis] - protocol.window + 1
         mean = weights[half] * images.narrow(axis, half, size)
         for step in range(half):
-            pair = images.narrow(axis, step, size) + images.narrow(axis, WINDOW - 1 - step, size)
+            pair = images.narrow(axis, step, size) + images.narrow(axis, protocol.window - 1 - step, size)
             mean.add_(pair, alpha=weights[step])
         images = mean
     return images

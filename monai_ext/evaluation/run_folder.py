@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from monai_ext.data.prepared import SLOPE
 from monai_ext.data.volumes import Volume, write_volume
 from monai_ext.evaluation.metrics import FIGURES
+from monai_ext.evaluation.protocol import REGIONS
 
 KEY = ("subject", "dataset", "perturbation", "contrast", "level", "target")
 SUBJECT_COLUMNS = (*KEY, "region", *FIGURES, "stripes")
 SLICE_COLUMNS = (*KEY, "slice", *FIGURES)
-MATRIX = "matrix.csv"  # of a method that takes any contrasts: a row a dataset, sources and target
-MATRIX_COLUMNS = ("dataset", "sources", "target", "subjects", "psnr", "ssim")
-REGIONS = ("slice", "volume", "brain")
+MATRIX = "matrix.csv"  # of a method that takes any contrasts: a row a dataset, sources, target and region
+MATRIX_COLUMNS = ("dataset", "sources", "target", "region", "subjects", "psnr", "psnr_sd", "ssim", "ssim_sd")
+CASES = "matrix_cases.csv"  # what its means are of: a row a subject, sources, target and region
+CASE_COLUMNS = ("subject", "dataset", "sources", "target", "region", "psnr", "ssim")
 RESULTS = ("volumes", "slices.csv", "subjects.csv", "run.json")  # the last one says that the run is whole
 
 Row = dict[str, Any]
@@ -103,13 +105,13 @@ def write_image(path: Path, stored: NDArray[np.uint16], affine: NDArray[np.float
     write_volume(path, volume, dtype=np.uint16, slope=SLOPE, description=description)
 
 
-def summary(rows: Sequence[Row], perturbations: Sequence[Mapping[str, Any]]) -> str:
-    """Say the mean and standard deviation over the subjects by region, and what each perturbation does to the
-    brain's PSNR.
+def summary(rows: Sequence[Row], perturbations: Sequence[Mapping[str, Any]], *, region: str = "brain") -> str:
+    """Say the mean and standard deviation over the subjects by region, and what each perturbation does to the PSNR.
 
     Args:
         rows: of subjects.csv.
         perturbations: as the protocol describes them.
+        region: whose PSNR that is.
 
     Returns:
         Lines to print.
@@ -122,21 +124,21 @@ def summary(rows: Sequence[Row], perturbations: Sequence[Mapping[str, Any]]) -> 
         subjects = len({row["subject"] for row in plain})
         lines.append(f"{target}, {subjects} subject{'s' * (subjects != 1)}, mean ± standard deviation")
         lines.append("  region" + "".join(f"{name:>18}" for name in (*FIGURES, "stripes")))
-        for region in REGIONS:
-            there = [row for row in plain if row["region"] == region]
+        for each in REGIONS:
+            there = [row for row in plain if row["region"] == each]
             cells = (_mean_sd([row.get(name, np.nan) for row in there], name) for name in (*FIGURES, "stripes"))
-            lines.append(f"  {region:6}" + "".join(f"{cell:>18}" for cell in cells))
-        brains = [row for row in ours if row["region"] == "brain"]
+            lines.append(f"  {each:6}" + "".join(f"{cell:>18}" for cell in cells))
+        measured = [row for row in ours if row["region"] == region]
         for entry in perturbations:
             if entry["kind"] == "none":
                 continue
             curve = []
             for level in entry["levels"]:
                 key = (entry["kind"], entry["contrast"], level)
-                found = [row["psnr"] for row in brains if (row["perturbation"], row["contrast"], row["level"]) == key]
+                found = [row["psnr"] for row in measured if (row["perturbation"], row["contrast"], row["level"]) == key]
                 if found:
                     curve.append(f"{level:g}: {np.mean(found):.2f}")
-            lines.append(f"  brain psnr, {entry['contrast']} {entry['kind']} [{entry['unit']}]  {'  '.join(curve)}")
+            lines.append(f"  {region} psnr, {entry['contrast']} {entry['kind']} [{entry['unit']}]  {'  '.join(curve)}")
     return "\n".join(lines)
 
 

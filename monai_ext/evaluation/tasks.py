@@ -1,6 +1,6 @@
 """Every one-to-one and many-to-one task in the data, as PMM-Synth's Tables 1 and 2: a figure for each."""
 
-import csv
+import logging
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -14,31 +14,56 @@ from tqdm import tqdm
 
 from monai_ext.data.datalist import SubjectError, report_failures
 from monai_ext.data.prepared_volumes import PreparedVolumes
-from monai_ext.evaluation.metrics import compare_volumes
-from monai_ext.evaluation.run_folder import MATRIX, MATRIX_COLUMNS
+from monai_ext.evaluation.metrics import FIGURES, compare_volumes
+from monai_ext.evaluation.protocol import OURS, REGIONS, Protocol
+from monai_ext.evaluation.run_folder import CASE_COLUMNS, CASES, MATRIX, MATRIX_COLUMNS, Row, write_table
 from monai_ext.files import absolute, whole_file
 from monai_ext.modalities import canonical
 from monai_ext.networks import PMMSynth
+
+logger = logging.getLogger(__name__)
+MEASURED = ("psnr", "ssim")
+NOBODY = "none"
 
 
 class Predictor:
     """A trained PMM-Synth over volumes, from some contrasts to some, as the dataset has them.
 
-    A dataset that the network does not know is synthesised without personalization: an evaluation is to say how well
-    that goes. Inference, where a person names the dataset, refuses it.
+    A site that the network does not know is synthesised without personalization: an evaluation is to say how well
+    that goes, and warns. Inference, where a person names the site, refuses it.
 
     Args:
         network: trained, on the device.
         inferer: that takes it over a volume.
         device: where it runs.
+        site: whose look every subject is given; None is that of each one's own dataset, "none" is nobody's.
+
+    Raises:
+        ValueError: the network does not know the site.
     """
 
-    def __init__(self, *, network: PMMSynth, inferer: Inferer, device: torch.device) -> None:
-        self.network, self.inferer, self.device = network, inferer, device
+    def __init__(self, *, network: PMMSynth, inferer: Inferer, device: torch.device, site: str | None = None) -> None:
+        self.network, self.inferer, self.device, self.site = network, inferer, device, site
+        if site is not None and site != NOBODY:
+            network.site_index(site)
+        self._warned: set[str | None] = set()
+
+    def _number(self, dataset: str | None) -> int | None:
+        """The network's number of the site, or of a subject's dataset; None is nobody's."""
+        if self.site is not None:
+            return None if self.site == NOBODY else self.network.site_index(self.site)
+        known = self.network.sites
+        if dataset in known:
+            return self.network.site_index(dataset)
+        if known and dataset not in self._warned:
+            self._warned.add(dataset)
+            said = "the weights do not know site %r, which is synthesised as nobody's; they know %s"
+            logger.warning(said, dataset, ", ".join(known))
+        return None
 
     def __call__(self, image: Tensor, given: Tensor, wanted: Tensor, dataset: str | None) -> Tensor:
         """(M, I, J, K), which of them are sources (M,), which to make (M,) -> (M, I, J, K), zeros for the others"""
-        number = self.network.site_index(dataset) if dataset in self.network.sites else None
+        number = self._number(dataset)
         given, wanted = given.to(self.device), wanted.to(self.device)
         image = torch.where(given[:, None, None, None], image.to(self.device), 0.0)
 
@@ -74,15 +99,17 @@ class Predictor:
 
 
 class TaskMatrix:
-    """Write `output_dir`/matrix.csv: mean PSNR and SSIM in the brain over the subjects that have a task's contrasts.
+    """Write `output_dir`/matrix.csv: mean and SD of PSNR and SSIM over the subjects that have a task's contrasts.
 
-    One pass through the network makes all targets of one set of sources.
+    Each region has its rows; beside it matrix_cases.csv has every subject's. One pass through the network makes all
+    targets of one set of sources.
 
     Args:
         data: with every contrast as source and as target.
         predictor: of the network.
         output_dir: the run folder.
         source_counts: how many sources a task may have, -1 all but one; None is any number.
+        protocol: ours, or a paper's, by which figures are computed; its region is what is printed.
 
     Raises:
         ValueError: a count that may not be.
@@ -95,13 +122,14 @@ class TaskMatrix:
         predictor: Predictor,
         output_dir: Path | str,
         source_counts: Sequence[int] | None = None,
+        protocol: Protocol = OURS,
     ) -> None:
         if source_counts is not None and (
             not source_counts or any(count < 1 and count != -1 for count in source_counts)
         ):
             raise ValueError(f"source_counts must be numbers from 1, or -1 for all but one, got {list(source_counts)}")
         self.data, self.predictor, self.output_dir = data, predictor, absolute(Path(output_dir))
-        self.source_counts = source_counts
+        self.source_counts, self.protocol = source_counts, protocol
 
     def run(self) -> None:
         """Synthesise every task of every subject, and write the matrix.
@@ -109,7 +137,7 @@ class TaskMatrix:
         Raises:
             ValueError: a subject failed; each is named, after the others are done.
         """
-        found: dict[tuple[str, tuple[int, ...], int], list[tuple[float, float]]] = {}
+        cases: list[Row] = []
         failures: list[SubjectError] = list(self.data.failures)
         for index in tqdm(range(len(self.data)), desc="every task", unit="subject"):
             try:
@@ -117,17 +145,21 @@ class TaskMatrix:
             except SubjectError as fault:
                 failures.append(fault)
                 continue
-            for sources, target, psnr, ssim in self._tasks(item):
-                found.setdefault((item["dataset"], sources, target), []).append((psnr, ssim))
-        self._write(found)
+            cases += self._tasks(item)
+        self._write(cases)
         if report_failures(failures, total=len(self.data) + len(self.data.failures), what="evaluated"):
             raise ValueError(f"{len(failures)} subjects are not in the matrix, the others are")
 
-    def _tasks(self, item: dict[str, Any]) -> list[tuple[tuple[int, ...], int, float, float]]:
+    def _tasks(self, item: dict[str, Any]) -> list[Row]:
+        """A row a task and region of one subject."""
         there = torch.nonzero(item["available"]).flatten().tolist()
         steps = np.linalg.norm(np.asarray(item["affine"])[:3, :3], axis=0)
-        spacing = (float(steps[0]), float(steps[1]), float(steps[2]))
-        figures = []
+        measured: dict[str, Any] = {
+            "spacing": (float(steps[0]), float(steps[1]), float(steps[2])),
+            "data_range": 1.0,
+            "protocol": self.protocol,
+        }
+        cases: list[Row] = []
         counts: Sequence[int] = range(1, len(there))
         if self.source_counts is not None:
             counts = sorted({len(there) - 1 if count == -1 else count for count in self.source_counts} & set(counts))
@@ -139,27 +171,45 @@ class TaskMatrix:
                 mask = item["mask"][0].to(made.device)
                 for target in sorted(set(there) - set(sources)):
                     truth = item["target"][target].to(made.device)
-                    one = compare_volumes(made[target], truth, mask=mask, spacing=spacing, data_range=1.0).brain
-                    figures.append((sources, target, float(one["psnr"]), float(one["ssim"])))
-        return figures
+                    found = compare_volumes(made[target].float().clamp(0, 1), truth, mask=mask, **measured)
+                    task = {"subject": item["subject"], "dataset": item["dataset"], "sources": sources}
+                    slices = {name: float(found.slices[name][item["slices"]].nanmean()) for name in FIGURES}
+                    for region, figures in zip(REGIONS, (slices, found.volume, found.brain), strict=True):
+                        values = {name: float(figures[name]) for name in MEASURED}
+                        cases.append({**task, "target": target, "region": region, **values})
+        return cases
 
-    def _write(self, found: dict[tuple[str, tuple[int, ...], int], list[tuple[float, float]]]) -> None:
-        names = self.data.sources
+    def _write(self, cases: Sequence[Row]) -> None:
+        """Both tables, each whole or not at all, and in words the means over a dataset's tasks."""
+        by_task: dict[tuple[str, tuple[int, ...], int, str], list[Row]] = {}
+        for case in cases:
+            key = (case["dataset"], case["sources"], case["target"], case["region"])
+            by_task.setdefault(key, []).append(case)
+        rows = []
+        for (dataset, sources, target, region), ours in sorted(by_task.items(), key=lambda one: _place(one[0])):
+            means: Row = {"dataset": dataset, "region": region, "subjects": len(ours), **self._named(sources, target)}
+            for name in MEASURED:
+                known = [case[name] for case in ours if not np.isnan(case[name])]
+                means[name] = float(np.mean(known)) if known else float("nan")
+                means[f"{name}_sd"] = float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")
+            rows.append(means)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.output_dir / MATRIX) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(MATRIX_COLUMNS)
-            for (dataset, sources, target), values in sorted(found.items(), key=lambda one: _place(one[0])):
-                psnr, ssim = np.nanmean(np.array(values), axis=0)
-                joined = "+".join(names[number] for number in sources)
-                writer.writerow([dataset, joined, names[target], len(values), f"{psnr:.4f}", f"{ssim:.5f}"])
-        for dataset in dict.fromkeys(key[0] for key in found):
+        named = [{**case, **self._named(case["sources"], case["target"])} for case in cases]
+        for file, columns, content in ((MATRIX, MATRIX_COLUMNS, rows), (CASES, CASE_COLUMNS, named)):
+            with whole_file(self.output_dir / file) as partial:
+                write_table(partial, columns, content)
+        shown = [row for row in rows if row["region"] == self.protocol.region]
+        for dataset in dict.fromkeys(row["dataset"] for row in shown):
             for what, many in (("one-to-one", False), ("many-to-one", True)):
-                ours = [v for key, v in found.items() if key[0] == dataset and (len(key[1]) > 1) == many]
+                ours = [row for row in shown if row["dataset"] == dataset and ("+" in row["sources"]) == many]
                 if ours:
-                    psnr, ssim = np.nanmean(np.array([np.nanmean(np.array(v), axis=0) for v in ours]), axis=0)
+                    psnr, ssim = (float(np.nanmean([row[name] for row in ours])) for name in MEASURED)
                     print(f"{dataset}, {what}, {len(ours)} tasks: psnr {psnr:.2f}, ssim {ssim:.4f}")
 
+    def _named(self, sources: Sequence[int], target: int) -> Row:
+        names = self.data.sources
+        return {"sources": "+".join(names[number] for number in sources), "target": names[target]}
 
-def _place(key: tuple[str, tuple[int, ...], int]) -> tuple[str, int, tuple[int, ...], int]:
-    return key[0], len(key[1]), key[1], key[2]
+
+def _place(key: tuple[str, tuple[int, ...], int, str]) -> tuple[str, int, tuple[int, ...], int, str]:
+    return key[0], len(key[1]), key[1], key[2], key[3]

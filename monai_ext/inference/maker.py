@@ -81,6 +81,7 @@ class Maker:
     def sidecar(self, target: str) -> dict[str, Any]:
         """Give what the JSON beside an image of `target` says, whoever the subject is."""
         fixed = self.task is None or self.task.every_source
+        over = f"{target}'s foreground" if self.preset.percentile_of == "foreground" else f"{target}'s whole volume"
         return {
             "synthetic": True,
             "warning": WARNING,
@@ -88,7 +89,7 @@ class Maker:
             "bundle": self.bundle,
             "version": self.version,
             "weights_sha256": self.weights,
-            "intensities": f"0 to 1 without a unit; 1 is the {PERCENTILE}th percentile of {target}'s foreground",
+            "intensities": f"0 to 1 without a unit; 1 is the {PERCENTILE}th percentile of {over}",
             "preset": asdict(self.preset),
             "resolution": asdict(self.resolution),
             **({} if fixed else {"site": self.site, "adapters_sha256": list(self.adapters)}),

@@ -2,7 +2,7 @@
 
 from monai_ext.networks.agi_net import CAGR, AGINet, with_cagr
 from monai_ext.networks.baselines import I2IMamba, Pix2PixUNet, ResNet
-from monai_ext.networks.discriminators import ContrastDiscriminators
+from monai_ext.networks.discriminators import ContrastDiscriminators, ImageDiscriminator
 from monai_ext.networks.fd_gan import FDGAN
 from monai_ext.networks.hmf_mambainr import HMFMambaINR
 from monai_ext.networks.pmm_synth import PMMSynth
@@ -14,6 +14,7 @@ __all__ = [
     "ContrastDiscriminators",
     "HMFMambaINR",
     "I2IMamba",
+    "ImageDiscriminator",
     "PMMSynth",
     "Pix2PixUNet",
     "ResNet",

@@ -3,7 +3,7 @@
 import math
 from html import escape
 
-from monai_ext.evaluation.run_folder import REGIONS
+from monai_ext.evaluation.protocol import REGIONS
 from monai_ext.report.charts import key_mark
 from monai_ext.report.runs import Comparison, Run, unharmed
 from monai_ext.report.statistics import ALPHA, PairedTest, mean_interval, smallest_wilcoxon
@@ -35,7 +35,8 @@ def first_screen(comparison: Comparison, tests: dict[str, list[PairedTest]], tit
     measured = [
         f"data range {protocol.get('data_range', '?')}",
         f"synthesis clipped to {span}" if span else "not clipped",
-        f"SSIM window {ssim.get('window', '?')} px, {ssim.get('weights', '?')}, sigma {ssim.get('sigma', '?')}",
+        f"SSIM window {ssim.get('window', '?')} px, {ssim.get('weights', '?')}"
+        + (f", sigma {ssim['sigma']}" if "sigma" in ssim else ""),
     ]
     regions = protocol.get("regions", {})
     facts = {

@@ -28,12 +28,14 @@ def _read(run: Run) -> list[dict[str, str]]:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != MATRIX_COLUMNS:
             raise ValueError(f"{path} must have the columns {', '.join(MATRIX_COLUMNS)}: evaluate again")
-        return list(reader)
+        region = run.about.get("protocol", {}).get("region", "brain")
+        return [row for row in reader if row["region"] == region]
 
 
 def _map(rows: Sequence[dict[str, str]], metric: str) -> str:
     """The deeper the colour, the better among the ways to make this target in this dataset."""
     look = LOOKS[metric]
+    where = {"slice": "slices' mean", "volume": "volume", "brain": "brain"}[rows[0]["region"]]
     targets = list(dict.fromkeys(row["target"] for row in rows))
     share: dict[tuple[str, str, str], tuple[float, float]] = {}
     for dataset, target in dict.fromkeys((row["dataset"], row["target"]) for row in rows):
@@ -52,8 +54,8 @@ def _map(rows: Sequence[dict[str, str]], metric: str) -> str:
         lines.append(f"<tr><th scope=row>{name}</th>{''.join(cells)}</tr>")
     head = "".join(f"<th scope=col>{escape(target)}</th>" for target in targets)
     caption = (
-        f"{look.heading} in the brain, by dataset and sources (rows) and target (columns); the deeper the colour, the "
-        "better among a dataset's ways to make that target"
+        f"{look.heading} in the {where}, by dataset and sources (rows) and target (columns); the deeper the colour, "
+        "the better among a dataset's ways to make that target"
     )
     return (
         f'<div class=scroll><table class="heat"><caption>{caption}</caption><thead><tr><th></th>{head}</tr></thead>'

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from monai_ext import __version__
 from monai_ext.data.perturbations import UNITS
-from monai_ext.evaluation.run_folder import REGIONS
+from monai_ext.evaluation.protocol import REGIONS
 from monai_ext.report import viewer as niivue_viewer
 from monai_ext.report.cases import Shown, ShownCase, images_of, shown_cases
 from monai_ext.report.charts import Line, curve_chart, key_mark, subject_chart

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from monai_ext.evaluation.run_folder import REGIONS
+from monai_ext.evaluation.protocol import REGIONS
 from monai_ext.report.charts import key_mark
 from monai_ext.report.runs import METRICS, Comparison, Run, unharmed
 from monai_ext.report.statistics import (

@@ -1,16 +1,17 @@
 """What a network is trained on and validated on: slices or patches of subjects."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from monai.transforms import ResizeWithPadOrCropd
+from monai.transforms import Compose, ResizeWithPadOrCropd
 from torch.utils.data import Dataset
 
 from monai_ext.data.batching import Draw, draw_condition
 from monai_ext.data.datalist import Subject
 from monai_ext.data.patches import PatchDataset
 from monai_ext.data.slices import SliceDataset
+from monai_ext.training.augmentation import HarmSources
 
 
 def samples(
@@ -23,6 +24,7 @@ def samples(
     patch_size: Sequence[int] | None = None,
     neighbours: int = 0,
     allow_missing: bool = False,
+    augment: Sequence[Mapping[str, Any]] = (),
 ) -> SliceDataset:
     """Make the dataset that a network is trained on: slices cut or padded to `image_size`, or patches for one in 3D.
 
@@ -34,13 +36,18 @@ def samples(
         patch_size: of three axes; then `image_size` does not count.
         neighbours: slices on either side of a source's.
         allow_missing: contrasts that a subject lacks are zeros, and "available" says so.
+        augment: perturbations of sources, as evaluation takes them; see `HarmSources`.
 
     Returns:
         A `SliceDataset`, or a `PatchDataset` where there is a `patch_size`.
     """
     if patch_size is not None:
+        if augment:
+            raise ValueError(f"augment is for slices, and patch_size {list(patch_size)} asks for patches in 3D")
         return PatchDataset(data, sources=sources, target=target, slices=slices, patch_size=patch_size)
     crop: Any = ResizeWithPadOrCropd(keys=["sources", "target"], spatial_size=(image_size, image_size))
+    if augment:
+        crop = Compose([crop, HarmSources(augment, sources=sources)])
     options: dict[str, Any] = {"slices": slices, "neighbours": neighbours, "allow_missing": allow_missing}
     return SliceDataset(data, sources=sources, target=target, transform=crop, **options)
 

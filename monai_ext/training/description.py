@@ -22,7 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 def describe(
-    *, sources: Sequence[str], target: Sequence[str], datalist: Datalists, sites: Sequence[str] = ()
+    *,
+    sources: Sequence[str],
+    target: Sequence[str],
+    datalist: Datalists,
+    sites: Sequence[str] = (),
+    coarser: float = 1.0,
 ) -> dict[str, Any]:
     """Describe weights for the JSON beside them: what made them, and from which data.
 
@@ -30,6 +35,7 @@ def describe(
         sources, target: contrasts, by any of their names.
         datalist: one or several, as `select_subjects` takes them.
         sites: those that the network tells apart, in the order of their numbers.
+        coarser: how many times as coarse in the plane as the datalist's images the network's sources are.
 
     Returns:
         Plain values by key.
@@ -47,6 +53,9 @@ def describe(
     presets = [prepared_as(path) for path in paths]
     if any(preset != presets[0] for preset in presets):
         logger.warning("the datalists were not all prepared alike; inference prepares as the first, %s", paths[0])
+    if presets[0] is not None:
+        step = presets[0]["trained_spacing"]
+        presets[0]["trained_spacing"] = [round(coarser * step[0], 4), round(coarser * step[1], 4), step[2]]
     digests = [sha256(path) for path in paths]
     return {
         **made,

@@ -47,6 +47,7 @@ class PairedAdversarialTrainer(Trainer):
         accumulate: batches whose gradients are averaged for one step.
         handlers: MONAI's and ignite's; a `Checkpoints` belongs last.
         resume: go on from the last checkpoint.
+        steps: batches in all, in place of `max_epochs`; the last epoch ends with the last of them.
 
     Raises:
         ValueError: a discriminator without its optimizer, or a number that may not be.
@@ -68,11 +69,16 @@ class PairedAdversarialTrainer(Trainer):
         accumulate: int = 1,
         handlers: Sequence[Any] = (),
         resume: bool = False,
+        steps: int | None = None,
     ) -> None:
         if (discriminator is None) != (discriminator_optimizer is None):
             raise ValueError("give discriminator and discriminator_optimizer, or neither")
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+        if steps is not None:
+            if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+                raise ValueError(f"steps must be a whole number of at least 1, or null, got {steps!r}")
+            max_epochs = -(-steps // len(train_data_loader))  # type: ignore[arg-type]
         self.network, self.optimizer = network.to(device), optimizer
         self.objective, self.schedulers, self.accumulate, self.resume = objective, tuple(schedulers), accumulate, resume
         self.discriminator = None if discriminator is None else discriminator.to(device)
@@ -98,6 +104,9 @@ class PairedAdversarialTrainer(Trainer):
         )
         _Clock().attach(self)
         _Means().attach(self)
+        if steps is not None:
+            # of no argument: ignite would hand the engine to `terminate_epoch`, which takes it as a wish for no events
+            self.add_event_handler(Events.ITERATION_COMPLETED(once=steps), lambda: self.terminate_epoch())
         self.add_event_handler(Events.EPOCH_COMPLETED, self._step_schedulers)
         self._register_handlers(handlers)  # after ours, for they use what ours put into the state
 

@@ -107,6 +107,7 @@ class Pix2Pix:
 
 
 FORMS = {"paper": 0.1, "stable": 100.0}  # the weight of each L1 term
+NORMS = ("mean", "sum")
 
 
 class Disentangling(Pix2Pix):
@@ -115,20 +116,23 @@ class Disentangling(Pix2Pix):
     A network without a pseudo-target, a U-Net say, has the other terms.
 
     Args:
-        form: "paper" weighs both of Eq. 5's terms by the 0.1 that is printed, at which the adversarial term outweighs
-            them; "stable" by pix2pix's 100. In both, the network raises D(G) as the text says, not as Eq. 4 is printed.
+        form: "paper" weighs both of Eq. 5's terms by the 0.1 that is printed, "stable" by pix2pix's 100. In both, the
+            network raises D(G) as the text says, not as Eq. 4 is printed.
+        norm: what Eq. 5's norm is over an image's pixels. With their "mean", 0.1 is far less than the adversarial
+            term; their "sum" is 65,536 times that at 256 x 256, and 0.1 of it as a weight of 6,554.
         edge_weight: of the prediction's slopes, an edge-aware term that the paper leaves to the future.
 
     Raises:
-        ValueError: there is no such form.
+        ValueError: there is no such form or norm, or the weight is below 0.
     """
 
-    def __init__(self, *, form: str = "stable", edge_weight: float = 0.0) -> None:
-        if form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    def __init__(self, *, form: str = "stable", norm: str = "mean", edge_weight: float = 0.0) -> None:
+        for name, value, known in (("form", form, FORMS), ("norm", norm, NORMS)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         _check_weights(edge_weight=edge_weight)
         super().__init__(pixel_weight=FORMS[form])
-        self.edge_weight = edge_weight
+        self.norm, self.edge_weight = norm, edge_weight
 
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
         """Give the network the sources: "pred", and "pseudo_target" where it makes one."""
@@ -145,6 +149,9 @@ class Disentangling(Pix2Pix):
         terms = super().generator_terms(discriminator, batch, predicted)
         if "pseudo_target" in predicted:  # Eq. 5's second term
             terms["pseudo_target"] = self.pixel_weight * weighted_l1(predicted["pseudo_target"], batch)
+        if self.norm == "sum":
+            pixels = batch["target"][0].numel()
+            terms |= {name: pixels * terms[name] for name in ("pixel", "pseudo_target") if name in terms}
         if self.edge_weight:
             made, real = predicted["pred"], batch["target"]
             slopes = [l1_loss(made.diff(dim=axis), real.diff(dim=axis)) for axis in range(2, made.dim())]

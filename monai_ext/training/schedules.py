@@ -1,7 +1,25 @@
-"""How fast to learn, epoch by epoch."""
+"""How long to learn, and how fast, epoch by epoch."""
+
+from collections.abc import Sequence
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from monai_ext.data.batching import Kind, group_by_kind
+
+
+def epochs_of(*, epochs: int, steps: int | None, kinds: Sequence[Kind], batch_size: int) -> int:
+    """Say how many epochs a training lasts: `epochs`, or as many as `steps` begin where these are given.
+
+    Args:
+        epochs: what there are without `steps`.
+        steps: batches in all, as the trainer takes them.
+        kinds: each sample's, for a batch is of one kind.
+        batch_size: samples a batch.
+    """
+    if steps is None:
+        return epochs
+    return -(-steps // sum(-(-len(group) // batch_size) for group in group_by_kind(kinds)))
 
 
 def constant_then_linear(optimizer: Optimizer, *, epochs: int, constant: int) -> LambdaLR:

@@ -68,7 +68,7 @@ def figures(
         evaluation={"sources": sources, "target": target, "source_counts": [1, -1], "slices": ["middle", 4]},
     )
     with (folder / "run" / "matrix.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = [one for one in csv.DictReader(file) if one["region"] == "brain"]
     return {site: mean(float(one["psnr"]) for one in rows if one["dataset"] == site) for site in lists}
 
 

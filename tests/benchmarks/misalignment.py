@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args, more = parser.parse_known_args()
     training = dict(zip((name[2:] for name in more[::2]), more[1::2], strict=True))
-    moved = [{"kind": "translate", "contrast": "T2", "levels": DISTANCES}]
+    moved = [{"kind": "displace", "contrast": "T2", "levels": DISTANCES}]
     print("seed  network " + "".join(f"{distance:>7} px" for distance in DISTANCES))
     leads = []
     for seed in args.seeds:
@@ -38,7 +38,7 @@ def main() -> None:
                 training={"seed": seed, **training},
                 evaluation={"name": f"{name}, seed {seed}", "perturbations": moved},
             )
-            brain = [row for row in rows if row["region"] == "brain" and row["perturbation"] == "translate"]
+            brain = [row for row in rows if row["region"] == "brain" and row["perturbation"] == "displace"]
             figures[name] = [
                 mean(float(row["psnr"]) for row in brain if float(row["level"]) == level) for level in DISTANCES
             ]

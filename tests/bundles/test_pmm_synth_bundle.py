@@ -61,7 +61,7 @@ def test_three_sites_are_learnt_resumed_and_evaluated_and_a_fourth_is_added_with
 
     bundle_run(PMM, "evaluate", **ids, datalist=str(sites["glioma"]), output_dir=tmp_path / "run")
     with (tmp_path / "run" / "matrix.csv").open() as file:
-        rows = list(csv.DictReader(file))
+        rows = [row for row in csv.DictReader(file) if row["region"] == "brain"]
     there = {name for row in rows for name in (*row["sources"].split("+"), row["target"])}
     n = len(there)
     assert len(rows) == sum(len([s for s in range(2**n) if 0 < s < 2**n - 1 and not s >> t & 1]) for t in range(n))

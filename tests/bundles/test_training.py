@@ -1,5 +1,6 @@
 """Each bundle trains through MONAI's command line: tracked, killed and resumed, on two processes, on bad input."""
 
+import json
 import os
 import random
 import re
@@ -82,6 +83,18 @@ def test_killed_at_any_moment_it_resumes_to_the_same_weights(
 
 
 @pytest.mark.long
+def test_without_a_validation_split_the_weights_of_the_last_epoch_stay(
+    bundle: Path, prepared: Path, bundle_run: Callable, tmp_path: Path
+):
+    content = json.loads((prepared / "datalist.json").read_text())
+    content |= {"root": str(prepared), "training": content["training"] + content["validation"], "validation": []}
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    ids = {"datalist": tmp_path / "datalist.json", "output_dir": tmp_path, "weights": tmp_path / "model.pt", **TINY}
+    bundle_run(bundle, "train", COMPACT, **ids, epochs=2, batch_size=4)
+    last = torch.load(tmp_path / "checkpoints/epoch_00002.pt", weights_only=True)["parts"]["network"]
+    assert all(torch.equal(value, last[name]) for name, value in weights(tmp_path / "model.pt").items())
+
+
 def test_two_processes_train_one_network(bundle: Path, prepared: Path, tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -74,23 +74,30 @@ def test_as_in_the_paper_every_batch_is_whole_and_repeats_only_what_that_needs(s
         assert max(drawn) - min(drawn) <= 1
 
 
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("world_size", [2, 3, 8])
-def test_ranks_have_equal_steps_and_together_lose_nothing(seed: int, world_size: int) -> None:
-    kinds, batch_size = random_kinds(seed), 4
-    single = list(ModalityConsistentBatches(kinds, batch_size=batch_size, seed=seed))
+@pytest.mark.parametrize("fill", [True, False])
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("world_size", [2, 3, 12])
+def test_processes_share_each_batch_of_one(seed: int, world_size: int, fill: bool) -> None:
+    settings = {"kinds": random_kinds(seed), "batch_size": 12, "seed": seed, "fill": fill, "curriculum": 2}
+    single = list(ModalityConsistentBatches(**settings))
     shares = [
-        list(ModalityConsistentBatches(kinds, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size))
-        for rank in range(world_size)
+        list(ModalityConsistentBatches(**settings, rank=rank, world_size=world_size)) for rank in range(world_size)
     ]
-    steps = -(-len(single) // world_size)
-    assert [len(share) for share in shares] == [steps] * world_size
-    numbered = [batch for step in zip(*shares, strict=True) for batch in step]
-    assert numbered[: len(single)] == single, "the same batches as in one process: each rank's are its own"
-    repeated = [[draw.sample for draw in batch] for batch in numbered[len(single) :]]
-    whole = [[draw.sample for draw in batch] for batch in single]
-    assert len(repeated) < world_size
-    assert all(batch in whole for batch in repeated)
+    assert [len(share) for share in shares] == [len(single)] * world_size
+    for whole, *parts in zip(single, *shares, strict=True):
+        assert len({len(part) for part in parts}) == 1
+        assert {draw.condition for part in parts for draw in part} == {whole[0].condition}
+        together = Counter(draw.sample for part in parts for draw in part)
+        more = together - Counter(draw.sample for draw in whole)
+        assert set(together) == {draw.sample for draw in whole}
+        assert more.total() < world_size if not fill else not more
+
+
+def test_processes_draw_the_augmentations_of_one() -> None:
+    settings = {"kinds": [Kind("a", (True,))] * 8, "batch_size": 4}
+    single = [draw for batch in ModalityConsistentBatches(**settings) for draw in batch]
+    parts = [ModalityConsistentBatches(**settings, rank=rank, world_size=2) for rank in range(2)]
+    assert sorted(single) == sorted(draw for part in parts for batch in part for draw in batch)
 
 
 def test_same_seed_same_order_and_another_epoch_or_seed_another() -> None:
@@ -117,14 +124,8 @@ def test_batches_are_shuffled_across_groups_and_within() -> None:
 
 
 def test_every_draw_has_an_augmentation_seed_of_its_own() -> None:
-    sampler = ModalityConsistentBatches([Kind("a", (True,))] * 5, batch_size=4, world_size=3)
-    seeds = [draw.seed for rank in range(3) for batch in sharded(sampler, rank) for draw in batch]
-    assert len(set(seeds)) == len(seeds) == 12
-
-
-def sharded(sampler: ModalityConsistentBatches, rank: int) -> list[list[Draw]]:
-    sampler.rank = rank
-    return list(sampler)
+    seeds = [draw.seed for batch in ModalityConsistentBatches([Kind("a", (True,))] * 5, batch_size=4) for draw in batch]
+    assert len(set(seeds)) == len(seeds) == 8
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -259,6 +260,7 @@ def test_a_broken_state_is_refused(change: dict) -> None:
         ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
         ({"world_size": 0}, "world_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": 3, "world_size": 2}, "must be a multiple of world_size, .* got batch_size=3, world_size=2"),
         ({"rank": 2, "world_size": 2}, "rank must be below world_size, got rank=2, world_size=2"),
         ({"curriculum": -3}, "curriculum must be a whole number of at least 0, got -3"),
         ({"unnamed": 1.0}, "unnamed must be from 0 to below 1, got 1.0"),

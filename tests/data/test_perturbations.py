@@ -12,7 +12,7 @@ from torch import Tensor
 from monai_ext.data.perturbations import LEVELS, MOVES, Draw, Perturbation, apply, perturb, randomize
 
 SHAPE = (48, 52, 6)
-KINDS = ("translate", "rotate", "motion", "noise")
+KINDS = ("translate", "displace", "rotate", "motion", "noise")
 
 
 def head(shape: tuple[int, int, int] = SHAPE) -> Tensor:
@@ -57,7 +57,7 @@ def test_harm_grows_with_the_level_and_values_stay_in_range(kind: str) -> None:
     assert worst.shape == SHAPE
 
 
-@pytest.mark.parametrize("kind", ["translate", "rotate", "motion"])
+@pytest.mark.parametrize("kind", ["translate", "displace", "rotate", "motion"])
 def test_energy_is_moved_not_made(kind: str) -> None:
     before, after = head(), perturbed(kind, LEVELS[kind][-1])
     torch.testing.assert_close(after.square().mean((0, 1)), before.square().mean((0, 1)), rtol=0.06, atol=0)
@@ -81,12 +81,22 @@ def test_a_slice_s_draw_does_not_depend_on_how_many_follow(kind: str) -> None:
     torch.testing.assert_close(fewer, perturbed(kind, LEVELS[kind][-1], volume)[:, :, :4], atol=1e-6, rtol=0)
 
 
+def test_a_translation_is_of_any_length_up_to_the_level_along_each_axis() -> None:
+    poses = randomize(Perturbation("translate", "T2"), (8, 8, 4000), seed=0, subject="a").poses[0]
+    assert not poses[:, 2].any()
+    for along in poses[:, :2].T:
+        assert -1 <= along.min() < -0.99 < 0.99 < along.max() <= 1
+        assert abs(along.mean()) < 0.03
+        assert along.std().item() == pytest.approx(3**-0.5, abs=0.02), "each length is as likely"
+    assert abs(np.corrcoef(poses[:, 0], poses[:, 1])[0, 1]) < 0.05
+
+
 @pytest.mark.parametrize("level", [0.5, 1.0, 3.0])
-def test_each_slice_is_translated_by_the_level_in_a_direction_of_its_own(level: float) -> None:
-    moved, still = perturbed("translate", level), head()
+def test_each_slice_is_displaced_by_the_level_in_a_direction_of_its_own(level: float) -> None:
+    moved, still = perturbed("displace", level), head()
     shifts = np.array([shift_of(moved[:, :, k], still[:, :, k]) for k in range(SHAPE[2])])
     np.testing.assert_allclose(np.linalg.norm(shifts, axis=1), level, atol=0.06)
-    np.testing.assert_allclose(shifts, level * drawn("translate").poses[0, :, :2].numpy(), atol=0.06)
+    np.testing.assert_allclose(shifts, level * drawn("displace").poses[0, :, :2].numpy(), atol=0.06)
     directions = np.arctan2(shifts[:, 1], shifts[:, 0])
     assert np.ptp(directions) > 1
 
@@ -180,7 +190,7 @@ def test_a_perturbation_says_what_it_does() -> None:
     [
         (
             {"kind": "shake", "contrast": "T2"},
-            "kind must be one of none, translate, rotate, motion, noise, got 'shake'",
+            "kind must be one of none, translate, displace, rotate, motion, noise, got 'shake'",
         ),
         ({"kind": "rotate", "contrast": "T9"}, "unknown contrast 'T9'"),
         ({"kind": "rotate"}, "unknown contrast ''"),

@@ -109,6 +109,38 @@ def test_the_foreground_s_percentile_becomes_one_and_nothing_is_below_zero(tmp_p
     assert np.mean(scaled[source.array[::-1, ::-1] > 0] == 1) == pytest.approx(0.005, abs=0.003)
 
 
+def test_the_percentile_of_the_whole_volume_is_a_lower_one_of_the_foreground(tmp_path, capsys):
+    source = head()
+    datalist = dataset(tmp_path / "in", {"a": {"T1": source}})
+    assert prepare(datalist, tmp_path / "out", "--percentile-of", "volume", "--size", "64") == 0
+    record = json.loads((tmp_path / "out" / "a" / "prepared.json").read_text())
+    assert record["parameters"]["percentile_of"] == "volume"
+    # air that the crop adds does not count: an inference, which crops nothing, has to find the same
+    assert record["images"]["T1"]["range"] == [0.0, pytest.approx(np.percentile(source.array, 99.5))]
+    assert record["images"]["T1"]["range"][1] < np.percentile(source.array[source.array > 0], 99.5)
+    assert prepare(datalist, tmp_path / "out", "--size", "64") == 0
+    assert "1 prepared, 0 unchanged" in capsys.readouterr().out
+
+
+def test_a_volume_of_hardly_anything_but_air_has_no_such_percentile(tmp_path, capsys):
+    small = head()
+    small.array[np.linalg.norm(np.moveaxis(np.indices(SHAPE), 0, -1) - [12, 14, 5], axis=-1) > 1.5] = 0
+    datalist = dataset(tmp_path / "in", {"a": {"T1": small}})
+    assert prepare(datalist, tmp_path / "out", "--percentile-of", "volume") == 1
+    assert "the 99.5th percentile of T1's whole volume is 0" in capsys.readouterr().err
+
+
+def test_what_version_0_1_0_prepared_is_as_if_it_had_said_foreground(tmp_path, capsys):
+    datalist, out = three(tmp_path / "in"), tmp_path / "out"
+    assert prepare(datalist, out) == 0
+    for name in "abc":
+        record = json.loads((out / name / "prepared.json").read_text())
+        del record["parameters"]["percentile_of"]
+        (out / name / "prepared.json").write_text(json.dumps(record))
+    assert prepare(datalist, out) == 0
+    assert "0 prepared, 3 unchanged, 0 failed" in capsys.readouterr().out
+
+
 def test_other_grids_meet_in_the_world(tmp_path):
     spot = np.array([4.0, -5.0, 3.0])
     sagittal = np.array([[0, 0, 2.5, -24], [1.5, 0, 0, -30], [0, 1.5, 0, -24], [0, 0, 0, 1.0]])

@@ -11,6 +11,7 @@ from skimage.metrics import mean_squared_error, normalized_root_mse, peak_signal
 from torch import Tensor
 
 from monai_ext.evaluation.metrics import FIGURES, compare_slices, compare_volumes, ssim_map, stripes
+from monai_ext.evaluation.protocol import Protocol, chosen
 
 SHAPE = (29, 36, 9)
 SPACING = (1.0, 1.0, 1.0)
@@ -140,6 +141,54 @@ def test_the_map_is_defined_where_its_window_fits() -> None:
     images = torch.rand(2, 3, 20, 11, generator=torch.Generator().manual_seed(0))
     assert ssim_map(images[0], images[1]).shape == (3, 10, 1)
     torch.testing.assert_close(ssim_map(images[0], images[0]), torch.ones(3, 10, 1))
+
+
+PAPER = Protocol(peak="image", ssim="uniform", region="slice")
+
+
+def test_by_a_papers_protocol_a_slice_has_scikit_images_default_ssim_and_its_own_maximum_in_psnr() -> None:
+    prediction, truth, mask = pair()
+    found = compare_volumes(prediction * 0.7, truth * 0.7, mask=mask, spacing=SPACING, protocol=PAPER)
+    for k in range(SHAPE[2]):
+        p, t = 0.7 * prediction[:, :, k].numpy(), 0.7 * truth[:, :, k].numpy()
+        own = peak_signal_noise_ratio(t, p, data_range=t.max())
+        assert float(found.slices["psnr"][k]) == pytest.approx(own, abs=1e-4)
+        assert float(found.slices["ssim"][k]) == pytest.approx(structural_similarity(t, p, data_range=1), abs=1e-5)
+    p, t, inside = 0.7 * prediction.numpy(), 0.7 * truth.numpy(), mask.numpy()
+    assert found.volume["psnr"] == pytest.approx(peak_signal_noise_ratio(t, p, data_range=t.max()), abs=1e-4)
+    error = mean_squared_error(t[inside], p[inside])
+    assert found.brain["psnr"] == pytest.approx(10 * np.log10(t[inside].max() ** 2 / error), abs=1e-4)
+
+
+def test_a_slice_of_nothing_has_no_maximum_of_its_own() -> None:
+    prediction, truth, mask = pair()
+    truth[:, :, 3] = 0
+    found = compare_volumes(prediction, truth, mask=mask, spacing=SPACING, protocol=PAPER)
+    assert math.isnan(found.slices["psnr"][3])
+    assert math.isfinite(found.volume["psnr"])
+
+
+def test_uniform_windows_are_smaller_and_their_map_larger() -> None:
+    images = torch.rand(2, 3, 20, 7, generator=torch.Generator().manual_seed(0))
+    assert ssim_map(images[0], images[1], protocol=PAPER).shape == (3, 14, 1)
+
+
+def test_a_protocol_says_what_it_is() -> None:
+    assert PAPER.described()["figures"]["psnr"] == "10 log10(max(t)^2 / mean((p - t)^2)) in dB, at most 100"
+    assert PAPER.described()["ssim"]["covariance"] == "sample"
+    assert Protocol().described()["ssim"]["sigma"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("name", "paper", "message"),
+    [("theirs", {}, "protocol must be ours or paper, got 'theirs'"),
+     ("paper", {}, "a paper's protocol needs peak, ssim, region, got nothing"),
+     ("paper", {"peak": "image", "ssim": "uniform"}, "needs peak, ssim, region, got peak, ssim"),
+     ("paper", {"peak": "one", "ssim": "uniform", "region": "slice"}, "peak must be one of range, image, got 'one'")],
+)  # fmt: skip
+def test_a_protocol_that_is_not_whole_is_refused(name: str, paper: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        chosen(name, paper=paper)
 
 
 def smooth_volume(shape: tuple[int, int, int] = (40, 44, 30)) -> Tensor:

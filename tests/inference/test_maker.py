@@ -83,6 +83,7 @@ def test_options_change_the_preset(tmp_path):
      ({"brain_mask": "hd-bet"}, "brain_mask must be one of none, zero, otsu, or a file with .* got 'hd-bet'"),
      ({"reference": "PD"}, "reference must be one of the sources T1, T2, got 'PD'"),
      ({"preset": "brast"}, "preset must be one of native, .*, got 'brast'"),
+     ({"preset": {"percentile_of": "air"}}, "percentile_of must be foreground or volume, got 'air'"),
      ({"preset": {"sizes": 4}}, "a preset has reference, .*, got 'sizes'"),
      ({"sources": ["T9"]}, "unknown contrast 'T9'"),
      ({"bundle_root": "/nowhere"}, "bundle_root /nowhere holds no bundle")],

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from monai_ext.files import sha256, write_json
-from monai_ext.networks import FDGAN
+from monai_ext.networks import FDGAN, ImageDiscriminator
 from monai_ext.networks.fd_gan import LAF, SRE, adain
 from monai_ext.weights import load_weights
 
@@ -277,6 +277,17 @@ def test_monais_discriminator_is_the_papers():
     assert slopes == 4 * [0.2]
     assert sum(isinstance(module, nn.BatchNorm2d) for module in discriminator.modules()) == 3
     assert isinstance(list(discriminator.modules())[-1], nn.Conv2d), "logits: the sigmoid is the loss's"
+
+
+def test_the_papers_discriminator_judges_an_image_as_a_whole():
+    judge, x = ImageDiscriminator(in_channels=3, channels=8).eval(), torch.rand(2, 3, 64, 96, requires_grad=True)
+    answer = judge(x)
+    assert answer.shape == (2, 1, 1, 1)
+    answer[0].sum().backward()
+    assert (x.grad[0].abs().amax(0) > 0).all(), "every pixel counts"
+    assert not x.grad[1].any()
+    convs = [module for module in judge if isinstance(module, nn.Conv2d)]
+    assert [conv.out_channels for conv in convs] == [8, 16, 32, 64, 128, 1]
 
 
 @pytest.mark.parametrize(

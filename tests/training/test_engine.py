@@ -77,6 +77,21 @@ def test_the_best_validated_weights_stay_or_the_last_where_none_was_validated(tm
     assert not all(torch.equal(found[name], value) for name, value in kept[1].items())
 
 
+@pytest.mark.parametrize(("steps", "lengths"), [(3, [3]), (4, [4]), (6, [4, 2]), (8, [4, 4])])
+def test_so_many_steps_are_so_many_and_the_last_epoch_is_finished_early(steps: int, lengths: list[int]):
+    engine, found = trainer(adversary=False, epochs=1, steps=steps), []
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda trainer: found.append(trainer.state.iteration))
+    engine.run()
+    assert engine.state.iteration == steps
+    assert [b - a for a, b in zip([0, *found], found, strict=False)] == lengths
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True])
+def test_steps_are_a_whole_number(steps: float):
+    with pytest.raises(ValueError, match=f"steps must be a whole number of at least 1, or null, got {steps}"):
+        trainer(steps=steps)
+
+
 def test_the_discriminator_is_shown_the_target_as_real_and_the_prediction_as_fake_each_with_the_sources():
     engine = trainer(data=batches(1))
     shown = []

@@ -80,6 +80,20 @@ def test_edges_are_the_slopes_whatever_the_brightness():
     assert "edge" not in Disentangling().generator_terms(None, BATCH, MADE)
 
 
+def test_the_norm_of_eq_5_can_be_a_sum_over_pixels():
+    batch = {"target": torch.rand(3, 1, 8, 6), "sources": torch.rand(3, 2, 8, 6)}
+    predicted = {name: torch.rand(3, 1, 8, 6) for name in ("pred", "pseudo_target")}
+    terms = Disentangling(form="paper", norm="sum").generator_terms(None, batch, predicted)
+    for name, of in (("pixel", "pred"), ("pseudo_target", "pseudo_target")):
+        by_hand = 0.1 * (predicted[of] - batch["target"]).abs().sum((1, 2, 3)).mean()
+        torch.testing.assert_close(terms[name], by_hand)
+
+
+def test_an_unknown_norm_is_refused_with_those_known():
+    with pytest.raises(ValueError, match="norm must be one of mean, sum, got 'max'"):
+        Disentangling(norm="max")
+
+
 def test_an_unknown_form_is_refused_with_those_known():
     with pytest.raises(ValueError, match="form must be one of paper, stable, got 'printed'"):
         Disentangling(form="printed")

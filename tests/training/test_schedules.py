@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from monai_ext.training.schedules import constant_then_linear
+from monai_ext.data.batching import Kind, ModalityConsistentBatches
+from monai_ext.training.schedules import constant_then_linear, epochs_of
 
 
 def rates(*, epochs: int, constant: int) -> list[float]:
@@ -29,3 +30,10 @@ def test_one_epoch_is_learnt_at_the_full_rate():
 def test_a_constant_part_beyond_the_training_is_refused():
     with pytest.raises(ValueError, match="constant must be from 0 to below the 3 epochs, got 3"):
         rates(epochs=3, constant=3)
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(None, 9), (1, 1), (4, 1), (5, 2), (12, 3), (13, 4)])
+def test_so_many_steps_last_as_many_epochs_as_the_sampler_needs_for_them(steps: int | None, epochs: int):
+    kinds = [Kind("ixi", (True, True))] * 9 + [Kind("brats", (True, False))] * 2
+    assert len(ModalityConsistentBatches(kinds, batch_size=4)) == 4  # 3 of one kind, 1 of the other
+    assert epochs_of(epochs=9, steps=steps, kinds=kinds, batch_size=4) == epochs

@@ -104,7 +104,7 @@ def draw_subject(
     """
     kind = kind or str(rng.choice(KINDS, p=(0.12, 0.4, 0.3, 0.18)))
     head = bool(rng.uniform() < 0.5) if skull is None else skull
-    wide = bool(rng.uniform() < 0.5) if wide is None else wide
+    wide = bool(rng.uniform() < 0.3) if wide is None else wide
     ageing = float(rng.beta(0.8, 1.4))
     lesions = draw_lesions(rng, anatomy, kind=kind, ageing=ageing if kind != "plaques" else 0.3 * ageing, masks=masks)
     low_field = bool(rng.uniform() < 0.08)
@@ -324,7 +324,7 @@ def _body(
         moved = shares[index["muscle"]] * (0.25 * (mottled - 1)).clamp(-0.2, 0.5)
         shares[index["muscle"]] -= moved.clamp(min=0)
         shares[index["fat"]] += moved.clamp(min=0)
-    water = 0.03 * smooth + 0.015 * fine
+    water = 0.045 * smooth + 0.02 * fine
     fluid = shares[index["csf"]]
     wide = functional.avg_pool3d(
         fluid[None, None],
