@@ -46,7 +46,7 @@ def posed(field: Tensor, shape: tuple[int, ...], *, pose: NDArray[np.float64] | 
 
 
 def rigid_points(
-    matrix: NDArray[np.float64], shape: tuple[int, ...], *, spacing: float, device: torch.device
+    matrix: NDArray[np.floating], shape: tuple[int, ...], *, spacing: float, device: torch.device
 ) -> Tensor:
     """Where a 4x4 matrix takes each voxel of a grid, (I, J, K, 3), mm about the grid's middle."""
     axes = [(torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2) * spacing for n in shape]

@@ -81,7 +81,8 @@ def _brain() -> tuple[Maps, NDArray[np.bool_]]:
     inside = t1 > 0
     # Air all round but below, where the template is cut through the cord.
     box = tuple(slice(max(int(a.min()) - 2, 0), int(a.max()) + 3) for a in np.nonzero(inside))
-    t1, grey, white, inside = (m[box] for m in (t1, grey, white, inside))
+    t1, grey, white = t1[box], grey[box], white[box]
+    inside = inside[box]
     origin = origin + [side.start for side in box]
     # An average of 152 heads blurs the sulci: where its T1 is darker than grey matter there was CSF in most.
     csf = np.maximum(1 - grey - white, np.clip((150 - t1) / 80, 0, 1))
@@ -124,7 +125,7 @@ def _head(inside: NDArray[np.bool_], origin: NDArray[np.float64]) -> Maps:
         signed = ndimage.distance_transform_edt(~mask, sampling=2.0)
         return signed - ndimage.distance_transform_edt(mask, sampling=2.0)
 
-    def ellipsoid(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> NDArray[np.float32]:
+    def ellipsoid(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> NDArray[np.floating]:
         """How far outside, in mm, about."""
         scaled = [(points[..., a] - centre[a]) / radii[a] for a in range(3)]
         return (np.sqrt(sum(s**2 for s in scaled)) - 1) * min(radii)
