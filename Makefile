@@ -53,7 +53,7 @@ demo: setup  ## phantoms -> train, evaluate, report, synthesise; shipped weights
 	@echo "The report: $(DEMO)/report/index.html"
 	@echo "Synthesised: $$(ls $(DEMO)/synthetic/*/*.nii.gz $(DEMO)/shipped/*/*.nii.gz | tr '\n' ' ')"
 
-HOSTS := tests/serve tests/hostile/test_label.py
+HOSTS := tests/serve tests/hostile/test_server.py
 TESTS = $(BIN)/python -m pytest -n 2 --dist worksteal $(HOSTS:%=--ignore=%)
 
 test: setup  ## the test suite, all but its slow part; ends with the slowest ten

@@ -3,7 +3,6 @@
 `model.json` and an archive's configs come from anywhere. What of them goes into a config passes here first.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,9 +35,11 @@ def checked(about: Mapping[str, Any], *, of: str) -> dict[str, Any]:
             _words("sites", about["sites"])
         if about.get("preset") is not None:
             _preset(about["preset"])
-        for name in ("bundle", "version", "sha256"):
+        for name in ("bundle", "version", "sha256", "site", "network_sha256"):
             if about.get(name) is not None:
                 _word(name, about[name])
+        if "rank" in about and (type(about["rank"]) is not int or not 1 <= about["rank"] <= LARGEST):
+            raise ValueError(f"rank must be a whole number from 1 to {LARGEST}, got {_short(about['rank'])}")
         if about.get("network_def") is not None:
             _definition(about["network_def"])
     except ValueError as error:
@@ -56,7 +57,7 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) <= 200 and value.isprintable() and not value.startswith(MARKS) and "#" not in value
     if isinstance(value, int | float):
-        return math.isfinite(value) and abs(value) <= LARGEST
+        return abs(value) <= LARGEST  # which neither NaN nor infinity is
     return value is None
 
 

@@ -108,10 +108,14 @@ def methods_to_choose_from(
 def _of_file(weights: Path, method: str | None) -> list[Method]:
     if not weights.is_file():
         raise ValueError(f"there are no weights at {weights}: say with --weights where they are")
-    name = method or about_weights(weights).get("bundle")
-    if name is None:
-        raise ValueError(f"{weights} does not say which method it is of: say it with --method {bundle_names()[0]}")
-    return [method_of(find_bundle(name), weights)]
+    if method is None:
+        said, known = about_weights(weights).get("bundle"), bundle_names()
+        if said is None:
+            raise ValueError(f"{weights} does not say which method it is of: say it with --method {known[0]}")
+        if said not in known:  # a path too: weights do not say which configs are run
+            raise ValueError(f"{weights} says that it is of {said!r}, which is none of {', '.join(known)}")
+        method = said
+    return [method_of(find_bundle(method), weights)]
 
 
 def _refuse_name(method: str, methods: Sequence[Method]) -> None:
@@ -154,4 +158,4 @@ def _quality(method: Method, target: str) -> float:
     stated = method.about.get("quality")
     value = stated.get(target) if isinstance(stated, Mapping) else None
     ssim = value.get("ssim") if isinstance(value, Mapping) else None
-    return float(ssim) if isinstance(ssim, int | float) else 0.0
+    return float(ssim) if isinstance(ssim, int | float) and 0 <= ssim <= 1 else 0.0

@@ -10,19 +10,25 @@ import os
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from monai_ext.claims import checked
-from monai_ext.files import absolute, sha256, whole_file, write_json
+from monai_ext.files import absolute, read_json, sha256, whole_file, write_json
 from monai_ext.modalities import canonical
 
 logger = logging.getLogger(__name__)
 ARCHIVE = ".ts"
+_LARGEST_CONFIG = 1 << 24  # bytes, unpacked
+_NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RecursionError, RuntimeError)
+_MADE_BY = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange)
+_BESIDE = 1 << 25  # numbers that a network may make for itself, beside those that its weights hold
 OLDER = {"datasets": "sites", "dataset": "site"}  # names in weights that were written before
 
 
@@ -106,10 +112,10 @@ def about_weights(path: Path | str) -> dict[str, Any]:
     if path.suffix == ARCHIVE:
         return _about_archive(path)
     try:
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        about = read_json(path.with_suffix(".json"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         logger.warning("%s cannot be read (%s): it is not used", path.with_suffix(".json"), error)
         return {}
     if not isinstance(about, dict) or about.get("sha256") != sha256(path):
@@ -130,9 +136,13 @@ def archived(path: Path, name: str) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            (member,) = [one for one in archive.namelist() if one.endswith(f"/extra/{name}")]
-            content = json.loads(archive.read(member))
-    except (zipfile.BadZipFile, ValueError, RecursionError) as error:
+            (member,) = [one for one in archive.infolist() if one.filename.endswith(f"/extra/{name}")]
+            with archive.open(member) as file:
+                text = file.read(_LARGEST_CONFIG + 1)  # whatever size it declares
+            if len(text) > _LARGEST_CONFIG:
+                raise ValueError(f"its {name} is larger than {_LARGEST_CONFIG:,} bytes")
+            content = json.loads(text)
+    except _NO_ARCHIVE as error:
         raise ValueError(f"{path} is no archive of a bundle with its {name}: write it with ckpt_export") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {name} that is no dictionary")
@@ -193,12 +203,49 @@ def read(path: Path) -> dict[str, Any]:
         if code:
             raise ValueError(f"{path} is refused: it would run {code[1]}, and weights hold no code") from error
         raise ValueError(f"{path} is no file of weights, or is damaged") from error
-    except (RuntimeError, EOFError, KeyError) as error:
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # torch's reader meets what its bytes happen to say
         found = (str(error).splitlines() or ["it ends too early"])[0]
         raise ValueError(f"{path} is cut short or damaged ({found})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights")
     return content
+
+
+class RoomFor(TorchFunctionMode):
+    """Within it, no network can be made that is much larger than what a file of weights holds.
+
+    The file's own JSON says which network is made: that is not believed before memory is taken.
+
+    Args:
+        path: of the weights.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "model.pt"
+        >>> save_weights(path, nn.Linear(2, 1), {})
+        >>> with RoomFor(path):
+        ...     nn.Linear(100_000, 100_000)
+        Traceback (most recent call last):
+        ValueError: ...model.pt holds ... bytes, too few for the network that it is said to be of
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.there = path, path.stat().st_size
+        self.left = self.there + _BESIDE  # a number takes a byte at the least
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count what `func` would make before it is made."""
+        kwargs = kwargs or {}
+        if func in _MADE_BY:
+            self.left -= func(*args, **{**kwargs, "device": "meta"}).numel()
+            if self.left < 0:
+                raise ValueError(
+                    f"{self.path} holds {self.there:,} bytes, too few for the network that it is said to be of"
+                )
+        return func(*args, **kwargs)
 
 
 def write_tensors(path: Path, content: Mapping[str, Any]) -> None:

@@ -103,8 +103,8 @@ def run_verb(
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Find what lies behind an error that others were raised from."""
-    while error.__cause__ is not None:
+    """Find the error that MONAI wrapped, which is a RuntimeError each time; what it came from in turn is its own."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 

@@ -14,8 +14,8 @@ from monai_ext.inference.subjects import SYNTHETIC
 from monai_ext.modalities import canonical
 from monai_ext.runtime import keep_freed_memory
 from monai_ext.serve.options import INFERENCE, asked, enter
-from monai_ext.weights import ARCHIVE, about_weights, archived
-from monai_ext.workflow import fitted, refuse_unknown_ids
+from monai_ext.weights import ARCHIVE, RoomFor, about_weights, archived
+from monai_ext.workflow import fitted, refuse_unknown_ids, root_cause
 
 
 class Synthesiser:
@@ -66,9 +66,10 @@ class Synthesiser:
         keep_freed_memory()
         parser = self._parser({})
         try:
-            parser.get_parsed_content("maker")  # whether the weights fit is known now, not at the first patient
+            with RoomFor(self.weights):
+                parser.get_parsed_content("maker")  # whether the weights fit is known now, not at the first patient
         except RuntimeError as error:
-            raise _root(error) from None
+            raise root_cause(error) from None
         self.network = parser.get_parsed_content("network")
 
     @property
@@ -135,7 +136,7 @@ class Synthesiser:
                 dataset = parser.get_parsed_content("dataset")
                 parser.get_parsed_content("evaluator").run()
             except RuntimeError as error:  # MONAI wraps what a component raises
-                raise _root(error) from None
+                raise root_cause(error) from None
             if dataset.failures:
                 raise dataset.failures[0]
             served = [*dataset.done, *dataset.kept]
@@ -193,9 +194,3 @@ def _runs(config: Any, where: str = "") -> Iterator[tuple[str, str]]:
                 yield name, value
         elif not name.startswith("_meta_"):
             yield from _runs(value, name)
-
-
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

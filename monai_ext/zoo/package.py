@@ -17,8 +17,8 @@ from monai.bundle import ConfigParser
 
 from monai_ext.files import absolute, sha256, whole_file, write_json
 from monai_ext.ops.loader import PACKAGE
-from monai_ext.weights import about_weights, load_weights, save_weights
-from monai_ext.workflow import fitted
+from monai_ext.weights import RoomFor, about_weights, load_weights, save_weights
+from monai_ext.workflow import fitted, root_cause
 from monai_ext.zoo import rules
 
 WORKFLOWS = ("train", "inference", "evaluate")
@@ -98,7 +98,11 @@ def _fill(made: Path, bundle: Path, weights: Path) -> None:
     _describe_channels(made / "configs" / "metadata.json", about)
     _own_commands(made, bundle)
     inference = ConfigParser(ConfigParser.load_config_file(made / "configs" / "inference.json"))
-    network = inference.get_parsed_content("network_def")
+    try:
+        with RoomFor(weights):
+            network = inference.get_parsed_content("network_def")
+    except RuntimeError as error:
+        raise root_cause(error) from error
     load_weights(network, weights)  # refuses what does not fit, by name
     save_weights(made / "models" / "model.pt", network, {"bundle": bundle.name, "version": version, **about})
 

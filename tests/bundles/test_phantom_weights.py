@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from monai.bundle import create_workflow
 from pools import write_pool
 from running import shared_folder
 
+from monai_ext.catalogue import config_files
 from monai_ext.weights import about_weights, load_weights, read, sha256, write_tensors
 from monai_ext.workflow import run_verb
 from monai_ext.zoo.pack import pack
@@ -53,6 +55,16 @@ def test_a_training_that_stopped_is_taken_up_where_it_was(bundle, small_pool, ph
     again, whole = (end["parts"]["sampler"] for end in ends)
     assert again == whole
     assert ends[0]["epoch"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_monais_check_misses_nothing(bundle, small_pool, tmp_path):
+    files = [str(path) for path in config_files(bundle, "train", OVERLAYS)]
+    where = {"dataset_dir": str(small_pool), "output_dir": str(tmp_path), "weights": str(tmp_path / "model.pt")}
+    said = {"logging_file": False, "bundle_root": str(bundle), **where, **TINY}
+    workflow = create_workflow(config_file=files, workflow_type="train", **said)
+    assert workflow.check_properties() == []
+    assert len(workflow.train_dataset) > 0
 
 
 def test_packed_weights_are_half_as_large_and_make_the_same(bundle, small_pool, phantom_trained, tmp_path):

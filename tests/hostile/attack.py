@@ -7,48 +7,64 @@ import os
 import random
 import resource
 import shutil
+import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mutants
 import pydicom
+from running import BUNDLES, smallest_weights
 
+import monai_ext.data.prepare
+import monai_ext.inference.maker
+import monai_ext.inference.transforms  # noqa: F401 - these three so that no fork imports them anew, which costs most
 from monai_ext.__main__ import main as command_line
 from monai_ext.data.dicom import choose, read_series, read_study, sorted_slices
+from monai_ext.data.registration import register_rigid
+from monai_ext.data.volumes import read_volume
+from monai_ext.installed import methods_to_choose_from
+from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.workflow import run_verb
 
 CPU_SECONDS = 10  # of a whole batch; it does not depend on what else the machine does
-WAITING_SECONDS = 10  # without computing: one that waits for a processor is not counted as waiting
+SYNTHESES_SECONDS = 60  # of one that is synthesised from: a mutated header may well describe a thousand slices
+WAITING_SECONDS = 10  # without computing: one that waits for a processor, or was stopped, is not counted as waiting
+POLL_SECONDS = 0.02
 FLOOR_MB = 32  # what a process takes for itself while it works, however small its files
 BATCH = 10  # mutated files beside one good subject
+WEIGHTS: dict[str, Path] = {}  # bundle's name -> untrained ones, the smallest
 
 
-def in_a_process(work: Callable[[], list[str]]) -> tuple[list[str], float]:
+def in_a_process(work: Callable[[], list[str]], *, seconds: int | None = None) -> tuple[list[str], float]:
     """Run `work` in a fork: what it found at fault, and by how many MB the process grew."""
+    seconds = seconds or CPU_SECONDS
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reader)
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
         try:
-            faults = work()
-        except BaseException:
-            faults = [traceback.format_exc()]
-        answer = json.dumps([faults, (_status("VmHWM") - before) / 1024]).encode()
-        with os.fdopen(writer, "wb") as pipe:
-            pipe.write(answer)
-        os._exit(0)
+            os.close(reader)
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+            Path("/proc/self/clear_refs").write_text("5")
+            before = _status("VmRSS")
+            try:
+                faults = work()
+            except BaseException:
+                faults = [traceback.format_exc()]
+            answer = json.dumps([faults, (_status("VmHWM") - before) / 1024]).encode()
+            with os.fdopen(writer, "wb") as pipe:
+                pipe.write(answer)
+        finally:
+            os._exit(0)  # whatever happens, if its parent was killed too: it must not go on in its parent's place
     os.close(writer)
-    used, since = -1, time.monotonic()
-    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() - since < WAITING_SECONDS:
+    used, waits = -1, 0
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and waits * POLL_SECONDS < WAITING_SECONDS:
         now, runs = _activity(child)
-        if runs or now != used:
-            used, since = now, time.monotonic()
-        time.sleep(0.02)
+        used, waits = now, 0 if runs or now != used else waits + 1
+        time.sleep(POLL_SECONDS)
     if ended[0] == 0:
         os.kill(child, 9)
         os.waitpid(child, 0)
@@ -62,9 +78,9 @@ def in_a_process(work: Callable[[], list[str]]) -> tuple[list[str], float]:
 
 
 def _activity(process: int) -> tuple[int, bool]:
-    """The processor's ticks it has used, and whether it would run if there were a processor for it."""
+    """The processor's ticks it has used, and whether it would run if it were let."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12]), fields[0] == "R"
+    return int(fields[11]) + int(fields[12]), fields[0] in "RT"
 
 
 def _status(key: str) -> int:
@@ -80,15 +96,61 @@ class Place:
         for part in ("in", "outside", "home", "tmp", "cwd"):
             (folder / part).mkdir(parents=True)
 
-    def prepare(self, *, needs: str | None) -> list[str]:
-        """Run the command on in/list.json; the faults that show. `needs` is the subject to be done, if any must be."""
+    def prepare(self, *, needs: str | None, batch: Sequence[str] = ()) -> list[str]:
+        """Run the command on in/list.json; the faults that show.
+
+        `needs` is the subject to be done, if any must be; each of `batch` is to be done or to be named.
+        """
+        out = self.folder / "out"
+        words = ["prepare", "--datalist", str(self.folder / "in/list.json"), "--out", str(out), "--register", "none"]
+        code, said, faults = self.ran(lambda: command_line(words))
+        if needs is not None and code == 2:
+            faults.append(f"the batch ended: {said}")
+        elif needs is not None:
+            listed = json.loads((out / "datalist.json").read_text(encoding="utf-8"))
+            faults += _lost({entry["subject"] for entry in listed["training"]}, said, needs=needs, batch=batch)
+            faults += [f"{path.name} was left in out" for path in out.iterdir() if path.name.startswith(".")]
+        return faults
+
+    def build(self, weights: Path, *, bundle: Path) -> list[str]:
+        """Make what servers and commands make of weights, or of an archive that stands for its bundle."""
+
+        def work() -> int:
+            try:
+                if weights.suffix != ".ts":
+                    methods_to_choose_from(weights=weights)
+                Synthesiser(weights if weights.suffix == ".ts" else bundle, weights=weights)
+            except (ValueError, OSError) as error:
+                print(error, file=sys.stderr)
+                return 2 if str(error) else 3
+            return 0
+
+        return self.ran(work)[2]
+
+    def infer(self, *, bundle: Path, needs: str, batch: Sequence[str], **ids: Any) -> list[str]:
+        """Run a bundle's inference into out; the faults that show, `needs` and `batch` as in `prepare`."""
+        out = self.folder / "out"
+        every = {"output_dir": str(out), "weights": str(WEIGHTS[bundle.name]), "width": 8, **ids}
+
+        def work() -> int:
+            try:
+                run_verb(bundle, "inference", ids=every)
+            except SystemExit as end:
+                return end.code if isinstance(end.code, int) else 3
+            return 0
+
+        _, said, faults = self.ran(work)
+        done = {path.parent.name for path in out.glob("*/*_synthetic.nii.gz")}
+        faults += _lost(done, said, needs=needs, batch=batch)
+        return faults + [f"{path} was left in out" for path in out.rglob(".*")]
+
+    def ran(self, work: Callable[[], int]) -> tuple[int, str, list[str]]:
+        """The status, what was said to a person, and what no work may do."""
         os.chdir(self.folder / "cwd")
         os.environ.update(HOME=str(self.folder / "home"), TMPDIR=str(self.folder / "tmp"))
-        before = self._there()
-        out, shown, said = self.folder / "out", io.StringIO(), io.StringIO()
-        words = ["prepare", "--datalist", str(self.folder / "in/list.json"), "--out", str(out), "--register", "none"]
-        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
-            code = command_line(words)
+        before, said = self._there(), io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            code = work()
         faults = []
         if code not in (0, 1, 2):
             faults.append(f"exit status {code}")
@@ -96,15 +158,8 @@ class Place:
             faults.append(said.getvalue())
         if code == 2 and said.getvalue().strip().count("\n"):
             faults.append(f"more than a line: {said.getvalue()}")
-        if needs is not None and code == 2:
-            faults.append(f"the batch ended: {said.getvalue()}")
-        elif needs is not None:
-            listed = json.loads((out / "datalist.json").read_text(encoding="utf-8"))
-            if not any(entry["subject"] == needs for entry in listed["training"]):
-                faults.append(f"{needs} was not done: {said.getvalue()}")
-            faults += [f"{path.name} was left in out" for path in out.iterdir() if path.name.startswith(".")]
         faults += [f"made or changed outside of out: {path}" for path in before ^ self._there()]
-        return faults
+        return code, said.getvalue(), faults
 
     def _there(self) -> set[str]:
         found = set()
@@ -116,6 +171,14 @@ class Place:
         return found
 
 
+def _lost(done: Collection[str], said: str, *, needs: str, batch: Sequence[str]) -> list[str]:
+    """What was to be done and was not, and what was neither done nor named."""
+    faults = [] if needs in done else [f"{needs} was not done: {said}"]
+    return faults + [
+        f"{name} was neither done nor named: {said}" for name in batch if name not in done | {*said.split()}
+    ]
+
+
 def _good(place: Place, *, files: int = 2) -> dict[str, str]:
     for contrast in ("T1", "T2")[:files]:
         mutants.good_image(place.folder / "in/good" / f"{contrast}.nii.gz", seed=1)
@@ -124,6 +187,16 @@ def _good(place: Place, *, files: int = 2) -> dict[str, str]:
 
 def niftis(place: Place, seed: int) -> list[str]:
     """A batch of mutated files beside one good subject, which is the last."""
+    return place.prepare(needs="good", batch=_mutated(place, seed))
+
+
+def inference(place: Place, seed: int) -> list[str]:
+    """Such a batch synthesised from, the bundles in turn, as a folder or a datalist, registered or not."""
+    return _inferred(place, seed, _mutated(place, seed + 10**6))
+
+
+def _mutated(place: Place, seed: int) -> list[str]:
+    """Subjects with a mutated file each, and in the datalist a good one after them."""
     entries = []
     for number in range(BATCH):
         name = f"bad{number}"
@@ -132,11 +205,36 @@ def niftis(place: Place, seed: int) -> list[str]:
         mutants.nifti(other, seed * BATCH + number)
         entries.append({"subject": name, "T1": f"{name}/T1.nii.gz", "T2": f"{name}/{other.name}"})
     _list(place, [*entries, _good(place)])
-    return place.prepare(needs="good")
+    return [entry["subject"] for entry in entries]
 
 
-def nothing(place: Place, seed: int) -> list[str]:
-    """As many good subjects: what such a batch honestly needs."""
+def _inferred(place: Place, seed: int, batch: Sequence[str]) -> list[str]:
+    bundle = BUNDLES[seed % len(BUNDLES)]
+    where = {"datalist": str(place.folder / "in/list.json")}
+    if seed // 4 % 2:
+        (place.folder / "in/list.json").unlink()
+        where = {"dataset_dir": str(place.folder / "in")}
+    register = "rigid" if seed // 8 % 4 == 0 else "none"
+    return place.infer(bundle=bundle, needs="good", batch=batch, register=register, **where)
+
+
+def good_batch(place: Place, seed: int) -> list[str]:
+    """As many good subjects, prepared: what such a batch honestly needs."""
+    return place.prepare(needs="good", batch=_whole(place, seed))
+
+
+def good_inference(place: Place, seed: int) -> list[str]:
+    """As many good subjects, synthesised from."""
+    return _inferred(place, seed, _whole(place, seed))
+
+
+def good_weights(place: Place, seed: int) -> list[str]:
+    """Good weights, built or packed."""
+    bundle = BUNDLES[seed // 2]
+    return _taken(place, WEIGHTS[bundle.name], bundle=bundle, packed=seed % 2 == 1)
+
+
+def _whole(place: Place, seed: int) -> list[str]:
     entries = [_good(place)]
     for number in range(BATCH):
         name = f"more{number}"
@@ -144,7 +242,7 @@ def nothing(place: Place, seed: int) -> list[str]:
             mutants.good_image(place.folder / "in" / name / f"{contrast}.nii.gz", seed=seed)
         entries.append({"subject": name, "T1": f"{name}/T1.nii.gz", "T2": f"{name}/T2.nii.gz"})
     _list(place, entries)
-    return place.prepare(needs="good")
+    return [entry["subject"] for entry in entries]
 
 
 def datalists(place: Place, seed: int) -> list[str]:
@@ -199,6 +297,21 @@ def studies(place: Place, seed: int) -> list[str]:
     return said + [f"a volume of shape {one.array.shape}" for one in volumes if one.array.ndim != 3]
 
 
+def weights(place: Place, seed: int) -> list[str]:
+    """Weights or an archive from elsewhere, taken as each command takes them: used, or refused in a line."""
+    rng = random.Random(seed)
+    bundle = BUNDLES[seed % len(BUNDLES)]
+    file = mutants.weights(place.folder / "in", WEIGHTS[bundle.name], bundle, rng)
+    return _taken(place, file, bundle=bundle, packed=file.suffix != ".ts" and rng.random() < 0.2)
+
+
+def _taken(place: Place, file: Path, *, bundle: Path, packed: bool) -> list[str]:
+    if packed:
+        words = ["package", str(bundle), "--weights", str(file), "--out", str(place.folder / "out")]
+        return place.ran(lambda: command_line(words))[2]
+    return place.build(file, bundle=bundle)
+
+
 def _value(path: Path, keyword: str) -> str:
     value = pydicom.dcmread(path, stop_before_pixels=True).get(keyword)
     return "" if value is None else str(value).strip(" \0^")
@@ -210,18 +323,16 @@ def _list(place: Place, entries: list[dict[str, Any]]) -> None:
 
 
 ATTACKS: dict[str, Callable[[Place, int], list[str]]] = {
-    "nifti": niftis, "datalists": datalists, "sidecars": sidecars, "dicom": studies,
+    "nifti": niftis, "inference": inference, "datalists": datalists, "sidecars": sidecars, "dicom": studies,
+    "weights": weights,
 }  # fmt: skip
 
 
 def attack(kind: str, seed: int, folder: Path, *, honest_mb: float) -> list[str]:
     """The faults of one attack, none where all went as it should; `honest_mb` is what a good batch grows by."""
-
-    def work() -> list[str]:
-        return (ATTACKS.get(kind) or nothing)(Place(folder), seed)
-
     try:
-        faults, grown = in_a_process(work)
+        seconds = SYNTHESES_SECONDS if kind == "inference" else CPU_SECONDS
+        faults, grown = in_a_process(lambda: ATTACKS[kind](Place(folder), seed), seconds=seconds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if grown > 2 * max(honest_mb, FLOOR_MB):
@@ -229,10 +340,24 @@ def attack(kind: str, seed: int, folder: Path, *, honest_mb: float) -> list[str]
     return faults
 
 
-def honest_need(folder: Path) -> float:
-    """How many MB a batch of good subjects takes."""
-    faults, grown = in_a_process(lambda: nothing(Place(folder), 5))
-    shutil.rmtree(folder, ignore_errors=True)
-    if faults:
-        raise RuntimeError(f"a good batch is at fault: {faults}")
-    return grown
+def untrained(folder: Path) -> None:
+    """Fill WEIGHTS, and let ITK's first registration, which loads much, be before any process is forked."""
+    for bundle in BUNDLES:
+        (folder / bundle.name).mkdir()
+        WEIGHTS[bundle.name] = smallest_weights(bundle, folder / bundle.name)
+    head = read_volume(mutants.good_image(folder / "T1.nii.gz", seed=1))
+    register_rigid(head, head)
+
+
+def honest_need(kind: str, folder: Path) -> float:
+    """How many MB a batch of good subjects takes, in the way that this kind of attack is made."""
+    ways = {"inference": (good_inference, range(len(BUNDLES))), "weights": (good_weights, range(2 * len(BUNDLES)))}
+    good, seeds = ways.get(kind, (good_batch, [5]))
+    most = 0.0
+    for seed in seeds:
+        faults, grown = in_a_process(partial(good, Place(folder), seed), seconds=SYNTHESES_SECONDS)
+        shutil.rmtree(folder, ignore_errors=True)
+        if faults:
+            raise RuntimeError(f"a good batch is at fault: {faults}")
+        most = max(most, grown)
+    return most

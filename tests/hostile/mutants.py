@@ -1,8 +1,10 @@
 """Inputs that somebody may send: made from a seed, so that one that once did harm can be made again."""
 
 import gzip
+import hashlib
 import json
 import os
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pydicom
+import torch
 from dicom_study import write_study
 
 SHAPE = (12, 14, 6)
@@ -168,6 +171,53 @@ def entries(rng: random.Random) -> list[dict[str, Any]]:
             entry.pop(rng.choice(list(entry)))
         made.append(entry)
     return made
+
+
+class _Code:
+    """What a pickle of runs when it is read."""
+
+    def __reduce__(self) -> Any:
+        return os.makedirs, ("outside/pwned",)
+
+
+def weights(folder: Path, good: Path, bundle: Path, rng: random.Random) -> Path:
+    """Weights with what their JSON says, or their bytes, changed; or an archive with its configs or bytes changed."""
+    path, said = folder / "model.pt", json.loads(good.with_suffix(".json").read_text())
+    data, choice = good.read_bytes(), rng.random()
+    if choice < 0.25:
+        return archive(folder / "model.ts", bundle, rng)
+    if choice < 0.3:
+        data = pickle.dumps({"weight": _Code()})
+    elif choice < 0.6:
+        data = flipped(data, rng, last=rng.choice([200, 4000, None])) if rng.random() < 0.6 else cut(data, rng)
+    path.write_bytes(data)
+    if rng.random() < 0.03:
+        special(path, rng)
+    if path.is_file() and path.stat().st_size < 1e8:
+        said["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    text = damaged_json(said, rng) if choice > 0.6 else json.dumps(said).encode()
+    if choice > 0.95:
+        special(path.with_suffix(".json"), rng)
+    else:
+        path.with_suffix(".json").write_bytes(text)
+    return path
+
+
+def archive(path: Path, bundle: Path, rng: random.Random) -> Path:
+    """A TorchScript archive that says that it is a bundle's."""
+    texts = {}
+    for name in ("inference.json", "metadata.json"):
+        content = json.loads((bundle / "configs" / name).read_text())
+        texts[name] = damaged_json(content, rng) if rng.random() < 0.5 else json.dumps(content).encode()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 1)), str(path), _extra_files=texts)
+    if rng.random() < 0.3:
+        path.write_bytes(flipped(path.read_bytes(), rng) if rng.random() < 0.5 else cut(path.read_bytes(), rng))
+    return path
+
+
+def cut(data: bytes, rng: random.Random) -> bytes:
+    """What is left where a copy ended early."""
+    return data[: rng.randrange(len(data))]
 
 
 IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID")

@@ -1,6 +1,6 @@
 """Mutated files against the commands that read them: how many were tried, and every one that got through.
 
-    python tests/hostile/run.py --nifti 10000 --datalists 2000 --sidecars 500 --dicom 500
+    python tests/hostile/run.py --nifti 9000 --inference 1000 --datalists 2000 --sidecars 500 --dicom 500
 
 Each case is made from its number. A line is printed for each fault, and the exit status is 1 if there is one. Again one
 case: --only datalists:17.
@@ -16,10 +16,13 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+for library in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+    os.environ.setdefault(library, "1")  # a fork has none of its parent's threads
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "bundles"), str(Path(__file__).resolve().parents[2])]
 
-from attack import ATTACKS, BATCH, attack, honest_need  # noqa: E402 - the folder's own, found above
+from attack import ATTACKS, BATCH, attack, honest_need, untrained  # noqa: E402 - the folder's own, found above
+
+BATCHES = ("nifti", "inference")  # whose cases are tried ten at a time
 
 
 def main() -> int:
@@ -36,15 +39,18 @@ def main() -> int:
     tasks = [(kind, int(number)) for kind, _, number in (one.partition(":") for one in args.only)]
     counts = {kind: getattr(args, kind) for kind in ATTACKS}
     for kind, count in counts.items():
-        batches = -(-count // BATCH) if kind == "nifti" else count
+        batches = -(-count // BATCH) if kind in BATCHES else count
         tasks += [(kind, args.first + number) for number in range(batches)]
     start, failed = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="hostile-") as work, ThreadPoolExecutor(args.jobs) as pool:
-        honest = honest_need(Path(work) / "honest")
+        kinds = dict.fromkeys(kind for kind, _ in tasks)
+        if {"inference", "weights"} & kinds.keys():
+            untrained(Path(work))
+        honest = {kind: honest_need(kind, Path(work) / "honest") for kind in kinds}
 
         def one(task: tuple[str, int]) -> tuple[str, int, list[str]]:
             kind, number = task
-            return kind, number, attack(kind, number, Path(work) / f"{kind}-{number}", honest_mb=honest)
+            return kind, number, attack(kind, number, Path(work) / f"{kind}-{number}", honest_mb=honest[kind])
 
         for done, (kind, number, faults) in enumerate(pool.map(one, tasks), 1):
             if done % 100 == 0:
@@ -53,7 +59,8 @@ def main() -> int:
             for fault in faults:
                 print(f"{kind}:{number} {fault}", flush=True)
     tried = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or f"{len(tasks)} cases"
-    print(f"{tried}: {failed} got through, {time.monotonic() - start:.0f} s; a good batch takes {honest:.0f} MB")
+    took = ", ".join(f"{need:.0f} MB ({kind})" for kind, need in honest.items())
+    print(f"{tried}: {failed} got through, {time.monotonic() - start:.0f} s; a good batch takes {took}")
     return 1 if failed else 0
 
 

@@ -1,7 +1,9 @@
 """What weights say of themselves is data: no key of model.json and no text of an archive's configs is ever run."""
 
 import json
+import os
 import random
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import pytest
 from running import BUNDLES, smallest_weights
 
+from monai_ext.files import sha256
+from monai_ext.installed import methods_to_choose_from
 from monai_ext.serve.synthesis import Synthesiser
 from monai_ext.weights import about_weights
 from monai_ext.zoo.package import package
@@ -83,6 +87,9 @@ def test_no_key_of_what_weights_say_is_run(bundle, weights, tmp_path, pwned):
     [
         (("network_def", "_target_"), "torch.nn.Linear"),
         (("network_def", "width"), 10**9),
+        (("network_def", "width"), 10**400),
+        (("rank",), "4"),
+        (("site",), ["a"]),
         (("network_def", "nonsense"), 1),
         (("preset", "brain_mask"), "../../etc/*"),
         (("preset", "percentile_of"), "all"),
@@ -138,3 +145,66 @@ def test_a_component_that_the_bundle_does_not_have_is_refused(bundle, tmp_path):
     for change in ({"images": {"_target_": "os.getcwd"}}, {"extra": {"_target_": "os.getcwd"}}):
         with pytest.raises(ValueError, match=r"would run 'os.getcwd'"):
             Synthesiser(archive(bundle, tmp_path / "model.ts", {**config, **change}))
+
+
+def test_weights_do_not_say_which_configs_are_run(bundle, weights, tmp_path):
+    """A bundle's name that is a path leads to no bundle."""
+    other = tmp_path / "other" / "configs"
+    shutil.copytree(bundle / "configs", other)
+    copy = shutil.copytree(weights.parent, tmp_path / "copy") / "model.pt"
+    for name in (str(other.parent), "../other", "agi_net/../../other"):
+        saying(copy, ("bundle",), name)
+        with pytest.raises(ValueError, match=r"says that it is of .*, which is none of agi_net"):
+            methods_to_choose_from(weights=copy)
+    saying(copy, ("bundle",), bundle.name)
+    assert methods_to_choose_from(weights=copy)[0].bundle == bundle
+
+
+@pytest.mark.parametrize("width", [1024, 99_992])
+def test_no_memory_is_taken_for_a_network_that_the_weights_are_too_small_for(bundle, weights, tmp_path, width):
+    copy = shutil.copytree(weights.parent, tmp_path / "copy") / "model.pt"
+    saying(copy, ("network_def", "width"), width)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    for refused in (lambda: Synthesiser(bundle, weights=copy), lambda: package(bundle, weights=copy, out=tmp_path)):
+        with pytest.raises(ValueError, match="bytes, too few for the network that it is said to be of"):
+            refused()
+    assert memory("VmHWM") - before < 300 * 1024
+
+
+def memory(key: str) -> int:
+    """kB of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, -1, "pickle"])
+def test_damaged_weights_are_refused_in_a_line_of_ours(bundle, weights, tmp_path, keep):
+    copy = shutil.copytree(weights.parent, tmp_path / "copy") / "model.pt"
+    data = copy.read_bytes()
+    at = data.index(b"_rebuild_tensor_v2")
+    cut = data[: int(keep * len(data)) if isinstance(keep, float) else keep] if keep != "pickle" else None
+    copy.write_bytes(data[:at] + b"q" + data[at + 1 :] if cut is None else cut)
+    saying(copy, ("sha256",), sha256(copy))
+    with pytest.raises(ValueError, match=r"model\.pt (is cut short|is no file of weights|is refused: it would run)"):
+        Synthesiser(bundle, weights=copy)
+
+
+def test_an_archives_config_is_unpacked_no_further_than_a_config_is_long(bundle, tmp_path):
+    path = tmp_path / "model.ts"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("model/extra/inference.json", b" " * 200_000_000 + b"{}")
+        file.writestr("model/extra/metadata.json", (bundle / "configs" / "metadata.json").read_text())
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    with pytest.raises(ValueError, match=r"model\.ts is no archive of a bundle"):
+        Synthesiser(path)
+    assert memory("VmHWM") - before < 100 * 1024
+
+
+def test_what_stands_beside_weights_and_is_no_file_is_not_waited_for(weights, tmp_path, caplog):
+    copy = shutil.copytree(weights.parent, tmp_path / "copy") / "model.pt"
+    copy.with_suffix(".json").unlink()
+    os.mkfifo(copy.with_suffix(".json"))
+    assert about_weights(copy) == {}
+    assert "is not a regular file" in caplog.text

@@ -1,13 +1,16 @@
 """What a request says is data: none of it is evaluated, followed or built, and each option is refused by name."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from running import BUNDLES, smallest_weights
+from dicom_study import write_study
+from running import BUNDLES, options, smallest_weights
 
+from monai_ext.__main__ import main
 from monai_ext.serve.options import INFERENCE, TRAINING, asked, asked_of_training, enter, named_images
 from monai_ext.serve.synthesis import Synthesiser
 
@@ -64,6 +67,28 @@ def test_nothing_that_a_training_request_says_becomes_a_word_that_runs(pwned, op
     for attack in attacks(pwned):
         with pytest.raises(ValueError, match=r"must be|unknown contrast"):
             asked_of_training({option: attack})
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [*(("dicom", one) for one in ("target", "series", "uid-root", "register")),
+     *(("synthesise", one) for one in ("target", "site", "method", "device", "register", "brain-mask"))],
+)  # fmt: skip
+def test_no_word_of_a_command_is_run(tmp_path, pwned, capsys, command, option):
+    weights = smallest_weights(BUNDLES[0], tmp_path)
+    given = {"weights": weights, "out": tmp_path / "out", "target": "FLAIR"}
+    if command == "dicom":
+        given |= {"study": write_study(tmp_path / "study", "T1", "T2"), "bundle": BUNDLES[0]}
+        first = []
+    else:
+        first = [f"{contrast}={path}" for contrast, path in write_scans(tmp_path / "study").items()]
+    for attack in (f"${CODE.format(pwned=str(pwned))}", "@weights", "%bundle_root"):
+        words = [command, *first, *options({**given, option: f"T1={attack}" if option == "series" else attack})]
+        with contextlib.suppress(SystemExit):  # of argparse, which knows the choices
+            assert main(words) == 2
+        assert not pwned.exists(), attack
+        assert not [*(tmp_path / "out").rglob("*")], attack
+        assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["$print(1) {}.nii.gz", "@weights#{}.nii.gz", "%bundle_root{}.nii.gz", "a#b::{}.nii"])

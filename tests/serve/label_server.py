@@ -74,7 +74,7 @@ def serving(folder: Path, *, threads: int = 1) -> Iterator[Server]:
             list(map(str, command)), env=environment, stdout=log, stderr=log, start_new_session=True, cwd=folder
         )
         try:
-            until = time.monotonic() + 120
+            until = time.monotonic() + 300  # on a machine that is busy with other things
             while True:
                 try:
                     server.info()
