@@ -19,7 +19,7 @@ CANONICAL: dict[str, Sequence] = {
     "T1C": Sequence("mprage", tr=2300, te=3, ti=900, flip=9, fat=0.8, contrast_agent=True),
     "T2": Sequence("se", tr=5000, te=95, mt=0.3, fat=0.8),
     "PD": Sequence("se", tr=4500, te=14, mt=0.2, fat=0.8),
-    "FLAIR": Sequence("ir", tr=9000, te=160, ti=2400, mt=0.7, fat=0.4),
+    "FLAIR": Sequence("ir", tr=9000, te=110, ti=2400, mt=0.5, fat=0.4),
     "DWI": Sequence("se", tr=6000, te=75, b=1000, fat=0.05),
     "ADC": Sequence("se", tr=6000, te=75, b=1000, fat=0.05),
 }
