@@ -11,7 +11,7 @@ COMMANDS = {
     "train": ("monai_ext.verbs", "train a bundle on prepared data"),
     "evaluate": ("monai_ext.verbs", "evaluate a bundle's weights by the stated protocol"),
     "ops": ("monai_ext.ops.command", "compile the operators and say which kernel each one uses"),
-    "phantom": ("monai_ext.data.phantom", "make brain phantoms: NIfTI files and a datalist"),
+    "phantom": ("monai_ext.data.phantoms.command", "make brain phantoms: NIfTI files and a datalist"),
     "index": ("monai_ext.data.layouts", "find the subjects and contrasts of a dataset folder: a datalist"),
     "prepare": ("monai_ext.data.prepare", "put every subject on one grid, ready to be read by slice"),
     "report": ("monai_ext.report", "compare evaluations on one HTML page"),

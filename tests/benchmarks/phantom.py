@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from monai_ext.data.phantom import Job, make_subject
-from monai_ext.data.sites import SITES
+from monai_ext.data.phantoms.command import Job, make_subject
+from monai_ext.data.phantoms.sites import SITES
 from monai_ext.modalities import MODALITIES
 
 GOAL = 4.0  # seconds

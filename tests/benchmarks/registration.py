@@ -13,9 +13,9 @@ import time
 import numpy as np
 from nibabel.affines import apply_affine
 
+from monai_ext.data.phantoms.patients import Phantom, make_phantom
+from monai_ext.data.phantoms.sites import SITES
 from monai_ext.data.registration import register_rigid
-from monai_ext.data.rendering import Phantom, make_phantom
-from monai_ext.data.sites import SITES
 
 LIMIT = 0.5  # mm
 

@@ -102,8 +102,8 @@ def test_a_search_that_ends_nowhere_is_refused(head, monkeypatch):
 
 def test_a_phantom_is_registered_to_its_own_truth():
     pytest.importorskip("nilearn")
-    from monai_ext.data.rendering import make_phantom
-    from monai_ext.data.sites import SITES
+    from monai_ext.data.phantoms.patients import make_phantom
+    from monai_ext.data.phantoms.sites import SITES
 
     phantom = make_phantom(SITES["healthy"], index=0, contrasts=("T1", "T2"), misalign=(15.0, 12.0))
     found = register_rigid(phantom.images["T1"], phantom.images["T2"])

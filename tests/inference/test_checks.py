@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_ext.data.rendering import Phantom, make_phantom
-from monai_ext.data.sites import SITES
+from monai_ext.data.phantoms.patients import Phantom, make_phantom
+from monai_ext.data.phantoms.sites import SITES
 from monai_ext.data.volumes import Volume, write_volume
 from monai_ext.inference.checks import Findings, look
 from monai_ext.inference.recogniser import WEIGHTS

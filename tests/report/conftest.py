@@ -9,8 +9,8 @@ import pytest
 import torch
 from methods import BETTER, HARMS, WORSE, Method, Phantoms
 
-from monai_ext.data.phantom import make_phantom
-from monai_ext.data.sites import SITES
+from monai_ext.data.phantoms.patients import make_phantom
+from monai_ext.data.phantoms.sites import SITES
 from monai_ext.evaluation.evaluation import Evaluation
 
 SOURCES, TARGET = ("T1", "T2"), ("PD",)

@@ -1,6 +1,5 @@
 """Disease as maps on an anatomy: how much of a voxel is diseased, how watery, how restricted, how it enhances."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
 from torch.nn import functional
 
 from monai_ext.data.phantoms.anatomy import BRAIN, COARSE, STEP, Anatomy
@@ -327,11 +325,3 @@ def _stroke(
     if lesions.label is None:
         lesions.label = np.zeros(host.shape, dtype=np.uint8)
     lesions.label[box][weight > 0.4] = 1
-
-
-Shape = Callable[[np.random.Generator, Host, Lesions], None]
-
-
-def lesion_channels(lesions: Lesions) -> Tensor:
-    """(5, I, J, K) for resampling."""
-    return torch.from_numpy(lesions.maps)

@@ -1,11 +1,12 @@
 """One phantom: a person's anatomy, bent, diseased, and scanned; and the canonical image of each contrast beside it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
@@ -33,18 +34,21 @@ from monai_ext.data.phantoms.protocols import (
 )
 from monai_ext.data.phantoms.sequences import Sequence as Played
 from monai_ext.data.phantoms.sequences import fresh, signal
-from monai_ext.data.phantoms.shapes import Placement, draw_placement, enlarged, lattice_noise
+from monai_ext.data.phantoms.shapes import Placement, draw_placement, enlarged, lattice_noise, posed
 from monai_ext.data.phantoms.tissues import Tissue, diseased, tissues, vary, wetter
 
 TOP = 99.5  # percentile of the foreground that becomes 1 in what was scanned, as `prepare` does
-DIFFUSION_BLUR = 2.2  # mm: echo-planar readouts resolve no better
 FLUID = ("ventricle", "csf")
 VARIED = ("gm", "wm", "deep", "muscle")  # tissues whose water varies from place to place
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Everything drawn of one phantom; `render` adds no randomness."""
+    """Everything drawn of one phantom; `render` adds no randomness.
+
+    `poses` are rigid 4x4 matrices in mm about the grid's middle: a contrast that is among them shows at M x what the
+    others, which keep still, show at x.
+    """
 
     anatomy: Anatomy
     grid: Grid
@@ -59,6 +63,7 @@ class Subject:
     atrophy: float
     contrasts: tuple[str, ...]
     facts: Mapping[str, object]
+    poses: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -172,93 +177,139 @@ class _Body:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Scene:
+    """A head in one pose, on the rendering grid; `mask`, which is on the grid, is all that an image shows of it."""
+
+    body: _Body
+    depth: Tensor  # mm below the brain's surface
+    parts: Tensor  # of the label map, one a number
+    mask: Tensor
+
+
 @torch.no_grad()
-def render(subject: Subject, *, device: torch.device | str = "cpu") -> Rendered:
-    """The subject's images, on any device to 1e-4 the same."""
-    grid, anatomy = subject.grid, subject.anatomy
-    shape = grid.rendered
-    head = subject.stripping is None
-    maps = anatomy.channels(head=head, device=device)
-    ill = bool(subject.lesions.maps[0].any())
-    stack = [maps]
+def render(subject: Subject, *, device: torch.device | str = "cpu", targets: bool = True) -> Rendered:
+    """The subject's images, on any device to 1e-4 the same.
+
+    Args:
+        subject: what was drawn.
+        device: where it is computed.
+        targets: whether the canonical images are made too.
+
+    Returns:
+        Everything on the subject's grid; masks and targets are those of contrasts that keep still.
+    """
+    grid, lesions = subject.grid, subject.lesions
+    ill = bool(lesions.maps[0].any())
+    stack = [subject.anatomy.channels(head=subject.stripping is None, device=device)]
     if ill:
-        stack.append(torch.from_numpy(subject.lesions.maps).to(device))
-    labels: list[int] = []
-    if subject.lesions.label is not None:
-        labels = [int(value) for value in np.unique(subject.lesions.label) if value]
-        stack += [torch.from_numpy(subject.lesions.label == value)[None].to(device) for value in labels]
-    sampled = subject.placement.sample(
-        torch.cat([s.float() for s in stack]), centre=anatomy.centre, step=anatomy.step, shape=shape, spacing=grid.step
-    )
-    names = CLASSES if head else BRAIN
-    body, depth = _body(subject, sampled, names, ill=ill)
-    pure = tissues(FIELD)
+        stack.append(torch.from_numpy(lesions.maps).to(device))
+    labels = [] if lesions.label is None else [int(value) for value in np.unique(lesions.label) if value]
+    stack += [torch.from_numpy(lesions.label == value)[None].to(device) for value in labels]
+    maps = torch.cat([s.float() for s in stack])
+    averaged = _odd(grid.step / subject.anatomy.step)
+    if averaged > 1:  # a voxel that is far larger than the anatomy's shows the mean of what is in it
+        maps = functional.avg_pool3d(maps[None], averaged, stride=1, padding=averaged // 2)[0]
 
-    weighted = [name for name in subject.contrasts if name != "ADC"]
-    played = {name: subject.protocol[name] for name in weighted}
-    if "ADC" in subject.contrasts:
-        played["b0"] = _unweighted(subject.protocol["ADC"])
-        played["DWI"] = subject.protocol["ADC"]
-    scanned = _signals(body, subject.table, played)
-    canonical = {name: CANONICAL[name] for name in weighted}
-    if "ADC" in subject.contrasts:
-        canonical["b0"], canonical["DWI"] = _unweighted(CANONICAL["ADC"]), CANONICAL["ADC"]
-    ideal = _signals(body, pure, canonical, target=True)
-
-    brain_at = depth > 0
-    inside = stripped(depth, subject.stripping) if subject.stripping is not None else None
-    mask = (
-        grid.average(inside.float()) > 0.5
-        if inside is not None
-        else _outline(grid.average(body.shares.sum(0).reshape(shape)))
-    )
-    images, targets = {}, {}
+    still = _scene(subject, maps, ill=ill, parts=len(labels))
+    poses: dict[bytes, list[str]] = {}
     for name in subject.contrasts:
-        acquisition = subject.acquisitions[name]
-        source = "DWI" if name == "ADC" else name
-        white = abs(float(signal(subject.table["wm"], played[source])))
-        clean = scanned[source]
-        if name in ("T1", "T1C"):  # reconstructed with its sign: fluid still inverted is black and has no outline
-            clean = clean.clamp(min=0)
-        image = scan(clean, acquisition, white=white, spacing=grid.step, grid=grid)
-        if name == "ADC":
-            still = scan(scanned["b0"], _replaced_seed(acquisition), white=white, spacing=grid.step, grid=grid)
-            image = apparent_diffusion(still, image, played["DWI"].b) * (still > 8 * acquisition.noise * white)
-            made = apparent_diffusion(
-                grid.average(ideal["b0"]).abs(), grid.average(ideal["DWI"]).abs(), CANONICAL["ADC"].b
-            )
-            target = made * (grid.average(ideal["b0"]) > 0.05 * float(signal(pure["wm"], canonical["b0"]))) / ADC_TOP
-        else:
-            image = image**acquisition.gamma
-            target = grid.average(ideal[name]).abs() * (WHITE[name] / abs(float(signal(pure["wm"], canonical[name]))))
-        if inside is not None:
-            image, target = image * mask, target * mask
-        images[name], targets[name] = image, target.clamp(0, 1)
-    lesion = torch.zeros(shape, device=sampled.device)
-    lesion.view(-1)[body.where] = body.weight
-    lesion = (grid.average(lesion) > 0.3) & mask
+        poses.setdefault(subject.poses[name].tobytes() if name in subject.poses else b"", []).append(name)
+    images: dict[str, Tensor] = {}
+    for names in poses.values():
+        pose = subject.poses.get(names[0])
+        scene = still if pose is None else _scene(subject, maps, ill=ill, parts=len(labels), pose=pose)
+        images |= _scans(subject, scene, names)
+    lesion = torch.zeros(grid.rendered, device=maps.device)
+    lesion.view(-1)[still.body.where] = still.body.weight
+    lesion = (grid.average(lesion) > 0.3) & still.mask
     label = lesion.to(torch.uint8)  # of diseases that have no parts
     if labels:
-        parts = grid.average(sampled[-len(labels) :])
+        parts = grid.average(still.parts)
         largest, which = parts.max(dim=0)
         values = torch.tensor(labels, dtype=torch.uint8, device=which.device)
-        label = values[which] * ((parts.sum(dim=0) > 0.5) & (largest > 0) & mask)
+        label = values[which] * ((parts.sum(dim=0) > 0.5) & (largest > 0) & still.mask)
     return Rendered(
-        images=images,
-        targets=targets,
-        brain=grid.average(brain_at.float()) > 0.5,
-        foreground=mask,
+        images={name: images[name] for name in subject.contrasts},
+        targets=_targets(subject, still) if targets else {},
+        brain=grid.average((still.depth > 0).float()) > 0.5,
+        foreground=still.mask,
         lesion=lesion,
         label=label,
     )
 
 
-def _body(subject: Subject, sampled: Tensor, names: tuple[str, ...], *, ill: bool) -> tuple[_Body, Tensor]:
+def _scene(subject: Subject, maps: Tensor, *, ill: bool, parts: int, pose: NDArray[np.float64] | None = None) -> _Scene:
+    grid, anatomy = subject.grid, subject.anatomy
+    sampled = subject.placement.sample(
+        maps, centre=anatomy.centre, step=anatomy.step, shape=grid.rendered, spacing=grid.step, pose=pose
+    )
+    body, depth = _body(subject, sampled, CLASSES if subject.stripping is None else BRAIN, ill=ill, pose=pose)
+    if subject.stripping is not None:
+        mask = grid.average(stripped(depth, subject.stripping).float()) > 0.5
+    else:
+        mask = _outline(grid.average(body.shares.sum(0).reshape(grid.rendered)))
+    return _Scene(body, depth, sampled[len(sampled) - parts :], mask)
+
+
+def _scans(subject: Subject, scene: _Scene, names: Sequence[str]) -> dict[str, Tensor]:
+    """What the scanner gives of contrasts that were taken in one pose."""
+    grid = subject.grid
+    played = _played(subject.protocol, names)
+    signals = _signals(scene.body, subject.table, played)
+    images = {}
+    for name in names:
+        acquisition = subject.acquisitions[name]
+        source = "DWI" if name == "ADC" else name
+        white = abs(float(signal(subject.table["wm"], played[source])))
+        clean = signals[source]
+        if name in ("T1", "T1C"):  # reconstructed with its sign: fluid still inverted is black and has no outline
+            clean = clean.clamp(min=0)
+        image = scan(clean, acquisition, white=white, spacing=grid.step, grid=grid)
+        if name == "ADC":
+            still = scan(signals["b0"], _replaced_seed(acquisition), white=white, spacing=grid.step, grid=grid)
+            image = apparent_diffusion(still, image, played["DWI"].b) * (still > 8 * acquisition.noise * white)
+        else:
+            image = image**acquisition.gamma
+        images[name] = image if subject.stripping is None else image * scene.mask
+    return images
+
+
+def _targets(subject: Subject, scene: _Scene) -> dict[str, Tensor]:
+    """The canonical image of each contrast."""
+    grid, pure = subject.grid, tissues(FIELD)
+    played = _played(CANONICAL, subject.contrasts)
+    ideal = _signals(scene.body, pure, played, target=True)
+    targets = {}
+    for name in subject.contrasts:
+        if name == "ADC":
+            still, weighted = (grid.average(ideal[source]) for source in ("b0", "DWI"))
+            made = apparent_diffusion(still.abs(), weighted.abs(), CANONICAL["ADC"].b)
+            target = made * (still > 0.05 * float(signal(pure["wm"], played["b0"]))) / ADC_TOP
+        else:
+            target = grid.average(ideal[name]).abs() * (WHITE[name] / abs(float(signal(pure["wm"], played[name]))))
+        targets[name] = (target if subject.stripping is None else target * scene.mask).clamp(0, 1)
+    return targets
+
+
+def _played(protocol: Mapping[str, Played], names: Sequence[str]) -> dict[str, Played]:
+    """What is scanned for these contrasts: ADC takes an image with diffusion weighting and one without, b0."""
+    played = {name: protocol[name] for name in names if name != "ADC"}
+    if "ADC" in names:
+        played["b0"], played["DWI"] = replace(protocol["ADC"], b=0.0), protocol["ADC"]
+    return played
+
+
+def _body(
+    subject: Subject, sampled: Tensor, names: tuple[str, ...], *, ill: bool, pose: NDArray[np.float64] | None
+) -> tuple[_Body, Tensor]:
     shape = subject.grid.rendered
     device = sampled.device
     count = len(names)
     shares, depth = sampled[:count], sampled[count] - FAR
-    smooth, fine, folds = (enlarged(field.to(device), shape) for field in subject.texture)
+    smooth, fine, folds = (
+        posed(noise.to(device), shape, pose=pose, spacing=subject.grid.step) for noise in subject.texture
+    )
     # Sulci as wide as this person's: shift the balance where the brain is, keep the sum.
     brain = shares[: len(BRAIN)]
     index = {name: number for number, name in enumerate(names)}
@@ -356,10 +407,6 @@ def _lift(table: Mapping[str, Tissue], sequence: Played, *, target: bool) -> tup
         more = float(signal(table["csf"], fresh(sequence))) - float(signal(table["csf"], sequence))
         return 0.6 * sequence.flow * more, 0.0
     return 0.0, 0.0
-
-
-def _unweighted(sequence: Played) -> Played:
-    return replace(sequence, b=0.0)
 
 
 def _replaced_seed(acquisition: Acquisition) -> Acquisition:

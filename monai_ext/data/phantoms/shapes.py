@@ -33,6 +33,42 @@ def enlarged(field: Tensor, shape: tuple[int, ...]) -> Tensor:
     return fine if field.ndim == 4 else fine[0]
 
 
+def posed(field: Tensor, shape: tuple[int, ...], *, pose: NDArray[np.float64] | None, spacing: float) -> Tensor:
+    """`enlarged`, but by a rigid pose in mm about the box's middle: what was at x is at M x, the border goes on."""
+    if pose is None:
+        return enlarged(field, shape)
+    channels = field if field.ndim == 4 else field[None]
+    back = rigid_points(np.linalg.inv(pose), shape, spacing=spacing, device=field.device)
+    reach = torch.tensor([(n - 1) * spacing / 2 for n in shape], dtype=torch.float32, device=field.device)
+    unit = (back / reach).flip(-1)[None]
+    fine = functional.grid_sample(channels[None], unit, padding_mode="border", align_corners=True)[0]
+    return fine if field.ndim == 4 else fine[0]
+
+
+def rigid_points(
+    matrix: NDArray[np.floating], shape: tuple[int, ...], *, spacing: float, device: torch.device
+) -> Tensor:
+    """Where a 4x4 matrix takes each voxel of a grid, (I, J, K, 3), mm about the grid's middle."""
+    axes = [(torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2) * spacing for n in shape]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    turn, shift = (torch.tensor(part, dtype=torch.float32, device=device) for part in (matrix[:3, :3], matrix[:3, 3]))
+    return torch.einsum("ab,...b->...a", turn, points) + shift
+
+
+def draw_rigid(
+    rng: np.random.Generator, *, millimetres: float, degrees: float, centre: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """A 4x4 matrix: a turn of up to `degrees` about `centre`, then a shift of up to `millimetres`."""
+    axis, direction = (v / np.linalg.norm(v) for v in rng.standard_normal((2, 3)))
+    angle, length = np.deg2rad(degrees * rng.uniform()), millimetres * rng.uniform()
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross  # Rodrigues
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation
+    matrix[:3, 3] = centre - rotation @ centre + length * direction
+    return matrix
+
+
 def soft(level: NDArray[np.float32], width: float = 0.7) -> NDArray[np.float32]:
     """1 where the level (mm) is well above 0, 0 well below, smooth between."""
     return (1 / (1 + np.exp(np.clip(level / -width, -30, 30)))).astype(np.float32)
@@ -59,19 +95,33 @@ class Placement:
     shift: NDArray[np.float64]
 
     def sample(
-        self, maps: Tensor, *, centre: NDArray[np.float64], step: float, shape: tuple[int, ...], spacing: float
+        self,
+        maps: Tensor,
+        *,
+        centre: NDArray[np.float64],
+        step: float,
+        shape: tuple[int, ...],
+        spacing: float,
+        pose: NDArray[np.float64] | None = None,
     ) -> Tensor:
-        """Maps (C, I, J, K) of the anatomy, its middle at voxel `centre`, -> (C, *shape) at `spacing` mm, trilinear."""
+        """Maps (C, I, J, K) of the anatomy, its middle at voxel `centre`, -> (C, *shape) at `spacing` mm, trilinear.
+
+        With a `pose`, a rigid 4x4 matrix about the canvas's middle, what was at x is at M x.
+        """
         device = maps.device
         linear = torch.tensor(self.linear, dtype=torch.float32, device=device)
-        u = enlarged(self.displacement.to(device), shape)
+        u = posed(self.displacement.to(device), shape, pose=pose, spacing=spacing)
         where = torch.einsum("ab,b...->...a", linear, u)
-        for axis in range(3):
-            along = (torch.arange(shape[axis], dtype=torch.float32, device=device) - (shape[axis] - 1) / 2) * spacing
-            along = along - float(self.shift[axis])
-            view = [1, 1, 1, 1]
-            view[axis], view[3] = shape[axis], 3
-            where += (along[:, None] * linear[:, axis]).reshape(view)
+        if pose is not None:
+            back = rigid_points(np.linalg.inv(pose), shape, spacing=spacing, device=device)
+            where += torch.einsum("ab,...b->...a", linear, back - torch.tensor(self.shift, device=device).float())
+        else:
+            for axis in range(3):
+                along = torch.arange(shape[axis], dtype=torch.float32, device=device)
+                along = (along - (shape[axis] - 1) / 2) * spacing - float(self.shift[axis])
+                view = [1, 1, 1, 1]
+                view[axis], view[3] = shape[axis], 3
+                where += (along[:, None] * linear[:, axis]).reshape(view)
         size = torch.tensor(maps.shape[1:], dtype=torch.float32, device=device)
         middle = torch.tensor(centre, dtype=torch.float32, device=device)
         unit = (where / step + middle) * (2 / (size - 1)) - 1

@@ -168,17 +168,7 @@ def test_a_dataset_of_label_maps_is_written_as_the_sites_are(tmp_path: Path, hea
     assert truth["offsets"]["T2"] == np.eye(4).tolist()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--size", "3"), "--size go with --stream, not with --out"),
-        (("--lesions", "."), "--lesions goes with --anatomy or --stream"),
-        (("--anatomy", ".", "--misalign", "3,3"), "--misalign goes with the template"),
-    ],
-)
-def test_options_that_would_do_nothing_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
-) -> None:
-    assert main(["phantom", "--out", str(tmp_path / "d"), *arguments]) == 2
-    assert message in capsys.readouterr().err
+def test_options_that_would_do_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["phantom", "--out", str(tmp_path / "d"), "--size", "3"]) == 2
+    assert "--size go with --stream, not with --out" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()

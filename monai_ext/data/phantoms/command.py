@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,9 +17,8 @@ from monai_ext.data.datalist import Datalist, Subject, write_datalist
 from monai_ext.data.montage import montage
 from monai_ext.data.phantoms import stream
 from monai_ext.data.phantoms.anatomy import label_maps
-from monai_ext.data.phantoms.sites import phantom_of_labels
-from monai_ext.data.rendering import Phantom, make_phantom
-from monai_ext.data.sites import SITES
+from monai_ext.data.phantoms.patients import Phantom, make_phantom
+from monai_ext.data.phantoms.sites import SITES
 from monai_ext.data.splits import split_subjects
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 from monai_ext.files import absolute, write_json
@@ -89,10 +87,6 @@ def run(args: argparse.Namespace) -> int:
         return stream.run(args, contrasts=args.contrasts or (), spacing=args.spacing)
     if typed := stream.given(args):
         raise ValueError(f"--{', --'.join(typed)} go with --stream, not with --out")
-    if args.lesions and not args.anatomy:
-        raise ValueError("--lesions goes with --anatomy or --stream: the template's lesions are drawn")
-    if args.anatomy and any(args.misalign):
-        raise ValueError("--misalign goes with the template; heads of --anatomy keep still")
     anatomies = tuple(label_maps(args.anatomy)) if args.anatomy else ()
     masks = tuple(label_maps(args.lesions)) if args.lesions else ()
     args.out = absolute(args.out)
@@ -152,14 +146,17 @@ def make_subject(job: Job) -> tuple[Subject, float]:
     """Render and write one subject; also the seconds it took."""
     began = time.perf_counter()
     site = SITES[job.site]
-    options: dict[str, Any] = {
-        "index": job.index, "seed": job.seed, "spacing": job.spacing, "contrasts": job.contrasts,
-        "randomize": job.randomize,
-    }  # fmt: skip
-    if job.anatomies:
-        phantom = phantom_of_labels(site, anatomies=job.anatomies, masks=job.masks, **options)
-    else:
-        phantom = make_phantom(site, misalign=job.misalign, **options)
+    phantom = make_phantom(
+        site,
+        index=job.index,
+        seed=job.seed,
+        spacing=job.spacing,
+        contrasts=job.contrasts,
+        misalign=job.misalign,
+        randomize=job.randomize,
+        anatomies=job.anatomies,
+        masks=job.masks,
+    )
     subject = _named(job, phantom)
     for name, path in subject.images.items():
         path.parent.mkdir(parents=True, exist_ok=True)
