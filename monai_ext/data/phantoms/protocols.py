@@ -19,7 +19,7 @@ CANONICAL: dict[str, Sequence] = {
     "T1C": Sequence("mprage", tr=2300, te=3, ti=900, flip=9, fat=0.8, contrast_agent=True),
     "T2": Sequence("se", tr=5000, te=95, mt=0.3, fat=0.8),
     "PD": Sequence("se", tr=4500, te=14, mt=0.2, fat=0.8),
-    "FLAIR": Sequence("ir", tr=9000, te=150, ti=2400, mt=0.5, fat=0.4),
+    "FLAIR": Sequence("ir", tr=9000, te=110, ti=2400, mt=0.5, fat=0.4),
     "DWI": Sequence("se", tr=6000, te=75, b=1000, fat=0.05),
     "ADC": Sequence("se", tr=6000, te=75, b=1000, fat=0.05),
 }
@@ -38,7 +38,7 @@ def draw_protocol(
         return between(low / wider, high * wider) if wide else between(low, high)
 
     mt = float(rng.uniform(0, 0.7))  # of multi-slice scans: the more slices the more of it
-    fat = float(rng.uniform(0.5, 1.0))
+    fat = float(rng.uniform(0.5, 1.6))  # above 1: scalps lie at the coil
     kind = str(rng.choice(("se", "mprage", "spgr", "ir"), p=(0.3, 0.4, 0.15, 0.15)))
     if kind == "se":
         t1 = Sequence("se", tr=span(420, 700) * slow, te=span(7, 15, 1.2), mt=mt, fat=fat)
@@ -79,5 +79,5 @@ def draw_protocol(
 
 # Of the canonical FLAIR, as shares of white matter: fluid of narrow sulci, which thick slices and flow fill, and of
 # wide cisterns.
-CANONICAL_FLOW = 0.34
-WIDE_FLUID = 0.2
+CANONICAL_FLOW = 0.5
+WIDE_FLUID = 0.25

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from monai_ext.__main__ import main
 from monai_ext.data.datalist import read_datalist
 from monai_ext.data.phantoms import stream as command
 from monai_ext.data.phantoms.pool import SIDECAR, Recipe, fill, stream
+from monai_ext.data.phantoms.workers import workers
 from monai_ext.data.slices import SliceDataset
 from monai_ext.data.volumes import read_volume
 
@@ -53,6 +55,19 @@ def test_what_is_missing_or_half_renewed_is_made_again_and_the_rest_stays(tmp_pa
     assert list(fill(tmp_path, recipe, size=3)) == ["s001", "s002"]
     assert (tmp_path / "s000/T1.nii").stat().st_mtime_ns == kept
     assert not list(tmp_path.glob(".making*"))
+
+
+def test_several_processes_make_the_same_pool_and_renew_it_in_the_same_order(tmp_path: Path, recipe: Recipe) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    list(fill(alone, recipe, size=3, validation=1))
+    with workers(recipe, count=2) as jobs:
+        assert set(fill(shared, recipe, size=3, validation=1, jobs=jobs)) == {"v000", "s000", "s001", "s002"}
+        for name in ("v000/FLAIR.nii", "s002/T1_target.nii", "datalist.json"):
+            assert (shared / name).read_bytes() == (alone / name).read_bytes()
+        assert set(islice(stream(shared, recipe, size=3, jobs=jobs), 3)) == {"s000", "s001", "s002"}
+    assert numbers(shared)["s000"] >= 3
+    with pytest.raises(ValueError, match="--jobs must be at least 1, got 0"), workers(recipe, count=0):
+        pass
 
 
 def test_the_oldest_slot_is_renewed_and_validation_never(tmp_path: Path, recipe: Recipe) -> None:
