@@ -83,5 +83,9 @@ def spread(length: int, count: int) -> list[int]:
 
 
 def upright(image: Tensor) -> NDArray[np.float32]:
-    """Turn a slice as it is stored, (I, J) or (I, J, 3), to how it is looked at, anterior up."""
+    """Turn a slice to how it is looked at, anterior up.
+
+    Args:
+        image: as it is stored, (I, J) or in colour (I, J, 3).
+    """
     return np.rot90(image.float().cpu().numpy())
