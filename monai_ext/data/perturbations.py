@@ -73,7 +73,7 @@ class Perturbation:
         return {"kind": self.kind, "contrast": self.contrast, "levels": list(self.levels), "unit": UNITS[self.kind]}
 
 
-class Draw(NamedTuple):
+class Harm(NamedTuple):
     """The random part for a volume (I, J, K), at level 1; what a kind does not use is empty.
 
     Attributes:
@@ -87,7 +87,7 @@ class Draw(NamedTuple):
     noise: Tensor
 
 
-def randomize(perturbation: Perturbation, shape: tuple[int, int, int], *, seed: int, subject: str) -> Draw:
+def randomize(perturbation: Perturbation, shape: tuple[int, int, int], *, seed: int, subject: str) -> Harm:
     """Draw all that is random about a perturbation of one subject, whatever the level.
 
     Args:
@@ -114,10 +114,10 @@ def randomize(perturbation: Perturbation, shape: tuple[int, int, int], *, seed: 
     elif perturbation.kind == "noise":
         normal = rng.standard_normal((depth, 2, width, height), dtype=np.float32)
         noise = np.moveaxis(normal, 0, -1)
-    return Draw(*(torch.from_numpy(np.ascontiguousarray(values)) for values in (poses, held, noise)))
+    return Harm(*(torch.from_numpy(np.ascontiguousarray(values)) for values in (poses, held, noise)))
 
 
-def apply(perturbation: Perturbation, volume: Tensor, draw: Draw, *, level: float) -> Tensor:
+def apply(perturbation: Perturbation, volume: Tensor, draw: Harm, *, level: float) -> Tensor:
     """Perturb one volume; at level 0 it keeps the very same values.
 
     Args:
@@ -144,7 +144,7 @@ def apply(perturbation: Perturbation, volume: Tensor, draw: Draw, *, level: floa
     return perturbed.movedim(0, -1).clamp(0, 1)
 
 
-def perturb(perturbation: Perturbation, image: Tensor, draw: Draw, *, level: float, sources: Sequence[str]) -> Tensor:
+def perturb(perturbation: Perturbation, image: Tensor, draw: Harm, *, level: float, sources: Sequence[str]) -> Tensor:
     """Perturb the one source that the perturbation names; the others stay as they are.
 
     Args:

@@ -123,7 +123,7 @@ class Evaluation:
     ) -> None:
         self.protocol = protocol
         self.data, self.predictor, self.about, self.by_dataset = data, predictor, about, by_dataset
-        self.sources, self.target = check_contrasts(sources, target)
+        self.sources, self.target = _contrasts(sources, target)
         self.output_dir, self.keep, self.seed, self.overwrite = absolute(Path(output_dir)), keep, seed, overwrite
         for name, ours in (("sources", self.sources), ("target", self.target)):
             theirs = tuple(getattr(data, name, ours))
@@ -320,7 +320,7 @@ def mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def check_contrasts(sources: Sequence[str], target: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _contrasts(sources: Sequence[str], target: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Give contrasts their canonical names.
 
     Returns:

@@ -198,7 +198,8 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Make a batch of one subject: tensors get a batch dimension, all else is kept as it is in a list of one.
 
     MONAI takes batches apart by looking into whatever it finds; a numpy array of no dimension, which holds the
-    object, is what it hands on untouched.
+    object, is what it hands on untouched. `DataLoader(batch_size=None)` does not serve: it makes no batch dimension,
+    which inferers take, and the evaluator takes batches apart before its transforms.
 
     Args:
         items: one, in a list.

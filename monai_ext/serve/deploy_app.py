@@ -20,7 +20,7 @@ from monai.deploy.core import Application, Fragment, Operator, OperatorSpec
 
 from monai_ext.serve.dicom import check_uid_root, named_series, ready, sources_in, synthesised, write_all
 from monai_ext.serve.options import INFERENCE, asked
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 from monai_ext.weights import ARCHIVE
 
 CHOICES = ("target", "site", "series", "register", "reference", "uid_root", "reproducible")
@@ -36,7 +36,7 @@ class StudyReader(Operator):
         choices: of `monai_ext.serve.dicom.sources_in`.
     """
 
-    def __init__(self, fragment: Fragment, *, folder: Path, synthesiser: Synthesiser, **choices: Any) -> None:
+    def __init__(self, fragment: Fragment, *, folder: Path, synthesiser: BundleSynthesiser, **choices: Any) -> None:
         self.folder, self.synthesiser, self.choices = folder, synthesiser, choices
         super().__init__(fragment, CountCondition(fragment, 1), name="study_reader")  # one study a run
 
@@ -61,7 +61,13 @@ class SeriesSynthesis(Operator):
     """
 
     def __init__(
-        self, fragment: Fragment, *, synthesiser: Synthesiser, folder: Path, options: dict[str, Any], **choices: Any
+        self,
+        fragment: Fragment,
+        *,
+        synthesiser: BundleSynthesiser,
+        folder: Path,
+        options: dict[str, Any],
+        **choices: Any,
     ) -> None:
         self.synthesiser, self.folder, self.options, self.choices = synthesiser, folder, options, choices
         super().__init__(fragment, name="series_synthesis")

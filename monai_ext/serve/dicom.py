@@ -14,7 +14,7 @@ from monai_ext.files import absolute
 
 if TYPE_CHECKING:
     from monai_ext.data.dicom import Series
-    from monai_ext.serve.synthesis import Synthesiser
+    from monai_ext.serve.synthesis import BundleSynthesiser
 
 UID_ROOT = re.compile(r"[0-2](\.(0|[1-9]\d*))+")
 LONGEST_ROOT = 40  # of the 64 characters of a UID: the rest tells one from another
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         bundle, weights = suitable(
             study, args.target, weights=weights, site=args.site, series=named_series(args.series)
         )
-    for folder in synthesise(
+    for folder in synthesise_study(
         study,
         bundle,
         absolute(args.out),
@@ -113,7 +113,7 @@ def suitable(
     return method.bundle, method.weights
 
 
-def synthesise(
+def synthesise_study(
     study: Path,
     bundle: Path,
     out: Path,
@@ -153,7 +153,7 @@ def synthesise(
         return write_all(results, sources, out, number=number, uid_root=uid_root, reproducible=reproducible)
 
 
-def ready(bundle: Path, *, weights: Path | None = None, target: str | None = None) -> "Synthesiser":
+def ready(bundle: Path, *, weights: Path | None = None, target: str | None = None) -> "BundleSynthesiser":
     """Build a bundle's folder or archive for `target`, or for what its weights make.
 
     Args:
@@ -165,17 +165,17 @@ def ready(bundle: Path, *, weights: Path | None = None, target: str | None = Non
         ValueError: there are no weights, or they do not make it.
     """
     from monai_ext.modalities import canonical
-    from monai_ext.serve.synthesis import Synthesiser
+    from monai_ext.serve.synthesis import BundleSynthesiser
 
-    synthesiser = Synthesiser(bundle, weights=weights)
+    synthesiser = BundleSynthesiser(bundle, weights=weights)
     if target is not None and (canonical(target),) != synthesiser.targets:
-        synthesiser = Synthesiser(bundle, weights=weights, target=canonical(target))
+        synthesiser = BundleSynthesiser(bundle, weights=weights, target=canonical(target))
     return synthesiser
 
 
 def sources_in(
     study: Path,
-    synthesiser: "Synthesiser",
+    synthesiser: "BundleSynthesiser",
     *,
     target: str | None = None,
     series: Mapping[str, str] | None = None,
@@ -211,7 +211,7 @@ def sources_in(
 
 @contextmanager
 def synthesised(
-    synthesiser: "Synthesiser", sources: "Mapping[str, Series]", **options: str | None
+    synthesiser: "BundleSynthesiser", sources: "Mapping[str, Series]", **options: str | None
 ) -> "Iterator[dict[str, Path]]":
     """Give the NIfTI that the bundle makes of these series for each contrast, for as long as the block lasts.
 

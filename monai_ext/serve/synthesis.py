@@ -18,7 +18,7 @@ from monai_ext.weights import ARCHIVE, RoomFor, about_weights, archived
 from monai_ext.workflow import fitted, refuse_unknown_ids, root_cause
 
 
-class Synthesiser:
+class BundleSynthesiser:
     """`configs/inference.json` of a bundle, run as `monai.bundle run` would, call by call, its network built once.
 
     An archive that `ckpt_export` wrote can stand for the folder: its weights are within, and say with which values to
@@ -42,7 +42,7 @@ class Synthesiser:
         >>> weights = Path(tempfile.mkdtemp()) / "model.pt"
         >>> about = {"sources": ["T1", "T2"], "target": ["FLAIR"], "network_def": {"width": 8}}
         >>> save_weights(weights, AGINet(in_channels=2, width=8), about)  # not trained: for the look of it alone
-        >>> synthesiser = Synthesiser(find_bundle("agi_net"), weights=weights)
+        >>> synthesiser = BundleSynthesiser(find_bundle("agi_net"), weights=weights)
         >>> synthesiser.contrasts, synthesiser.targets
         (('T1', 'T2'), ('FLAIR',))
     """

@@ -62,7 +62,7 @@ class Synthesiser:
         given = {"register": register, "brain_mask": brain_mask, "site": site, "device": _device(device)}
         self._ids: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         self._ids |= {"overwrite": overwrite, "quick_look": quick_look}
-        self._built: dict[Path, synthesis.Synthesiser] = {}
+        self._built: dict[Path, synthesis.BundleSynthesiser] = {}
 
     def __call__(self, images: Mapping[str, Scan], target: str) -> nib.Nifti1Image:
         """Synthesise `target` from the scans of one patient.
@@ -142,10 +142,12 @@ class Synthesiser:
                 write_json(sidecar(path), {**read_json(sidecar(path)), "checks": findings.record()})
         return {target: made[target] for target in plan}
 
-    def built(self, method: Method) -> synthesis.Synthesiser:
+    def built(self, method: Method) -> synthesis.BundleSynthesiser:
         """The method's inference, made at its first use."""
         if method.weights not in self._built:
-            self._built[method.weights] = synthesis.Synthesiser(method.bundle, weights=method.weights, **self._ids)
+            self._built[method.weights] = synthesis.BundleSynthesiser(
+                method.bundle, weights=method.weights, **self._ids
+            )
         return self._built[method.weights]
 
     def _run(

@@ -31,6 +31,7 @@ class HarmSources(Randomizable, Transform):
                 raise ValueError(f"augment harms sources, {', '.join(self.sources)}, got {named}")
 
     def randomize(self, data: Any = None) -> None:  # noqa: ARG002 - Randomizable's
+        """Draw a level of each perturbation, and the seed of where it goes."""
         self.levels = [one.levels[self.R.randint(len(one.levels))] for one in self.perturbations]
         self.seed = int(self.R.randint(2**31))
 

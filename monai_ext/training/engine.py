@@ -4,13 +4,13 @@ Why MONAI's own do not serve: its AdversarialTrainer shows the discriminator the
 GanTrainer draws random latents. Here the target is real, the prediction is not, and both are judged with the sources.
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 from monai.engines import SupervisedEvaluator, Trainer
 from monai.engines.utils import IterationEvents
 from monai.engines.workflow import Workflow
@@ -297,22 +297,14 @@ class _Clock:
     """The share of an epoch's time that went into waiting for data: `state.metrics["data_wait"]`."""
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
-        engine.add_event_handler(Events.GET_BATCH_STARTED, self._ask)
-        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._got)
+        self.epoch, self.waiting = Timer(), Timer()
+        self.epoch.attach(engine, start=Events.EPOCH_STARTED)
+        batches = {"resume": Events.GET_BATCH_STARTED, "pause": Events.GET_BATCH_COMPLETED}
+        self.waiting.attach(engine, start=Events.EPOCH_STARTED, **batches)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end)
 
-    def _begin(self) -> None:
-        self.start, self.waited = time.perf_counter(), 0.0
-
-    def _ask(self) -> None:
-        self.asked = time.perf_counter()
-
-    def _got(self) -> None:
-        self.waited += time.perf_counter() - self.asked
-
     def _end(self, engine: Engine) -> None:
-        engine.state.metrics["data_wait"] = self.waited / (time.perf_counter() - self.start)
+        engine.state.metrics["data_wait"] = self.waiting.value() / self.epoch.value()
 
 
 class _Means:

@@ -71,15 +71,14 @@ class Pix2Pix:
     Args:
         pixel_weight: of L1.
         adversarial_weight: of the adversarial term.
-        criterion: of MONAI's `PatchAdversarialLoss`.
     """
 
-    def __init__(self, *, pixel_weight: float = 100.0, adversarial_weight: float = 1.0, criterion: str = "bce") -> None:
+    def __init__(self, *, pixel_weight: float = 100.0, adversarial_weight: float = 1.0) -> None:
         _check_weights(pixel_weight=pixel_weight, adversarial_weight=adversarial_weight)
         self.pixel_weight, self.adversarial_weight = pixel_weight, adversarial_weight
-        self.adversarial = PatchAdversarialLoss(criterion=criterion)
-        if criterion == "bce":  # of logits: a sigmoid first would lose the gradient of a discriminator that is sure
-            self.adversarial.activation, self.adversarial.loss_fct = None, BCEWithLogitsLoss()
+        self.adversarial = PatchAdversarialLoss(criterion="bce")
+        # of logits: a sigmoid first would lose the gradient of a discriminator that is sure
+        self.adversarial.activation, self.adversarial.loss_fct = None, BCEWithLogitsLoss()
 
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
         """Give the network the sources: "pred"."""
@@ -170,23 +169,16 @@ class AnyScale(Pix2Pix):
 
     Args:
         finest: at least 1. With 1, the paper's, sources and targets are the images.
-        pixel_weight, adversarial_weight, criterion: as of `Pix2Pix`.
+        pixel_weight, adversarial_weight: as of `Pix2Pix`.
 
     Raises:
         ValueError: `finest` is below 1 or not finite.
     """
 
-    def __init__(
-        self,
-        *,
-        finest: float = 1.0,
-        pixel_weight: float = 100.0,
-        adversarial_weight: float = 1.0,
-        criterion: str = "bce",
-    ) -> None:
+    def __init__(self, *, finest: float = 1.0, pixel_weight: float = 100.0, adversarial_weight: float = 1.0) -> None:
         if not 1 <= finest < math.inf:
             raise ValueError(f"finest must be at least 1 and finite, got {finest}")
-        super().__init__(pixel_weight=pixel_weight, adversarial_weight=adversarial_weight, criterion=criterion)
+        super().__init__(pixel_weight=pixel_weight, adversarial_weight=adversarial_weight)
         self.finest = finest
 
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:

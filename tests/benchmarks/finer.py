@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 from monai_ext.data.datalist import read_datalist
 from monai_ext.data.slices import SliceDataset
 from monai_ext.evaluation.metrics import compare_slices
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 
 TRAININGS = {"as the paper": 1, "--finest 2": 2}
 SOURCES, TARGET = ["T1", "T2"], "FLAIR"
@@ -41,7 +41,7 @@ def main() -> None:
     for name, finest in TRAININGS.items():
         folder = args.out.resolve() / f"finest-{finest}"
         weights = trained("hmf_mambainr", folder, data=args.dataset_dir, training={"finest": finest, **training})
-        network = Synthesiser(BUNDLES / "hmf_mambainr", weights=weights).network.eval()
+        network = BundleSynthesiser(BUNDLES / "hmf_mambainr", weights=weights).network.eval()
         figures: dict[str, list[float]] = {}
         for subject in subjects:
             slices = SliceDataset([subject], sources=SOURCES, target=[TARGET], slices=("middle", 20))

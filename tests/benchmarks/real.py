@@ -31,7 +31,7 @@ from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 from monai_ext.files import absolute, sha256
 from monai_ext.modalities import MODALITIES, canonical
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 
 TASKS = (  # of weights that make any contrast from any others
     "T1,T2:FLAIR",
@@ -55,7 +55,7 @@ def main() -> int:
     out: Path = absolute(args.out)
     found = index(args.root, choices=Choices(args.choose), exclude=args.exclude)
     failures = list(found.failures)
-    makes = Synthesiser(args.bundle, weights=args.weights)
+    makes = BundleSynthesiser(args.bundle, weights=args.weights)
     rows: list[dict[str, Any]] = []
     pictures: list[list[Image]] = []
     titles: list[list[str]] = []
@@ -109,7 +109,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _tasks(makes: Synthesiser, asked: Sequence[str]) -> list[tuple[tuple[str, ...], str]]:
+def _tasks(makes: BundleSynthesiser, asked: Sequence[str]) -> list[tuple[tuple[str, ...], str]]:
     """(sources, target) each: the one that the weights know, or of those that may be asked for."""
     if not makes.takes_any:
         return [(makes.contrasts, target) for target in makes.targets]
@@ -121,7 +121,7 @@ def _tasks(makes: Synthesiser, asked: Sequence[str]) -> list[tuple[tuple[str, ..
 
 
 def _possible(
-    tasks: Sequence[tuple[tuple[str, ...], str]], subject: Subject, makes: Synthesiser
+    tasks: Sequence[tuple[tuple[str, ...], str]], subject: Subject, makes: BundleSynthesiser
 ) -> list[tuple[tuple[str, ...], str]]:
     known = {*makes.contrasts, *makes.targets}
     return [(s, t) for s, t in tasks if {*s, t} <= set(subject.images) and {*s, t} <= known]
@@ -150,7 +150,7 @@ def _case(subject: Subject, folder: Path, *, root: Path, spacing: float) -> Case
 
 
 def _made(
-    makes: Synthesiser, case: Case, out: Path, *, sources: Sequence[str], target: str, wider: bool = False
+    makes: BundleSynthesiser, case: Case, out: Path, *, sources: Sequence[str], target: str, wider: bool = False
 ) -> Image:
     """As a user's inference makes it of the case's files; `wider`, of copies with more background round them."""
     folder = out / f"cases_{case.spacing[0]:g}mm" / case.name

@@ -17,7 +17,7 @@ from running import BUNDLES, smallest_weights
 from monai_ext.__main__ import main
 from monai_ext.data.dicom import choose, contrast_of, read_series, read_study, sorted_slices
 from monai_ext.data.volumes import read_volume, write_volume
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 
 HALF_STEP = 1.01e-5
 
@@ -37,7 +37,7 @@ def written(bundle: Path, weights: Path, study: Path, tmp_path_factory: pytest.T
     """The folder of the new series."""
     out = tmp_path_factory.mktemp("out")
     words = ["--study", study, "--bundle", bundle, "--weights", weights, "--out", out, "--uid-root", "1.2.826.0.1"]
-    words += ["--target", Synthesiser(bundle, weights=weights).targets[-1]]
+    words += ["--target", BundleSynthesiser(bundle, weights=weights).targets[-1]]
     assert main(["dicom", *map(str, words)]) == 0
     return min(out.iterdir())
 
@@ -54,7 +54,7 @@ def as_nifti(study: Path, contrasts: list[str], folder: Path) -> dict[str, Path]
 
 
 def test_the_series_is_the_nifti_that_the_bundle_writes(bundle, weights, study, written, tmp_path):
-    synthesiser = Synthesiser(bundle, weights=weights)
+    synthesiser = BundleSynthesiser(bundle, weights=weights)
     target = synthesiser.targets[-1]
     files = as_nifti(study, [name for name in synthesiser.contrasts if name != target], tmp_path)
     path = synthesiser(files, tmp_path / "out", target=target)[target]

@@ -9,7 +9,7 @@ import torch
 from running import BUNDLES, ROOT, here, options, python, smallest_weights
 
 from monai_ext.__main__ import main
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 
 
 def snippet(name: str) -> str:
@@ -20,8 +20,8 @@ def snippet(name: str) -> str:
 
 
 def test_a_program_of_torch_export_needs_torch_alone_and_gives_the_same(bundle: Path, tmp_path: Path):
-    network = Synthesiser(bundle, weights=smallest_weights(bundle, tmp_path)).network.cpu().eval()
-    image = torch.rand(2, len(Synthesiser(bundle, weights=tmp_path / "model.pt").contrasts), 40, 36)
+    network = BundleSynthesiser(bundle, weights=smallest_weights(bundle, tmp_path)).network.cpu().eval()
+    image = torch.rand(2, len(BundleSynthesiser(bundle, weights=tmp_path / "model.pt").contrasts), 40, 36)
     torch.export.save(torch.export.export(network, (image,)), tmp_path / "model.pt2")
     torch.save(image, tmp_path / "image.pt")
     code = "import sys, torch; net = torch.export.load('model.pt2').module(); assert 'monai_ext' not in sys.modules\n"
@@ -55,5 +55,5 @@ def test_the_pages_onnx_file_answers_onnxruntime_as_the_network_does(folder: Pat
     python("-c", snippet("onnxruntime") + "np.save('answer.npy', synthetic)", cwd=folder)
     image = torch.from_numpy(np.random.default_rng(0).random((1, 2, 32, 32), dtype=np.float32))
     with torch.no_grad():
-        expected = Synthesiser(packed).network.cpu().eval()(image)
+        expected = BundleSynthesiser(packed).network.cpu().eval()(image)
     np.testing.assert_allclose(np.load(folder / "answer.npy"), expected.numpy(), atol=1e-4)

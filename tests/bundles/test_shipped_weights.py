@@ -11,7 +11,7 @@ from running import BUNDLES
 from monai_ext.__main__ import main
 from monai_ext.files import sha256
 from monai_ext.modalities import MODALITIES
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 from monai_ext.weights import about_weights, read
 
 SHIPPED = sorted(path for bundle in BUNDLES for path in (bundle / "models").glob("*.pt"))
@@ -55,7 +55,7 @@ def test_its_json_is_of_this_file_and_says_what_trained_it(weights):
 
 @of_each
 def test_a_phantom_is_synthesised_better_than_by_the_best_linear_mix(weights, phantom, tmp_path):
-    makes = Synthesiser(weights.parents[1], weights=weights, amp=False)
+    makes = BundleSynthesiser(weights.parents[1], weights=weights, amp=False)
     sources, target = (("T1", "T2"), "FLAIR") if makes.takes_any else (makes.contrasts, makes.targets[0])
     asked = {"target": [target]} if makes.takes_any else {}
     made = makes({name: phantom[name] for name in sources}, tmp_path, subject="person", **asked)

@@ -18,7 +18,7 @@ from running import BUNDLES, ROOT
 
 from monai_ext.__main__ import main
 from monai_ext.files import sha256
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 from monai_ext.zoo import inside, rules
 from monai_ext.zoo.package import package
 from monai_ext.zoo.verify import verify
@@ -73,7 +73,7 @@ def test_a_packed_bundle_synthesises_the_same_where_this_repository_is_not(
     )
     done = alone(elsewhere, "-m", "monai.bundle", "run", *ids, cwd=tmp_path / "unpacked" / bundle.name)
     assert done.returncode == 0, done.stderr[-3000:]
-    ours = Synthesiser(bundle, weights=trained / "model.pt", amp=False)(images, tmp_path / "ours")
+    ours = BundleSynthesiser(bundle, weights=trained / "model.pt", amp=False)(images, tmp_path / "ours")
     assert list(ours) == [made]
     for contrast, path in ours.items():
         (theirs,) = (tmp_path / "out").rglob(f"{contrast}_synthetic.nii.gz")

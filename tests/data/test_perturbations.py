@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter, rotate
 from skimage.registration import phase_cross_correlation
 from torch import Tensor
 
-from monai_ext.data.perturbations import LEVELS, MOVES, Draw, Perturbation, apply, perturb, randomize
+from monai_ext.data.perturbations import LEVELS, MOVES, Harm, Perturbation, apply, perturb, randomize
 
 SHAPE = (48, 52, 6)
 KINDS = ("translate", "displace", "rotate", "motion", "noise")
@@ -25,7 +25,7 @@ def head(shape: tuple[int, int, int] = SHAPE) -> Tensor:
     return torch.tensor(np.where(image > 0.01, image, 0)).float()
 
 
-def drawn(kind: str, *, seed: int = 0, subject: str = "a", shape: tuple[int, int, int] = SHAPE) -> Draw:
+def drawn(kind: str, *, seed: int = 0, subject: str = "a", shape: tuple[int, int, int] = SHAPE) -> Harm:
     return randomize(Perturbation(kind, "T2"), shape, seed=seed, subject=subject)
 
 
@@ -104,7 +104,7 @@ def test_each_slice_is_displaced_by_the_level_in_a_direction_of_its_own(level: f
 def test_whole_pixels_are_moved_exactly_and_what_comes_in_is_zero() -> None:
     volume = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0))
     poses = torch.tensor([1.0, -1.0, 0.0]).expand(1, SHAPE[2], 3)
-    draw = Draw(poses=poses, held=torch.zeros(0, SHAPE[1]), noise=torch.zeros(2, 0, 0, 0))
+    draw = Harm(poses=poses, held=torch.zeros(0, SHAPE[1]), noise=torch.zeros(2, 0, 0, 0))
     moved = apply(Perturbation("translate", "T2"), volume, draw, level=2.0)
     torch.testing.assert_close(moved[2:, :-2], volume[:-2, 2:], atol=2e-4, rtol=0)
     assert moved[:2].max() < 1e-5
@@ -127,7 +127,7 @@ def test_each_slice_is_turned_by_the_level_to_one_side_or_the_other() -> None:
 def test_motion_without_moves_is_no_motion() -> None:
     """All lines in one pose are the image in that pose: k-space is cut up and put together right."""
     volume, poses = head(), torch.tensor([2.0, 1.0, 0.0]).expand(1, SHAPE[2], 3)
-    draw = Draw(poses=poses, held=torch.zeros(SHAPE[2], SHAPE[1], dtype=torch.int64), noise=torch.zeros(2, 0, 0, 0))
+    draw = Harm(poses=poses, held=torch.zeros(SHAPE[2], SHAPE[1], dtype=torch.int64), noise=torch.zeros(2, 0, 0, 0))
     scanned = apply(Perturbation("motion", "T2"), volume, draw, level=1.0)
     moved = apply(Perturbation("translate", "T2"), volume, draw, level=1.0)
     torch.testing.assert_close(scanned, moved, atol=1e-5, rtol=0)
@@ -138,7 +138,7 @@ def test_a_move_at_both_ends_of_the_scan_changes_the_highest_frequencies_alone()
     held = torch.zeros(SHAPE[2], SHAPE[1], dtype=torch.int64)
     held[:, :9] = held[:, -8:] = 1
     poses = torch.stack([torch.zeros(SHAPE[2], 3), torch.tensor([0.0, 3.0, 0.0]).expand(SHAPE[2], 3)])
-    draw = Draw(poses=poses, held=held, noise=torch.zeros(2, 0, 0, 0))
+    draw = Harm(poses=poses, held=held, noise=torch.zeros(2, 0, 0, 0))
     scanned = apply(Perturbation("motion", "T2"), volume, draw, level=1.0)
     change = torch.fft.fftshift(torch.fft.fft(scanned - volume, dim=1), dim=1).abs().mean((0, 2))
     assert change[9:-8].max() < 0.01 * change[-8:].min()

@@ -27,7 +27,7 @@ from monai_ext.data.dicom import choose, read_series, read_study, sorted_slices
 from monai_ext.data.registration import register_rigid
 from monai_ext.data.volumes import read_volume
 from monai_ext.installed import methods_to_choose_from
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 from monai_ext.workflow import run_verb
 
 CPU_SECONDS = 10  # of a whole batch; it does not depend on what else the machine does
@@ -119,7 +119,7 @@ class Place:
             try:
                 if weights.suffix != ".ts":
                     methods_to_choose_from(weights=weights)
-                Synthesiser(weights if weights.suffix == ".ts" else bundle, weights=weights)
+                BundleSynthesiser(weights if weights.suffix == ".ts" else bundle, weights=weights)
             except (ValueError, OSError) as error:
                 print(error, file=sys.stderr)
                 return 2 if str(error) else 3

@@ -13,7 +13,7 @@ from running import BUNDLES, smallest_weights
 
 from monai_ext.files import sha256
 from monai_ext.installed import methods_to_choose_from
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 from monai_ext.weights import about_weights
 from monai_ext.zoo.package import package
 
@@ -55,7 +55,7 @@ def saying(weights: Path, path: tuple[str, ...], value: Any) -> None:
 
 def refused_everywhere(bundle: Path, weights: Path, out: Path) -> None:
     with pytest.raises(ValueError, match=r"is refused|made with"):
-        Synthesiser(bundle, weights=weights)
+        BundleSynthesiser(bundle, weights=weights)
     with pytest.raises(ValueError, match=r"is refused|made with|made by"):
         package(bundle, weights=weights, out=out)
     assert not out.exists() or not any(out.iterdir())
@@ -136,7 +136,7 @@ def test_no_text_of_an_archives_config_is_run(bundle, tmp_path, pwned):
         branch[place[-1]] = attacks(pwned)[0]
         path = archive(bundle, tmp_path / "model.ts", config)
         with pytest.raises(ValueError, match=r"model\.ts.* is refused"):
-            Synthesiser(path)
+            BundleSynthesiser(path)
         assert not pwned.exists(), place
 
 
@@ -144,7 +144,7 @@ def test_a_component_that_the_bundle_does_not_have_is_refused(bundle, tmp_path):
     config = json.loads((bundle / "configs" / "inference.json").read_text())
     for change in ({"images": {"_target_": "os.getcwd"}}, {"extra": {"_target_": "os.getcwd"}}):
         with pytest.raises(ValueError, match=r"would run 'os.getcwd'"):
-            Synthesiser(archive(bundle, tmp_path / "model.ts", {**config, **change}))
+            BundleSynthesiser(archive(bundle, tmp_path / "model.ts", {**config, **change}))
 
 
 def test_weights_do_not_say_which_configs_are_run(bundle, weights, tmp_path):
@@ -166,7 +166,10 @@ def test_no_memory_is_taken_for_a_network_that_the_weights_are_too_small_for(bun
     saying(copy, ("network_def", "width"), width)
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
-    for refused in (lambda: Synthesiser(bundle, weights=copy), lambda: package(bundle, weights=copy, out=tmp_path)):
+    for refused in (
+        lambda: BundleSynthesiser(bundle, weights=copy),
+        lambda: package(bundle, weights=copy, out=tmp_path),
+    ):
         with pytest.raises(ValueError, match="bytes, too few for the network that it is said to be of"):
             refused()
     assert memory("VmHWM") - before < 300 * 1024
@@ -187,7 +190,7 @@ def test_damaged_weights_are_refused_in_a_line_of_ours(bundle, weights, tmp_path
     copy.write_bytes(data[:at] + b"q" + data[at + 1 :] if cut is None else cut)
     saying(copy, ("sha256",), sha256(copy))
     with pytest.raises(ValueError, match=r"model\.pt (is cut short|is no file of weights|is refused: it would run)"):
-        Synthesiser(bundle, weights=copy)
+        BundleSynthesiser(bundle, weights=copy)
 
 
 def test_an_archives_config_is_unpacked_no_further_than_a_config_is_long(bundle, tmp_path):
@@ -198,7 +201,7 @@ def test_an_archives_config_is_unpacked_no_further_than_a_config_is_long(bundle,
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     with pytest.raises(ValueError, match=r"model\.ts is no archive of a bundle"):
-        Synthesiser(path)
+        BundleSynthesiser(path)
     assert memory("VmHWM") - before < 100 * 1024
 
 

@@ -12,7 +12,7 @@ from running import BUNDLES, options, smallest_weights
 
 from monai_ext.__main__ import main
 from monai_ext.serve.options import INFERENCE, TRAINING, asked, asked_of_training, enter, named_images
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 
 CODE = "__import__('pathlib').Path({pwned!r}).touch() or 'T1'"
 
@@ -31,9 +31,9 @@ def attacks(pwned: Path) -> list[Any]:
 
 
 @pytest.fixture(scope="module", params=BUNDLES, ids=[bundle.name for bundle in BUNDLES])
-def synthesiser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Synthesiser:
+def synthesiser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BundleSynthesiser:
     weights = smallest_weights(request.param, tmp_path_factory.mktemp("weights"))
-    return Synthesiser(request.param, weights=weights, amp=False)
+    return BundleSynthesiser(request.param, weights=weights, amp=False)
 
 
 def write_scans(folder: Path, *, form: str = "{}.nii.gz") -> dict[str, Path]:
@@ -46,7 +46,7 @@ def write_scans(folder: Path, *, form: str = "{}.nii.gz") -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("option", INFERENCE)
-def test_nothing_that_a_request_says_is_run_or_followed(synthesiser: Synthesiser, tmp_path, pwned, option):
+def test_nothing_that_a_request_says_is_run_or_followed(synthesiser: BundleSynthesiser, tmp_path, pwned, option):
     images = write_scans(tmp_path / "study")
     for attack in attacks(pwned):
         with pytest.raises(ValueError, match=r"^(?!.*(model\.pt|/bundles/))"):
@@ -55,7 +55,7 @@ def test_nothing_that_a_request_says_is_run_or_followed(synthesiser: Synthesiser
     assert not (tmp_path / "out").exists()
 
 
-def test_only_a_requests_own_options_can_be_chosen(synthesiser: Synthesiser, tmp_path):
+def test_only_a_requests_own_options_can_be_chosen(synthesiser: BundleSynthesiser, tmp_path):
     images = write_scans(tmp_path / "study")
     for name in ("device", "network_def", "imports", "weights", "bundle_root", "output"):
         with pytest.raises(ValueError, match=name):
@@ -92,7 +92,7 @@ def test_no_word_of_a_command_is_run(tmp_path, pwned, capsys, command, option):
 
 
 @pytest.mark.parametrize("name", ["$print(1) {}.nii.gz", "@weights#{}.nii.gz", "%bundle_root{}.nii.gz", "a#b::{}.nii"])
-def test_a_file_is_read_by_the_name_that_it_has(synthesiser: Synthesiser, tmp_path, name):
+def test_a_file_is_read_by_the_name_that_it_has(synthesiser: BundleSynthesiser, tmp_path, name):
     target = synthesiser.targets[-1]
     out = {}
     for form in ("{}.nii.gz", name):

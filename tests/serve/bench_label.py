@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from label_server import ROOT, serving
 
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 
 sys.path.append(str(ROOT / "tests" / "benchmarks"))
 write_scans = importlib.import_module("inference").write_scans
@@ -37,7 +37,7 @@ def main() -> None:
         subject = write_scans(folder / "studies" / "patient")
         for suffix in (".pt", ".json"):
             shutil.copy(args.weights.with_suffix(suffix), folder / "models" / name / f"model{suffix}")
-        bundle = Synthesiser(args.bundle, weights=args.weights)
+        bundle = BundleSynthesiser(args.bundle, weights=args.weights)
         asked, called = [], []
         with serving(folder, threads=2) as server:
             for _ in range(args.rounds):

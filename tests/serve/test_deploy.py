@@ -11,7 +11,7 @@ from dicom_study import DESCRIPTIONS, write_study
 from running import BUNDLES, ROOT, options, python, smallest_weights
 
 from monai_ext.__main__ import main
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 
 DEPLOY = ROOT / ".venv-deploy" / "bin" / "python"
 
@@ -50,7 +50,7 @@ def deploy(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def test_the_application_writes_what_the_command_writes(packed: Path, study: Path, tmp_path: Path, deploy: Callable):
-    target = Synthesiser(packed).targets[-1]
+    target = BundleSynthesiser(packed).targets[-1]
     chosen = ("--target", target, "--uid-root", "1.2.826.0.1", "--reproducible")
     assert main(["dicom", *map(str, ("--study", study, "--bundle", packed, "--out", tmp_path / "own", *chosen))]) == 0
     done = deploy(study, packed, tmp_path / "out", target=target, uid_root="1.2.826.0.1", reproducible="true")
@@ -71,7 +71,7 @@ def test_an_archive_alone_gives_what_its_folder_gives(packed: Path, study: Path,
     python("-m", "monai.bundle", "ckpt_export", "network_def", *options({
         "bundle_root": packed, "config_file": packed / "configs" / "inference.json", "filepath": models / "model.ts",
     }), cwd=tmp_path)  # fmt: skip
-    target = Synthesiser(packed).targets[-1]
+    target = BundleSynthesiser(packed).targets[-1]
     folders = {}
     for name, model in (("folder", packed), ("archive", models)):
         done = deploy(study, model, tmp_path / name, target=target)

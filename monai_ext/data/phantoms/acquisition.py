@@ -118,6 +118,7 @@ class Grid:
 
     @property
     def extent(self) -> NDArray[np.float64]:
+        """mm along each axis."""
         return np.array(self.shape) * np.array(self.spacing)
 
     @property

@@ -56,6 +56,7 @@ class Job:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     add = parser.add_argument
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="DIR", help="the dataset's folder; must not hold anything yet")

@@ -18,7 +18,7 @@ from monai_ext.inference.subjects import SYNTHETIC, find_cases, find_subjects
 from monai_ext.modalities import canonical, make_task
 from monai_ext.serve.label_app.confinement import without_folders
 from monai_ext.serve.options import named_channels, named_images
-from monai_ext.serve.synthesis import Synthesiser
+from monai_ext.serve.synthesis import BundleSynthesiser
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Synthesis(InferTask):
 
     def __init__(self, bundle_root: Path, *, weights: Path) -> None:
         self.bundle_root, self.weights = bundle_root, weights
-        self._loaded: tuple[int, Synthesiser] | None = None
+        self._loaded: tuple[int, BundleSynthesiser] | None = None
         self.fault = ""
         self._load()
         super().__init__(
@@ -82,7 +82,7 @@ class Synthesis(InferTask):
             shutil.move(file, answer)
         return answer, {**said, "stored": [] if request["uploaded"] else list(named)}
 
-    def _load(self) -> Synthesiser | None:
+    def _load(self) -> BundleSynthesiser | None:
         """The bundle with its weights; those that a training has written since are read anew."""
         if not self.weights.is_file():
             self.fault = f"{self.bundle_root.name} has no weights at {self.weights.name}: train it first"
@@ -90,7 +90,7 @@ class Synthesis(InferTask):
         changed = self.weights.stat().st_mtime_ns
         if self._loaded is None or self._loaded[0] != changed:
             try:
-                self._loaded = changed, Synthesiser(self.bundle_root, weights=self.weights)
+                self._loaded = changed, BundleSynthesiser(self.bundle_root, weights=self.weights)
             except ValueError as error:
                 self.fault = f"{self.bundle_root.name} cannot be served: {without_folders(str(error))}"
                 logger.error(self.fault)
@@ -111,7 +111,7 @@ class Synthesis(InferTask):
         }
 
     def _images(
-        self, request: Mapping[str, Any], image: Path, synthesiser: Synthesiser, scratch: Path
+        self, request: Mapping[str, Any], image: Path, synthesiser: BundleSynthesiser, scratch: Path
     ) -> dict[str, Path]:
         """contrast -> file, as the request says or the names of the study's files do"""
         if request.get("contrasts"):
