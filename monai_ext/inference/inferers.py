@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 from monai_ext.data.canvas import filled_box
@@ -27,8 +28,8 @@ class SlicesInferer(Inferer):
         progress: whether a bar is shown.
         neighbours: n puts n slices of either side beside each source, as `SliceDataset` does.
         margin: the network sees the rows and columns in which the volume shows anything, and so many more on each
-            side: norms over a plane then do not depend on how much background there is, and it takes less time. None
-            is whole planes.
+            side, zeros where the volume ends: norms over a plane then do not depend on how much background there is,
+            and it takes less time. None is whole planes.
 
     Raises:
         ValueError: a number that may not be, or inputs that are not one volume.
@@ -56,11 +57,13 @@ class SlicesInferer(Inferer):
         if inputs.dim() != 5 or len(inputs) != 1:
             raise ValueError(f"inputs must be one volume (1, M, I, J, K), got {tuple(inputs.shape)}")
         if self.margin is not None and "output_size" not in kwargs:
-            rows, columns = filled_box(inputs[0].permute(0, 3, 1, 2), margin=self.margin, multiple=8)
-            seen = self._planes(inputs[:, :, rows, columns], network, *args, **kwargs)
-            result = seen.new_zeros(1, seen.shape[1], *inputs.shape[2:])
+            around = self.margin + 8  # beyond the volume's own planes too, so that what is around the head is its alone
+            wide = pad(inputs, (0, 0, around, around, around, around))
+            rows, columns = filled_box(wide[0].permute(0, 3, 1, 2), margin=self.margin, multiple=8)
+            seen = self._planes(wide[:, :, rows, columns], network, *args, **kwargs)
+            result = seen.new_zeros(1, seen.shape[1], *wide.shape[2:])
             result[:, :, rows, columns] = seen
-            return result
+            return result[:, :, around:-around, around:-around]
         return self._planes(inputs, network, *args, **kwargs)
 
     def _planes(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

@@ -130,6 +130,8 @@ def test_with_a_margin_a_larger_canvas_changes_nothing_at_all():
     inferer = SlicesInferer(amp=False, margin=8)
     made, again = inferer(head, net), inferer(wider, net)
     torch.testing.assert_close(again[:, :, 20:68, 22:70], made)
+    tight = head[:, :, 12:36, 10:38]  # the head fills its canvas
+    torch.testing.assert_close(inferer(tight, net), made[:, :, 12:36, 10:38])
     whole = SlicesInferer(amp=False)
     assert (whole(wider, net)[:, :, 20:68, 22:70] - whole(head, net)).abs().max() > 0.01
 
