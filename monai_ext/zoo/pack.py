@@ -128,7 +128,7 @@ def _preset(slices: PoolSlices) -> Preset:
     """Pixels as large as the pool's; slices wherever a patient has them."""
     image = slices.subjects[0].images[slices.sources[0]]
     i, j, _ = (round(float(step), 3) for step in read_volume(image).spacing)
-    return Preset(spacing=(i, j, None))
+    return Preset(spacing=(i, j, None), trained_spacing=(i, j, None))
 
 
 @torch.no_grad()
