@@ -57,7 +57,7 @@ def ids(prepared: Path, raw: Path, tmp_path: Path) -> Callable[[Path, tuple[Path
     def of(bundle: Path, files: tuple[Path, ...]) -> dict[str, Any]:
         known = {key for path in files for key in json.loads(path.read_text())}
         (tmp_path / "weights").mkdir()
-        networks = [path for path in files[1:] if re.search('"(network_def|spatial_dims)":', path.read_text())]
+        networks = [path for path in files[1:] if re.search('"(network_def|spatial_dims|sources)":', path.read_text())]
         weights = smallest_weights(bundle, tmp_path / "weights", *networks)
         said = {
             **TINY,

@@ -14,10 +14,12 @@ OWN = {
         "network", "network_def#_target_", "objective#_target_", "slices", "sources", "target", "train#dataset#sources",
         "train#dataset#target", "train#handlers#3#titles", "validate#dataset#_target_", "width",
     },
-    "inference": {"imports", "inferer#_target_", "network_def#_target_", "sources", "target", "width"},
+    "inference": {
+        "imports", "inferer#_target_", "inferer#margin", "network_def#_target_", "sources", "target", "width",
+    },
     "evaluate": {
-        "evaluator#predictor", "imports", "measured#paper#peak", "name", "network", "network_def#_target_", "run",
-        "slices", "width",
+        "evaluator#predictor", "imports", "inferer#margin", "measured#paper#peak", "name", "network",
+        "network_def#_target_", "run", "slices", "width",
     },
     "multi_gpu_train": set(),
     "phantom_train": {"epochs", "width"},

@@ -81,7 +81,9 @@ def test_stripped_heads_end_with_the_mask_and_others_have_a_scalp(anatomy: Anato
     assert not bare.images["T1"][~bare.foreground].any()
     assert not bare.targets["FLAIR"][~bare.foreground].any()
     outside = whole.foreground & ~whole.brain
-    assert float(whole.targets["T1"][outside].quantile(0.9)) > WHITE["T1"]
+    assert (
+        float(whole.targets["T1"][outside].quantile(0.95)) > 0.85 * WHITE["T1"]
+    )  # thin: it shares its voxels with air
     assert int(whole.foreground.sum()) > 1.2 * int(whole.brain.sum())
 
 
