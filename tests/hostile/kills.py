@@ -104,7 +104,7 @@ def main() -> int:
             how = killed_after(moment, training(bundle, data, again))
             if how == "killed":
                 there = sorted(path.name for path in again.glob("checkpoints/epoch_*.pt"))
-                python(*training(bundle, data, again, resume=True))
+                python(*training(bundle, data, again, resume=bool(there)))  # before the first, it begins anew
                 wrong = differing(whole / "model.pt", again / "model.pt")
                 kills += 1
                 exact += not wrong
