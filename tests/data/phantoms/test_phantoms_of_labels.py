@@ -77,13 +77,12 @@ def test_the_target_knows_nothing_of_the_scanner(anatomy: Anatomy) -> None:
 
 
 def test_stripped_heads_end_with_the_mask_and_others_have_a_scalp(anatomy: Anatomy) -> None:
-    bare, whole = (render(drawn(anatomy, seed=6, skull=skull, kind="none")) for skull in (False, True))
+    fine = Grid((72, 72, 68), (2.0, 2.0, 2.0))  # a scalp is thinner than GRID's voxels
+    bare, whole = (render(drawn(anatomy, seed=6, skull=skull, kind="none", grid=fine)) for skull in (False, True))
     assert not bare.images["T1"][~bare.foreground].any()
     assert not bare.targets["FLAIR"][~bare.foreground].any()
     outside = whole.foreground & ~whole.brain
-    assert (
-        float(whole.targets["T1"][outside].quantile(0.95)) > 0.85 * WHITE["T1"]
-    )  # thin: it shares its voxels with air
+    assert float(whole.targets["T1"][outside].quantile(0.9)) > WHITE["T1"]
     assert int(whole.foreground.sum()) > 1.2 * int(whole.brain.sum())
 
 
