@@ -1,5 +1,6 @@
 """Where each tissue is in a head: a label map in FreeSurfer's numbering becomes shares of tissue at 1 mm."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from monai_ext.data.volumes import read_volume
 CLASSES = ("ventricle", "csf", "gm", "wm", "deep", "blood", "fat", "muscle", "marrow")
 BRAIN = CLASSES[:5]
 STEP = 1.0  # mm between the voxels of an anatomy
+LARGE = 1.75  # mm: voxels from here on are made of anatomies at twice the step, an eighth of the work
 EDGE = 0.55  # mm: what a border of labels is smoothed with, for a label is all or nothing and a voxel is not
 FAR = 12.0  # mm: beyond it the distance to the brain's surface is not kept
 COARSE = 4  # the guide's voxel, in those of the anatomy
@@ -118,6 +120,11 @@ class Anatomy:
 
 
 _known: dict[tuple[Path, float], Anatomy] = {}
+
+
+def step_for(spacing: Sequence[float]) -> float:
+    """What an anatomy is read at for voxels of so many mm."""
+    return 2 * STEP if min(spacing) >= LARGE else STEP
 
 
 def remember(path: Path, step: float, anatomy: Anatomy) -> None:

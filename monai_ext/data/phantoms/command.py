@@ -1,24 +1,22 @@
 """python -m monai_ext phantom: brain phantoms, written as a real dataset is, and the truth beside them."""
 
 import argparse
-import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from monai_ext.data.datalist import Datalist, Subject, write_datalist
 from monai_ext.data.montage import montage
 from monai_ext.data.phantoms import stream
-from monai_ext.data.phantoms.anatomy import label_maps
+from monai_ext.data.phantoms.anatomy import label_maps, step_for
 from monai_ext.data.phantoms.patients import Phantom, make_phantom
 from monai_ext.data.phantoms.sites import SITES
+from monai_ext.data.phantoms.workers import workers
 from monai_ext.data.splits import split_subjects
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 from monai_ext.files import absolute, write_json
@@ -115,7 +113,8 @@ def run(args: argparse.Namespace) -> int:
         description = {"Name": f"{site.name} phantoms", "BIDSVersion": "1.9.0", "DatasetType": "raw"}
         write_json(args.out / "dataset_description.json", description)
     began = time.perf_counter()
-    finished = list(tqdm(_make_all(jobs, args.jobs), total=len(jobs), desc=site.name, unit="subject"))
+    with workers(anatomies, step=step_for(args.spacing), count=min(args.jobs, len(jobs))) as each:
+        finished = list(tqdm(each(make_subject, jobs), total=len(jobs), desc=site.name, unit="subject"))
     wall = time.perf_counter() - began
     subjects = [subject for subject, _ in sorted(finished, key=lambda pair: pair[0].name)]
     datalist = Datalist(site.name, args.out, split_subjects(subjects, split=SPLIT, seed=args.seed))
@@ -125,22 +124,6 @@ def run(args: argparse.Namespace) -> int:
     if args.montage:
         print(f"picture: {picture(subjects[:3], args.montage)}")
     return 0
-
-
-def _make_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Subject, float]]:
-    if processes == 1:
-        yield from map(make_subject, jobs)
-        return
-    # spawn: a fork of a process that has torch's threads can hang
-    context = multiprocessing.get_context("spawn")
-    workers = min(processes, len(jobs))
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pending = [pool.submit(make_subject, job) for job in jobs]
-        try:
-            for future in as_completed(pending):
-                yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def make_subject(job: Job) -> tuple[Subject, float]:

@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from monai_ext.data.phantoms.acquisition import GRID, Acquisition, Axis, Grid, Stripping
-from monai_ext.data.phantoms.anatomy import STEP, Anatomy, read_anatomy
+from monai_ext.data.phantoms.anatomy import Anatomy
 from monai_ext.data.phantoms.lesions import draw_lesions
-from monai_ext.data.phantoms.rendering import Subject, draw_subject, render
+from monai_ext.data.phantoms.rendering import Subject, draw_atrophy, draw_subject, draw_texture, render
 from monai_ext.data.phantoms.sequences import Sequence as Played
 from monai_ext.data.phantoms.sequences import signal
-from monai_ext.data.phantoms.shapes import draw_placement, draw_rigid, lattice_noise
+from monai_ext.data.phantoms.shapes import draw_placement, draw_rigid
 from monai_ext.data.phantoms.sites import Site, available, site_protocol
-from monai_ext.data.phantoms.template import template_anatomy
+from monai_ext.data.phantoms.template import anatomy_by_lot
 from monai_ext.data.phantoms.tissues import tissues, vary
 from monai_ext.data.volumes import Volume
 from monai_ext.modalities import MODALITIES
@@ -82,9 +82,7 @@ def make_phantom(
         (['ADC', 'DWI', 'FLAIR'], 'DWI', (25, 29, 21))
     """
     chosen = tuple(contrasts or available(site, _generator(seed, site, index, "contrasts")))
-    step = 2 * STEP if min(spacing) >= 1.75 else STEP
-    head = _generator(seed, site, index, "head")
-    anatomy = read_anatomy(anatomies[int(head.integers(len(anatomies)))], step) if anatomies else template_anatomy(step)
+    anatomy = anatomy_by_lot(_generator(seed, site, index, "head"), anatomies, spacing=spacing)
     i, j, k = (max(round(length / size), 1) for length, size in zip(site.extent, spacing, strict=True))
     grid = Grid((i, j, k), spacing)
     if randomize:
@@ -168,9 +166,7 @@ def _patient(
         scale=(min(0.94, 0.95 * largest), largest),
         shift=rng.uniform(-1, 1, 3) * np.minimum(0.25 * np.maximum(extent - 1.05 * anatomy.size_mm, 0), (4, 5, 3)),
     )
-    atrophy = float(rng.normal(-0.3, 0.25) + 0.9 * ageing)
-    rng = _generator(seed, site, index, "texture")
-    smooth, fine, folds = (lattice_noise(rng, shape=grid.rendered, fwhm=fwhm / grid.step) for fwhm in (28.0, 3.5, 14.0))
+    atrophy = draw_atrophy(rng, ageing=ageing)
     return Subject(
         anatomy=anatomy,
         grid=grid,
@@ -184,7 +180,7 @@ def _patient(
             for name in contrasts
         },
         stripping=Stripping(0.0, torch.zeros(4, 4, 4)) if site.stripped else None,
-        texture=(smooth, fine, folds),
+        texture=draw_texture(_generator(seed, site, index, "texture"), grid),
         atrophy=atrophy,
         contrasts=contrasts,
         facts={"anatomy": anatomy.name, "lesion": site.lesion, "ageing": round(ageing, 3), "field_tesla": tesla},

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,9 @@ import torch
 from monai_ext import __version__
 from monai_ext.data.datalist import Datalist, Subject, write_datalist
 from monai_ext.data.phantoms.acquisition import Grid
-from monai_ext.data.phantoms.anatomy import STEP, Anatomy, read_anatomy
 from monai_ext.data.phantoms.rendering import Rendered, draw_subject, render, scaled
-from monai_ext.data.phantoms.template import template_anatomy
+from monai_ext.data.phantoms.template import anatomy_by_lot
+from monai_ext.data.phantoms.workers import Each
 from monai_ext.data.volumes import Volume, write_volume
 from monai_ext.files import absolute, write_json
 
@@ -24,9 +24,6 @@ SLOPE = 1 / 65535
 DATASET = "phantoms"
 SIDECAR = "phantom.json"
 FIRST_FIXED = 1_000_000_000  # the number of the first subject for validation: training does not get there
-
-Put = Callable[[str, int], str]  # slot, number -> slot, filled
-Jobs = Callable[[Put, Iterable[tuple[str, int]]], Iterator[str]]  # how calls of a Put are made: see `workers`
 
 
 @dataclass(frozen=True)
@@ -51,21 +48,12 @@ class Recipe:
     def make(self, number: int, *, slot: int = 0, device: torch.device | str = "cpu") -> "Made":
         """Subject `number`, on the canvas of a slot."""
         rng = np.random.default_rng([self.seed, number])
-        which = int(rng.integers(max(len(self.anatomies), 1)))
-        anatomy = self._anatomy(which)
+        anatomy = anatomy_by_lot(rng, self.anatomies, spacing=self.spacing)
         grid = Grid((*self.canvases[slot % len(self.canvases)], self.depth), self.spacing)
         drawn = draw_subject(
             rng, anatomy, grid=grid, contrasts=self.contrasts, masks=self.masks, skull=self.skull, wide=self.wide
         )
         return Made(render(drawn, device=device), grid, {"number": number, "seed": self.seed, **drawn.facts})
-
-    @property
-    def step(self) -> float:
-        """What anatomies are read at, in mm."""
-        return 2 * STEP if min(self.spacing) >= 1.75 else STEP
-
-    def _anatomy(self, which: int) -> Anatomy:
-        return read_anatomy(self.anatomies[which], self.step) if self.anatomies else template_anatomy(self.step)
 
     @property
     def bytes_each(self) -> int:
@@ -114,17 +102,12 @@ def subject_of(folder: Path, contrasts: Sequence[str]) -> Subject:
 
 
 def fill(
-    pool: Path,
-    recipe: Recipe,
-    *,
-    size: int,
-    validation: int = 0,
-    device: torch.device | str = "cpu",
-    jobs: Jobs | None = None,
+    pool: Path, recipe: Recipe, *, size: int, validation: int = 0, device: torch.device | str = "cpu", each: Each = map
 ) -> Iterator[str]:
     """Make those of `size` training slots and `validation` subjects, which never change, that are not there yet.
 
-    Yields the name of each one made; the datalist lists what is there at every moment. `jobs` makes several at once.
+    Yields the name of each one made; the datalist lists what is there at every moment. `each` as of `workers`
+    makes several at once.
     """
     pool = absolute(pool)
     pool.mkdir(parents=True, exist_ok=True)
@@ -133,14 +116,14 @@ def fill(
     check_room(pool, recipe, subjects=len(slots) - len(there) + 1)
     _list(pool, recipe, sorted(there))
     wanted = ((slot, int(slot[1:]) + (FIRST_FIXED if slot[0] == "v" else 0)) for slot in slots if slot not in there)
-    for slot in (jobs or _here)(partial(_put, pool, recipe, device=device), wanted):
+    for slot in each(partial(_put, pool, recipe, device), wanted):
         there.add(slot)
         _list(pool, recipe, sorted(there))
         yield slot
 
 
 def stream(
-    pool: Path, recipe: Recipe, *, size: int, device: torch.device | str = "cpu", jobs: Jobs | None = None
+    pool: Path, recipe: Recipe, *, size: int, device: torch.device | str = "cpu", each: Each = map
 ) -> Iterator[str]:
     """Renew the oldest training slot of a filled pool, on and on; yields its name."""
     pool = absolute(pool)
@@ -153,11 +136,7 @@ def stream(
             check_room(pool, recipe, subjects=1)
             yield slot, ages[slot]
 
-    yield from (jobs or _here)(partial(_put, pool, recipe, device=device), oldest())
-
-
-def _here(put: Put, wanted: Iterable[tuple[str, int]]) -> Iterator[str]:
-    return (put(slot, number) for slot, number in wanted)
+    yield from each(partial(_put, pool, recipe, device), oldest())
 
 
 def check_room(pool: Path, recipe: Recipe, *, subjects: int) -> None:
@@ -170,12 +149,13 @@ def check_room(pool: Path, recipe: Recipe, *, subjects: int) -> None:
         )
 
 
-def _put(pool: Path, recipe: Recipe, slot: str, number: int, *, device: torch.device | str) -> str:
-    """Subject `number` into a slot, file by file: a name that a reader opens is there, and whole, at every moment.
+def _put(pool: Path, recipe: Recipe, device: torch.device | str, wanted: tuple[str, int]) -> str:
+    """A slot and a number: its subject, file by file, so that a name that a reader opens is there, and whole, always.
 
     The sidecar goes first and comes last: while it is away the slot holds files of two subjects, and a fill that
     finds it away after a kill makes the slot again. Gives the slot's name.
     """
+    slot, number = wanted
     folder, making = pool / slot, pool / f".making-{slot}"
     shutil.rmtree(making, ignore_errors=True)
     write_subject(making, recipe.make(number, slot=int(slot[1:]), device=device))

@@ -138,7 +138,7 @@ def draw_subject(
         acquisitions[name] = drawn
         if name == "DWI" and "ADC" in acquisitions:
             acquisitions["ADC"] = drawn
-    texture = tuple(lattice_noise(rng, shape=grid.rendered, fwhm=fwhm / grid.step) for fwhm in (28.0, 3.5, 14.0))
+    texture = draw_texture(rng, grid)
     facts = {
         "anatomy": anatomy.name, "lesion": kind, "ageing": round(ageing, 3), "skull": head, "wide": wide,
         "field_tesla": round(tesla, 3), "misregistered_mm": apart, "noise": round(noisy, 4),
@@ -156,11 +156,22 @@ def draw_subject(
         protocol=protocol,
         acquisitions=acquisitions,
         stripping=None if head else draw_stripping(rng, shape=grid.rendered, spacing=grid.step),
-        texture=(texture[0], texture[1], texture[2]),
-        atrophy=float(rng.normal(-0.3, 0.25) + 0.9 * ageing),
+        texture=texture,
+        atrophy=draw_atrophy(rng, ageing=ageing),
         contrasts=tuple(contrasts),
         facts=facts,
     )
+
+
+def draw_texture(rng: np.random.Generator, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """How water varies within a tissue, smoothly and finely, and where sulci are wider: as of `Subject`."""
+    smooth, fine, folds = (lattice_noise(rng, shape=grid.rendered, fwhm=fwhm / grid.step) for fwhm in (28.0, 3.5, 14.0))
+    return smooth, fine, folds
+
+
+def draw_atrophy(rng: np.random.Generator, *, ageing: float) -> float:
+    """How much fluid there is around a brain, as a logarithm; `ageing` is from 0 to 1."""
+    return float(rng.normal(-0.3, 0.25) + 0.9 * ageing)
 
 
 @dataclass(frozen=True)

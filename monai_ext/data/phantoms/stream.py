@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from monai_ext.data.phantoms.anatomy import label_maps
+from monai_ext.data.phantoms.anatomy import label_maps, step_for
 from monai_ext.data.phantoms.pool import Recipe, fill, stream
 from monai_ext.data.phantoms.workers import workers
 from monai_ext.data.prepare import alone
@@ -69,14 +69,14 @@ def run(args: argparse.Namespace, *, contrasts: tuple[str, ...], spacing: tuple[
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     made = 0
     try:
-        with alone(pool), workers(recipe, count=args.jobs) as jobs:
-            filling = fill(pool, recipe, size=options.size, validation=options.validation, jobs=jobs)
+        with alone(pool), workers(recipe.anatomies, step=step_for(spacing), count=args.jobs) as each:
+            filling = fill(pool, recipe, size=options.size, validation=options.validation, each=each)
             for _ in tqdm(filling, desc="pool", unit="subject"):
                 made += 1
             if options.once:
                 return 0
             began = time.monotonic()
-            for _ in tqdm(stream(pool, recipe, size=options.size, jobs=jobs), desc="renewed", unit="subject"):
+            for _ in tqdm(stream(pool, recipe, size=options.size, each=each), desc="renewed", unit="subject"):
                 made += 1
                 time.sleep(max(0.0, options.every - (time.monotonic() - began)))
                 began = time.monotonic()

@@ -1,7 +1,9 @@
 """The anatomy that needs no files: nilearn's MNI152 maps, and a head built around them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from monai_ext.data.phantoms.anatomy import CLASSES, STEP, Anatomy, assembled, halved
+from monai_ext.data.phantoms.anatomy import CLASSES, STEP, Anatomy, assembled, halved, read_anatomy, step_for
 
 SHARPEN = 2.4  # the power that undoes some of the template's averaging
 
@@ -36,6 +38,16 @@ def grid_points(shape: tuple[int, ...], origin: NDArray[np.float64], spacing: fl
     """The mm positions of a grid's voxels: (I, J, K, 3)."""
     axes = [origin[a] + spacing * np.arange(shape[a]) for a in range(3)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
+
+
+def anatomy_by_lot(rng: np.random.Generator, anatomies: Sequence[Path], *, spacing: Sequence[float]) -> Anatomy:
+    """One of the label maps, as fine as voxels of `spacing` mm need it; the template where there are none.
+
+    Raises:
+        ValueError: as `read_anatomy` and `template_anatomy`.
+    """
+    which, step = int(rng.integers(max(len(anatomies), 1))), step_for(spacing)
+    return read_anatomy(anatomies[which], step) if anatomies else template_anatomy(step)
 
 
 @lru_cache(maxsize=2)

@@ -1,22 +1,24 @@
 """Several processes that make phantoms at once, the anatomies read once for all of them."""
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import multiprocessing
 
 from monai_ext.data.phantoms.anatomy import Anatomy, read_anatomy, remember
-from monai_ext.data.phantoms.pool import Jobs, Put, Recipe
+
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]  # as map, but results come as they are ready
 
 
 @contextmanager
-def workers(recipe: Recipe, *, count: int) -> Iterator[Jobs | None]:
-    """Give what `fill` and `stream` take as `jobs`: `count` processes, of one thread each; None where one is enough.
+def workers(anatomies: Sequence[Path], *, step: float, count: int) -> Iterator[Each]:
+    """Give a map over `count` processes of one thread, which know these anatomies; over this one where that is enough.
 
     Raises:
         ValueError: `count` is below 1, or an anatomy cannot be read.
@@ -24,17 +26,17 @@ def workers(recipe: Recipe, *, count: int) -> Iterator[Jobs | None]:
     if count < 1:
         raise ValueError(f"--jobs must be at least 1, got {count}")
     if count == 1:
-        yield None
+        yield map
         return
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has torch's threads can hang
     with ProcessPoolExecutor(count, context, _begin) as readers:
-        read = list(readers.map(_read, recipe.anatomies, [recipe.step] * len(recipe.anatomies)))
-    known = [(path, recipe.step, anatomy) for path, anatomy in zip(recipe.anatomies, read, strict=True)]
-    for _, _, anatomy in known:
+        read = list(readers.map(read_anatomy, anatomies, [step] * len(anatomies)))
+    known = [(path, step, anatomy) for path, anatomy in zip(anatomies, read, strict=True)]
+    for anatomy in read:
         anatomy.stored.share_memory_()
     pool = ProcessPoolExecutor(count, context, _begin, (known,))
     try:
-        yield lambda put, wanted: _in_flight(pool, put, wanted, count)
+        yield lambda call, things: _in_flight(pool, call, things, count)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -46,16 +48,14 @@ def _begin(known: Iterable[tuple[Path, float, Anatomy]] = ()) -> None:
         remember(path, step, anatomy)
 
 
-def _read(path: Path, step: float) -> Anatomy:
-    return read_anatomy(path, step)
-
-
-def _in_flight(pool: ProcessPoolExecutor, put: Put, wanted: Iterable[tuple[str, int]], count: int) -> Iterator[str]:
-    """The slots as they are filled, never more under way than there are processes."""
-    calls = iter(wanted)
-    running: set[Future[str]] = {pool.submit(put, *call) for call in islice(calls, count)}
+def _in_flight(
+    pool: ProcessPoolExecutor, call: Callable[[Any], Any], things: Iterable[Any], count: int
+) -> Iterator[Any]:
+    """What `call` gives for each, never more of them under way than there are processes."""
+    left = iter(things)
+    running: set[Future[Any]] = {pool.submit(call, thing) for thing in islice(left, count)}
     while running:
         done, running = wait(running, return_when=FIRST_COMPLETED)
-        running |= {pool.submit(put, *call) for call in islice(calls, len(done))}
+        running |= {pool.submit(call, thing) for thing in islice(left, len(done))}
         for future in done:
             yield future.result()

@@ -17,6 +17,7 @@ from balls import write_labels
 from monai_ext.__main__ import main
 from monai_ext.data.datalist import read_datalist
 from monai_ext.data.phantoms import stream as command
+from monai_ext.data.phantoms.anatomy import step_for
 from monai_ext.data.phantoms.pool import SIDECAR, Recipe, fill, stream
 from monai_ext.data.phantoms.workers import workers
 from monai_ext.data.slices import SliceDataset
@@ -60,13 +61,13 @@ def test_what_is_missing_or_half_renewed_is_made_again_and_the_rest_stays(tmp_pa
 def test_several_processes_make_the_same_pool_and_renew_it_in_the_same_order(tmp_path: Path, recipe: Recipe) -> None:
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     list(fill(alone, recipe, size=3, validation=1))
-    with workers(recipe, count=2) as jobs:
-        assert set(fill(shared, recipe, size=3, validation=1, jobs=jobs)) == {"v000", "s000", "s001", "s002"}
+    with workers(recipe.anatomies, step=step_for(recipe.spacing), count=2) as each:
+        assert set(fill(shared, recipe, size=3, validation=1, each=each)) == {"v000", "s000", "s001", "s002"}
         for name in ("v000/FLAIR.nii", "s002/T1_target.nii", "datalist.json"):
             assert (shared / name).read_bytes() == (alone / name).read_bytes()
-        assert set(islice(stream(shared, recipe, size=3, jobs=jobs), 3)) == {"s000", "s001", "s002"}
+        assert set(islice(stream(shared, recipe, size=3, each=each), 3)) == {"s000", "s001", "s002"}
     assert numbers(shared)["s000"] >= 3
-    with pytest.raises(ValueError, match="--jobs must be at least 1, got 0"), workers(recipe, count=0):
+    with pytest.raises(ValueError, match="--jobs must be at least 1, got 0"), workers((), step=1.0, count=0):
         pass
 
 
