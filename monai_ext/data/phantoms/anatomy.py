@@ -123,12 +123,24 @@ _known: dict[tuple[Path, float], Anatomy] = {}
 
 
 def step_for(spacing: Sequence[float]) -> float:
-    """What an anatomy is read at for voxels of so many mm."""
+    """Choose what an anatomy is read at.
+
+    Args:
+        spacing: of the voxels that are made of it, in mm.
+
+    Returns:
+        STEP or twice that.
+    """
     return 2 * STEP if min(spacing) >= LARGE else STEP
 
 
 def remember(path: Path, step: float, anatomy: Anatomy) -> None:
-    """Let `read_anatomy` give this one, which another process has read."""
+    """Let `read_anatomy` give this one, which another process has read.
+
+    Args:
+        path, step: what `read_anatomy` will be asked for.
+        anatomy: what it is to give.
+    """
     _known[path, step] = anatomy
 
 

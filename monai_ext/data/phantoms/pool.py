@@ -104,10 +104,18 @@ def subject_of(folder: Path, contrasts: Sequence[str]) -> Subject:
 def fill(
     pool: Path, recipe: Recipe, *, size: int, validation: int = 0, device: torch.device | str = "cpu", each: Each = map
 ) -> Iterator[str]:
-    """Make those of `size` training slots and `validation` subjects, which never change, that are not there yet.
+    """Make the slots of a pool that are not there yet; the datalist lists what is there at every moment.
 
-    Yields the name of each one made; the datalist lists what is there at every moment. `each` as of `workers`
-    makes several at once.
+    Args:
+        pool: its folder.
+        recipe: what subjects are made of.
+        size: training slots.
+        validation: subjects beside them, which never change.
+        device: where they are rendered.
+        each: a map; that of `workers` makes several at once.
+
+    Returns:
+        The name of each slot, when it is made.
     """
     pool = absolute(pool)
     pool.mkdir(parents=True, exist_ok=True)
@@ -125,7 +133,14 @@ def fill(
 def stream(
     pool: Path, recipe: Recipe, *, size: int, device: torch.device | str = "cpu", each: Each = map
 ) -> Iterator[str]:
-    """Renew the oldest training slot of a filled pool, on and on; yields its name."""
+    """Renew the oldest training slot of a filled pool, on and on.
+
+    Args:
+        pool, recipe, size, device, each: as of `fill`.
+
+    Returns:
+        The name of each slot, when it is renewed.
+    """
     pool = absolute(pool)
 
     def oldest() -> Iterator[tuple[str, int]]:

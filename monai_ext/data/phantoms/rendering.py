@@ -164,13 +164,29 @@ def draw_subject(
 
 
 def draw_texture(rng: np.random.Generator, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-    """How water varies within a tissue, smoothly and finely, and where sulci are wider: as of `Subject`."""
+    """Draw how a tissue varies from place to place.
+
+    Args:
+        rng: of all that is random.
+        grid: of the images.
+
+    Returns:
+        Water, smooth and fine, and where sulci are wider, as `Subject` has them.
+    """
     smooth, fine, folds = (lattice_noise(rng, shape=grid.rendered, fwhm=fwhm / grid.step) for fwhm in (28.0, 3.5, 14.0))
     return smooth, fine, folds
 
 
 def draw_atrophy(rng: np.random.Generator, *, ageing: float) -> float:
-    """How much fluid there is around a brain, as a logarithm; `ageing` is from 0 to 1."""
+    """Draw how much fluid there is around a brain.
+
+    Args:
+        rng: of all that is random.
+        ageing: 0 to 1.
+
+    Returns:
+        The logarithm of the factor on an anatomy's own.
+    """
     return float(rng.normal(-0.3, 0.25) + 0.9 * ageing)
 
 

@@ -41,7 +41,12 @@ def grid_points(shape: tuple[int, ...], origin: NDArray[np.float64], spacing: fl
 
 
 def anatomy_by_lot(rng: np.random.Generator, anatomies: Sequence[Path], *, spacing: Sequence[float]) -> Anatomy:
-    """One of the label maps, as fine as voxels of `spacing` mm need it; the template where there are none.
+    """Choose a label map by lot, or the template where there are none.
+
+    Args:
+        rng: of the lot.
+        anatomies: label maps.
+        spacing: of the voxels that are made of it, in mm.
 
     Raises:
         ValueError: as `read_anatomy` and `template_anatomy`.

@@ -18,7 +18,15 @@ Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]  # as map,
 
 @contextmanager
 def workers(anatomies: Sequence[Path], *, step: float, count: int) -> Iterator[Each]:
-    """Give a map over `count` processes of one thread, which know these anatomies; over this one where that is enough.
+    """Give a map over processes of one thread, which know these anatomies.
+
+    Args:
+        anatomies: label maps, read once.
+        step: what they are read at, in mm.
+        count: of processes; 1 is this one.
+
+    Returns:
+        As the builtin map, but results come as they are ready.
 
     Raises:
         ValueError: `count` is below 1, or an anatomy cannot be read.
