@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -16,7 +15,7 @@ import pytest
 from running import BUNDLES, smallest_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
-from label_server import LABEL, Server, serving
+from label_server import LABEL, Server, make_studies, serving
 
 BUNDLE = BUNDLES[0]
 ORDINARY, MANY = 200, 2000
@@ -27,9 +26,7 @@ pytestmark = pytest.mark.skipif(not (LABEL / "monailabel").is_file(), reason="ne
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("label")
-    make = ("-m", "monai_ext", "phantom", "--out", folder / "studies", "--site", "healthy", "--subjects", 2)
-    what = ("--spacing", 6, "--contrasts", "T1,T2,FLAIR", "--layout", "folder")
-    subprocess.run([sys.executable, *map(str, (*make, *what))], check=True, capture_output=True)
+    make_studies(folder / "studies", count=2)
     for bundle in BUNDLES:
         (folder / "models" / bundle.name).mkdir(parents=True)
         smallest_weights(bundle, folder / "models" / bundle.name)

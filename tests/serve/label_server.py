@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +17,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LABEL = ROOT / ".venv-label" / "bin"
+
+
+def make_studies(folder: Path, *, count: int) -> None:
+    """Healthy phantoms, a folder each, as the server keeps studies."""
+    make = ("-m", "monai_ext", "phantom", "--out", folder, "--site", "healthy", "--subjects", count)
+    what = ("--spacing", 6, "--contrasts", "T1,T2,FLAIR", "--layout", "folder")
+    subprocess.run([sys.executable, *map(str, (*make, *what))], check=True, capture_output=True)
 
 
 class Server:

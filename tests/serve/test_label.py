@@ -12,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from label_server import LABEL, ROOT, Server, serving
+from label_server import LABEL, ROOT, Server, make_studies, serving
 
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
 TINY = {"width": 8, "image_size": 32, "slices": ["middle", 6], "epochs": 1, "batch_size": 4}
@@ -23,9 +23,7 @@ pytestmark = pytest.mark.skipif(not (LABEL / "monailabel").is_file(), reason="ne
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("label")
-    make = ("-m", "monai_ext", "phantom", "--out", folder / "studies", "--site", "healthy", "--subjects", 4)
-    what = ("--spacing", 6, "--contrasts", "T1,T2,FLAIR", "--layout", "folder")
-    subprocess.run([sys.executable, *map(str, (*make, *what))], check=True, capture_output=True)
+    make_studies(folder / "studies", count=4)
     with serving(folder) as server:
         yield server
 
