@@ -22,7 +22,7 @@ def checked(about: Mapping[str, Any], *, of: str) -> dict[str, Any]:
         of: where it is written, for the message.
 
     Returns:
-        The claims as they are.
+        The claims as they are, without those of null, which say nothing.
 
     Raises:
         ValueError: a claim that is not what it may be; the message says which, and what may be.
@@ -44,7 +44,7 @@ def checked(about: Mapping[str, Any], *, of: str) -> dict[str, Any]:
             _definition(about["network_def"])
     except ValueError as error:
         raise ValueError(f"{of} is refused: {error}") from None
-    return dict(about)
+    return {name: claim for name, claim in about.items() if claim is not None}
 
 
 def is_plain(value: Any) -> bool:

@@ -28,6 +28,7 @@ ARCHIVE = ".ts"
 _LARGEST_CONFIG = 1 << 24  # bytes, unpacked
 _NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RecursionError, RuntimeError)
 _MADE_BY = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange)
+_NO_NETWORK = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)  # of values of a wrong kind
 _BESIDE = 1 << 25  # numbers that a network may make for itself, beside those that its weights hold
 OLDER = {"datasets": "sites", "dataset": "site"}  # names in weights that were written before
 
@@ -216,7 +217,8 @@ def read(path: Path) -> dict[str, Any]:
 class RoomFor(TorchFunctionMode):
     """Within it, no network can be made that is much larger than what a file of weights holds.
 
-    The file's own JSON says which network is made: that is not believed before memory is taken.
+    The file's own JSON says which network is made: that is not believed before memory is taken, and arguments that no
+    network can be made of are told as a ValueError.
 
     Args:
         path: of the weights.
@@ -246,6 +248,15 @@ class RoomFor(TorchFunctionMode):
                     f"{self.path} holds {self.there:,} bytes, too few for the network that it is said to be of"
                 )
         return func(*args, **kwargs)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Tell what the arguments led to; MONAI has wrapped it."""
+        super().__exit__(kind, error, trace)
+        cause = error
+        while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, _NO_NETWORK):
+            raise ValueError(f"{self.path} is said to be of a network that cannot be made: {cause}") from error
 
 
 def write_tensors(path: Path, content: Mapping[str, Any]) -> None:

@@ -73,7 +73,7 @@ class Checkpoints:
 
     def write_weights(self, trainer: Any) -> None:
         """Write what is to be used later; a part of the network, where only a part was trained."""
-        save_weights(self.weights, trainer.network, self.about)
+        save_weights(self.weights, trainer.kept, self.about)
 
     def __iter__(self) -> Iterator[Path]:
         """The files that are there, the oldest first."""
@@ -147,4 +147,4 @@ class AdapterCheckpoints(Checkpoints):
 
     def write_weights(self, trainer: Any) -> None:
         """Write the newest dataset's adapter, and no other weights."""
-        save_adapter(trainer.network, newest_adapter(trainer.network), self.weights, about=self.about)
+        save_adapter(trainer.kept, newest_adapter(trainer.kept), self.weights, about=self.about)

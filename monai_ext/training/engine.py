@@ -17,6 +17,7 @@ from monai.engines.workflow import Workflow
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from monai_ext.runtime import autocast, wanted_dtype
 from monai_ext.training.checkpoints import Checkpoints
@@ -48,6 +49,8 @@ class PairedAdversarialTrainer(Trainer):
         handlers: MONAI's and ignite's; a `Checkpoints` belongs last.
         resume: go on from the last checkpoint.
         steps: batches in all, in place of `max_epochs`; the last epoch ends with the last of them.
+        averaged: the network's running mean, updated after each step; give its `module` to the evaluator, so that what
+            is kept is what was validated.
 
     Raises:
         ValueError: a discriminator without its optimizer, or a number that may not be.
@@ -70,6 +73,7 @@ class PairedAdversarialTrainer(Trainer):
         handlers: Sequence[Any] = (),
         resume: bool = False,
         steps: int | None = None,
+        averaged: AveragedModel | None = None,
     ) -> None:
         if (discriminator is None) != (discriminator_optimizer is None):
             raise ValueError("give discriminator and discriminator_optimizer, or neither")
@@ -83,6 +87,7 @@ class PairedAdversarialTrainer(Trainer):
         self.objective, self.schedulers, self.accumulate, self.resume = objective, tuple(schedulers), accumulate, resume
         self.discriminator = None if discriminator is None else discriminator.to(device)
         self.discriminator_optimizer = discriminator_optimizer
+        self.averaged = None if averaged is None else averaged.to(device)
         self.precision = amp
         scaling = wanted_dtype(torch.device(device), amp) is torch.float16
         self.scalers = [torch.amp.GradScaler("cuda", enabled=scaling) for _ in range(2)]
@@ -121,7 +126,14 @@ class PairedAdversarialTrainer(Trainer):
         sampler = self._sampler()
         if sampler is not None:
             parts["sampler"] = sampler
+        if self.averaged is not None:
+            parts["averaged"] = self.averaged
         return parts
+
+    @property
+    def kept(self) -> nn.Module:
+        """Whose weights are written: the running mean's where there is one, the network's own otherwise."""
+        return self.network if self.averaged is None else self.averaged.module
 
     def run(self) -> None:  # type: ignore[override]
         """Train to the last epoch, from the beginning or, with `resume`, from the newest checkpoint.
@@ -191,6 +203,8 @@ class PairedAdversarialTrainer(Trainer):
         if place == last:
             scaler.step(optimizer)
             scaler.update()
+            if self.averaged is not None and optimizer is self.optimizer:
+                self.averaged.update_parameters(self.network)
 
     def _refuse(self, terms: Mapping[str, Tensor]) -> None:
         broken = ", ".join(f"{name} is {value.item()}" for name, value in terms.items() if not torch.isfinite(value))

@@ -18,7 +18,7 @@ import torch
 from monai.bundle import ConfigParser
 from running import ROOT, TINY, here
 
-SMALL = {**TINY, "slices": "['middle', 2]", "steps": 2, "batch_size": 2, "patch_size": "[48, 48, 16]", "amp": "false"}
+SMALL = {**TINY, "slices": "['middle', 2]", "steps": 2, "batch_size": 2, "patch_size": "[24, 24, 24]", "amp": "false"}
 BRATS = ("T1", "T2", "T1C", "FLAIR")
 SCANS = {
     "IXI": ("T1", "T2", "PD"), "ISLES": ("FLAIR", "DWI", "ADC"), "BraTS2015": BRATS, "BraTS2019": BRATS,

@@ -54,9 +54,9 @@ def saying(weights: Path, path: tuple[str, ...], value: Any) -> None:
 
 
 def refused_everywhere(bundle: Path, weights: Path, out: Path) -> None:
-    with pytest.raises(ValueError, match=r"is refused|made with"):
+    with pytest.raises(ValueError, match=r"is refused|made with|cannot be made"):
         BundleSynthesiser(bundle, weights=weights)
-    with pytest.raises(ValueError, match=r"is refused|made with|made by"):
+    with pytest.raises(ValueError, match=r"is refused|made with|made by|cannot be made"):
         package(bundle, weights=weights, out=out)
     assert not out.exists() or not any(out.iterdir())
 
@@ -97,6 +97,8 @@ def test_no_key_of_what_weights_say_is_run(bundle, weights, tmp_path, pwned):
         (("sources",), ["nose"]),
         (("target",), "T1; T2"),
         (("network_def",), 5),
+        (("network_def", "modalities"), [0.5, "T1"]),
+        (("network_def", "width"), "wide"),
     ],
 )
 def test_a_plain_value_that_cannot_be_is_refused_too(bundle, weights, tmp_path, place, value):
@@ -104,6 +106,19 @@ def test_a_plain_value_that_cannot_be_is_refused_too(bundle, weights, tmp_path, 
     try:
         saying(weights, place, value)
         refused_everywhere(bundle, weights, tmp_path / "out")
+    finally:
+        weights.with_suffix(".json").write_text(said)
+
+
+@pytest.mark.parametrize("key", ["preset", "sites", "bundle", "version", "network_def"])
+def test_a_claim_of_null_says_nothing(bundle, weights, tmp_path, key):
+    said = weights.with_suffix(".json").read_text()
+    try:
+        saying(weights, (key,), None)
+        assert key not in about_weights(weights)
+        if key == "network_def":  # of the bundle's own width, which is another
+            with pytest.raises(ValueError, match=r"model\.pt"):
+                package(bundle, weights=weights, out=tmp_path / "out")
     finally:
         weights.with_suffix(".json").write_text(said)
 

@@ -11,6 +11,7 @@ from monai.networks.nets import PatchDiscriminator
 from monai.utils import set_determinism
 from torch import nn
 
+from monai_ext.training.averaging import running_mean
 from monai_ext.training.checkpoints import Checkpoints
 from monai_ext.training.engine import LossNotFinite, PairedAdversarialTrainer
 from monai_ext.training.objectives import Pix2Pix
@@ -184,6 +185,34 @@ def test_accumulated_batches_step_as_one_batch_of_them_all(count: int):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize(("decay", "accumulate"), [(0.6, 1), (0.999, 1), (0.6, 2)])
+def test_the_running_mean_is_of_every_step_and_is_what_is_kept(tmp_path: Path, decay: float, accumulate: int):
+    network, seen = small_network(), []
+    mean = running_mean(network, decay)
+    engine = trainer(network=network, data=batches(6), averaged=mean, accumulate=accumulate)
+    step = engine.optimizer.step
+    engine.optimizer.step = lambda: (step(), seen.append(copy.deepcopy(network.state_dict())))[0]
+    Checkpoints(folder=tmp_path / "checkpoints", weights=tmp_path / "model.pt", about={}).attach(engine)
+    engine.run()
+    assert len(seen) == 6 // accumulate
+    kept, trained = torch.load(tmp_path / "model.pt", weights_only=True), network.state_dict()
+    for name in trained:
+        wanted = seen[0][name]
+        for number, weights in enumerate(seen[1:], 1):
+            share = max(1 - decay, 1 / (number + 1))
+            wanted = (1 - share) * wanted + share * weights[name]
+        torch.testing.assert_close(kept[name], wanted)
+        assert not torch.equal(kept[name], trained[name])
+    if decay == 0.999:
+        torch.testing.assert_close(kept["0.bias"], torch.stack([each["0.bias"] for each in seen]).mean(0))
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, float("nan"), True, "0.9"])
+def test_a_running_mean_that_cannot_be_is_refused(decay: object):
+    with pytest.raises(ValueError, match="decay must be from 0 to below 1"):
+        running_mean(small_network(), decay)
+
+
 def test_bfloat16_trains_the_network_in_float32_weights():
     engine = trainer(amp="bf16", epochs=2)
     dtypes = set()
@@ -229,7 +258,9 @@ def test_a_discriminator_without_its_optimiser_is_refused():
 
 def run_with_checkpoints(folder: Path, *, epochs: int, resume: bool = False, network: nn.Module | None = None):
     set_determinism(3)
-    engine = trainer(epochs=epochs, resume=resume, network=network, handlers=[])
+    network = network or small_network()
+    mean = running_mean(network, 0.8)
+    engine = trainer(epochs=epochs, resume=resume, network=network, averaged=mean, handlers=[])
     scheduler = torch.optim.lr_scheduler.ExponentialLR(engine.optimizer, 0.7)
     engine.schedulers = (scheduler,)
     about = {"network_def": {"width": 8}}
@@ -246,7 +277,8 @@ def test_a_run_stopped_and_resumed_ends_in_the_same_weights_to_the_bit(tmp_path:
     parts = run_with_checkpoints(tmp_path / "parts", epochs=4, resume=True)
     assert parts.state.epoch == whole.state.epoch == 4
     assert parts.state.iteration == whole.state.iteration
-    for one, other in ((whole.network, parts.network), (whole.discriminator, parts.discriminator)):
+    for name in ("network", "discriminator", "averaged"):
+        one, other = getattr(whole, name), getattr(parts, name)
         for name, value in one.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), name
     assert whole.optimizer.param_groups[0]["lr"] == parts.optimizer.param_groups[0]["lr"]
