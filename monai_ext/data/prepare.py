@@ -186,6 +186,12 @@ def alone(out: Path) -> Iterator[None]:
 
     A kill frees the lock.
 
+    Args:
+        out: the folder, which must be there.
+
+    Yields:
+        None, once; the lock lasts as long as the block. Where the system knows no locks, there is none.
+
     Raises:
         ValueError: another run holds it.
     """
@@ -215,6 +221,9 @@ def summary(ends: Sequence[Done], *, out: Path, qc: bool) -> str:
         ends: of `prepare`.
         out: where it was put.
         qc: whether there are pictures to look at.
+
+    Returns:
+        Lines to print; contrasts of failed subjects count in none of the rows.
     """
     records = {end.subject.name: end.record for end in ends if end.record is not None}
     rows = [("contrast", "subjects", "top, median", "seen, least", "moved mm, median", "most")]
@@ -255,7 +264,11 @@ def summary(ends: Sequence[Done], *, out: Path, qc: bool) -> str:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `prepare` to a parser."""
+    """Add the options of `prepare` to a parser.
+
+    Args:
+        parser: of the command; it is told to call `run`.
+    """
     sizes = {name: "x".join(map(str, preset.size or preset.crop or ("as it is",))) for name, preset in PRESETS.items()}
     presets = ", ".join(f"{name} {size}" for name, size in sizes.items())
     add = parser.add_argument
@@ -295,6 +308,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare a datalist as the options say.
 
+    Args:
+        args: what `configure`'s parser read.
+
     Returns:
         The exit status: 1 if a subject could not be prepared.
 
@@ -318,8 +334,14 @@ def run(args: argparse.Namespace) -> int:
 def chosen_preset(args: argparse.Namespace) -> Preset:
     """Take the preset that the options name, with what they change in it.
 
+    Args:
+        args: what `configure`'s parser read; an option that was not typed leaves the preset's own.
+
+    Returns:
+        One of PRESETS, changed.
+
     Raises:
-        ValueError: an option that may not be.
+        ValueError: a contrast that is not known, or a --brain-mask that may not be.
     """
     preset = PRESETS[args.preset]
     if args.reference:

@@ -35,6 +35,9 @@ class _Row(NamedTuple):
 def parse_rule(rule: str | Sequence[Any]) -> tuple[str, int | None]:
     """Read a slice rule from a config's text or list.
 
+    Args:
+        rule: "every", "nonempty", ("middle", n) or ("brain", n), n at least 1.
+
     Returns:
         The rule's name, and its number of slices or None.
 
@@ -323,6 +326,9 @@ def faults_of(subject: str, path: Path, *, where: str = "") -> Iterator[None]:
         subject: whose file it is.
         path: the file.
         where: what the message begins with.
+
+    Yields:
+        None, once, for the block that reads the file.
 
     Raises:
         SubjectError: in place of a ValueError or an OSError of the block.

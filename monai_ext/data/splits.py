@@ -13,6 +13,9 @@ from monai_ext.data.datalist import SPLITS, Subject
 def parse_split(text: str) -> tuple[float, float, float]:
     """Read training/validation/test: "500/37/40" people, or parts of all of them: "0.7/0.1/0.2", "70/10/20%".
 
+    Args:
+        text: three numbers with slashes; a point or a percent sign anywhere makes all of them parts.
+
     Returns:
         Whole numbers of people, or parts that add up to 1.
 
