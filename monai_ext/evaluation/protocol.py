@@ -49,7 +49,11 @@ class Protocol:
         return WINDOW if self.ssim == "gaussian" else UNIFORM
 
     def described(self) -> dict[str, Any]:
-        """Say how each figure is computed, as plain values for an evaluation's record."""
+        """Say how each figure is computed, as plain values for an evaluation's record.
+
+        Returns:
+            Plain values, as run.json has them under "protocol".
+        """
         peak = "range" if self.peak == "range" else "max(t)"
         gaussian = self.ssim == "gaussian"
         return {
@@ -86,6 +90,9 @@ def chosen(name: str, *, paper: Mapping[str, str]) -> Protocol:
     Args:
         name: "ours" or "paper".
         paper: every field of the paper's.
+
+    Returns:
+        OURS, or one of the paper's fields; the paper's are looked at for either.
 
     Raises:
         ValueError: another name, or the paper's lacks a field or has one that there is not.

@@ -16,6 +16,9 @@ def epochs_of(*, epochs: int, steps: int | None, kinds: Sequence[Kind], batch_si
         steps: batches in all, as the trainer takes them.
         kinds: each sample's, for a batch is of one kind.
         batch_size: samples a batch.
+
+    Returns:
+        How many epochs to run, the last one perhaps in part.
     """
     if steps is None:
         return epochs
@@ -30,6 +33,9 @@ def constant_then_linear(optimizer: Optimizer, *, epochs: int, constant: int) ->
         optimizer: whose rate it is.
         epochs: of the training.
         constant: how many of them keep the rate.
+
+    Returns:
+        A scheduler to step after each epoch; the last epoch still has a rate above 0.
 
     Raises:
         ValueError: `constant` is below 0 or leaves no epoch.
