@@ -99,6 +99,10 @@ def most_missing(available: int, *, epoch: int, curriculum: int) -> int:
 
     Returns:
         1 to available - 1.
+
+    Example:
+        >>> [most_missing(4, epoch=epoch, curriculum=6) for epoch in range(8)]
+        [1, 1, 2, 2, 3, 3, 3, 3]
     """
     if epoch >= curriculum:
         return available - 1

@@ -127,6 +127,10 @@ def tell_apart(paths: Sequence[str]) -> str:
 
     Returns:
         An ending or a part of the name that it alone has, such as "*acq-mprage*"; where it has none, the path itself.
+
+    Example:
+        >>> tell_apart(["sub-01_acq-mprage_T1w.nii.gz", "sub-01_acq-tse_T1w.nii.gz"])
+        '*acq-mprage*'
     """
     path = next((path for path in paths if path.endswith(".nii.gz")), paths[0])
     patterns = [f"*{end}" for end in EXTENSIONS if path.endswith(end)][:1]

@@ -127,6 +127,15 @@ def index(
 
     Raises:
         ValueError: `root` is no folder, holds several datasets, or a pattern of `choices` fits no file.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("IXI012-HH-1211-T1.nii.gz", "IXI012-HH-1211-T2.nii.gz", "IXI013-HH-1212-T1.nii.gz"):
+        ...     _ = (root / name).write_bytes(b"an image")
+        >>> found = index(root, require=["T1", "T2"])
+        >>> found.layout, [subject.name for subject in found.subjects], list(found.left_out)
+        ('ixi', ['IXI012'], ['IXI013'])
     """
     root = absolute(root)
     if not root.is_dir():

@@ -20,6 +20,13 @@ def foreground(volume: Volume) -> NDArray[np.bool_]:
 
     Returns:
         Boolean, (I, J, K), the largest piece alone.
+
+    Example:
+        >>> array = np.zeros((8, 8, 8), np.float32)
+        >>> array[2:6, 2:6, 2:6] = 1
+        >>> array[3, 3, 3] = 0  # a hole
+        >>> int(foreground(Volume(array, np.eye(4))).sum())
+        64
     """
     if has_zero_background(volume):
         return zero_background(volume)

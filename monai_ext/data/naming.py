@@ -154,6 +154,11 @@ def bids(path: PurePath) -> Found | None:
         What the name says, of kind "" for an image of no use, such as a phase; None where it is no name of BIDS's, or
         is
         under sourcedata/, code/ or, but for lesion labels, derivatives/.
+
+    Example:
+        >>> found = bids(PurePath("sub-01/ses-02/anat/sub-01_ses-02_ce-gadolinium_T1w.nii.gz"))
+        >>> found.subject, found.session, found.kind
+        ('sub-01', '02', 'T1C')
     """
     match = re.fullmatch(r"sub-([^_]+)(?:_ses-([^_]+))?((?:_[a-zA-Z]+-[^_]+)*?)_([^_]+)", stem(path))
     if not match or {"sourcedata", "code"} & set(path.parts):
@@ -200,6 +205,11 @@ def folder(path: PurePath) -> Found | None:
         What the name and the folders say, of kind "" where neither shows a contrast or a label; None where it is no
         image,
         or a file of no folder and of no kind.
+
+    Example:
+        >>> found = folder(PurePath("case7/2019-05-01/t1ce.nii.gz"))
+        >>> found.subject, found.session, found.kind
+        ('case7', '2019-05-01', 'T1C')
     """
     name = stem(path)
     if not name:

@@ -107,6 +107,20 @@ def prepare(datalist: Datalist, out: Path, *, preset: Preset, jobs: int = 1, qc:
     Raises:
         ValueError: `out` holds another dataset, or another run is writing there.
         OSError: `out` cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from monai_ext.data.volumes import Volume, write_volume
+        >>> root = Path(tempfile.mkdtemp())
+        >>> head = np.zeros((16, 20, 8), np.float32)
+        >>> head[3:13, 4:16, 1:7] = np.random.default_rng(0).uniform(50, 900, (10, 12, 6))
+        >>> write_volume(root / "T1.nii.gz", Volume(head, np.diag([1.0, 1.0, 5.0, 1.0])))
+        >>> subject = Subject("IXI012", "ixi", {"T1": root / "T1.nii.gz"})
+        >>> datalist = Datalist("ixi", root, {"training": [subject]})
+        >>> (done,) = prepare(datalist, root / "prepared", preset=PRESETS["native"])
+        >>> done.record["grid"]["shape"], sorted(file.name for file in (root / "prepared" / "IXI012").iterdir())
+        ([16, 20, 8], ['T1.nii', 'mask.nii', 'prepared.json'])
     """
     out = absolute(out)
     _check_writable(out)

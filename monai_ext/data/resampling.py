@@ -26,6 +26,11 @@ def to_ras(volume: Volume) -> Volume:
 
     Returns:
         The same voxels in another order, and the affine that keeps each where it was.
+
+    Example:
+        >>> leftwards = Volume(np.arange(8.0).reshape(2, 2, 2), np.diag([-1.0, 1.0, 1.0, 1.0]))
+        >>> to_ras(leftwards).array[:, 0, 0].tolist(), to_ras(leftwards).affine[0].tolist()
+        ([4.0, 0.0], [1.0, 0.0, 0.0, -1.0])
     """
     turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt("RAS"))
     array = apply_orientation(volume.array, turn)
@@ -56,6 +61,12 @@ def resample(
 
     Returns:
         The volume on the grid, 0 outside of the old field of view.
+
+    Example:
+        >>> thick = Volume(np.arange(4.0).reshape(1, 1, 4), np.diag([1.0, 1.0, 4.0, 1.0]))
+        >>> thin = resample(thick, (1, 1, 5), np.diag([1.0, 1.0, 2.0, 1.0]), order=1)
+        >>> thin.array[0, 0].tolist()
+        [0.0, 0.5, 1.0, 1.5, 2.0]
     """
     size = tuple(shape)
     check_count("the grid to resample on", size)  # a header may say that voxels are metres wide

@@ -43,6 +43,10 @@ def parse_rule(rule: str | Sequence[Any]) -> tuple[str, int | None]:
 
     Raises:
         ValueError: it is no rule.
+
+    Example:
+        >>> parse_rule("nonempty"), parse_rule(["middle", 100])
+        (('nonempty', None), ('middle', 100))
     """
     parts = (rule,) if isinstance(rule, str) else tuple(rule)
     if parts in (("every",), ("nonempty",)):

@@ -96,6 +96,11 @@ def chosen(name: str, *, paper: Mapping[str, str]) -> Protocol:
 
     Raises:
         ValueError: another name, or the paper's lacks a field or has one that there is not.
+
+    Example:
+        >>> paper = {"peak": "image", "ssim": "uniform", "region": "slice"}
+        >>> chosen("paper", paper=paper).window, chosen("ours", paper=paper).window
+        (7, 11)
     """
     if name not in ("ours", "paper"):
         raise ValueError(f"protocol must be ours or paper, got {name!r}")

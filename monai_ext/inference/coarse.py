@@ -38,6 +38,12 @@ def glance(volume: Volume) -> Glance:
 
     Raises:
         ValueError: the image shows nothing that stands out, or covers more than any head.
+
+    Example:
+        >>> away = np.linalg.norm(np.mgrid[-12:12, -12:12, -12:12] + 0.5, axis=0)
+        >>> ball = Volume(np.where(away < 8, 100, 0).astype(np.float32), np.diag([8.0, 8.0, 8.0, 1.0]))
+        >>> glance(ball).array.shape, bool(glance(ball).head[24, 24, 24])
+        ((48, 48, 48), True)
     """
     extent = np.array(volume.shape) * volume.spacing
     if extent.max() > MOST_CUBES * STEP:

@@ -155,6 +155,14 @@ def load_maker(
 
     Raises:
         ValueError: weights that are not there, are for another task or network, or an option that may not be.
+
+    Example:
+        >>> from monai_ext.catalogue import find_bundle
+        >>> task = make_task(["T1", "T2"], "FLAIR")
+        >>> network = nn.Conv2d(2, 1, 3, padding=1)  # in the place of the bundle's
+        >>> maker = load_maker(network, None, task=task, bundle_root=find_bundle("agi_net"))
+        >>> maker.bundle, maker.weights, maker.sources, maker.target
+        ('agi_net', 'untrained', ('T1', 'T2'), ('FLAIR',))
     """
     root = absolute(Path(bundle_root))
     wanted, targets = task.sources or task.inputs, task.targets or task.outputs

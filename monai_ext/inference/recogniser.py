@@ -128,6 +128,10 @@ def pose_in_words(pose: int) -> str:
 
     Raises:
         KeyError: it is UPRIGHT.
+
+    Example:
+        >>> pose_in_words(POSES.index(((0, 1, 2), False, True)))
+        'upside down'
     """
     axes, front, top = POSES[pose]
     if axes == (0, 1, 2):

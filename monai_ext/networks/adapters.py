@@ -108,6 +108,15 @@ def add_site(network: PMMSynth, name: str, *, rank: int = 4) -> Adapter:
 
     Raises:
         ValueError: the network is not personalized, knows a site of this name, or the rank is below 1.
+
+    Example:
+        >>> network = PMMSynth(modalities=["T1", "T2"], sites=["ixi", "brats"], width=4)
+        >>> adapter = add_site(network, "ours", rank=1)
+        >>> network.site_index("ours"), adapter.name
+        (2, 'ours')
+        >>> learns = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+        >>> learns == sum(parameter.numel() for parameter in adapter.parameters())
+        True
     """
     if network.embedding is None:
         raise ValueError("a site can be added to a personalized network alone, this one has personalized=False")

@@ -78,6 +78,11 @@ class ResNet(nn.Module):
         out_channels: the target contrasts.
         width: channels at full resolution; four times as many in the blocks.
         blocks: how many.
+
+    Example:
+        >>> import torch
+        >>> ResNet(in_channels=2, out_channels=1, width=4, blocks=1)(torch.rand(1, 2, 20, 22)).shape
+        torch.Size([1, 1, 20, 22])
     """
 
     def __init__(self, *, in_channels: int = 2, out_channels: int = 1, width: int = 64, blocks: int = 9) -> None:

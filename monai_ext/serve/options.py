@@ -45,6 +45,13 @@ def asked(options: Mapping[str, Any], choices: Collection[str]) -> dict[str, Any
 
     Raises:
         ValueError: one that cannot be chosen, or is not what it may be; the message says which and what may be.
+
+    Example:
+        >>> asked({"target": "flair", "register": "rigid"}, ("target", "register"))
+        {'target': 'FLAIR', 'register': 'rigid'}
+        >>> asked({"target": "$import os"}, ("target",))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: unknown contrast '$import os'; ...
     """
     return _checked(options, {name: INFERENCE[name] for name in choices})
 
@@ -72,6 +79,10 @@ def as_words(options: Mapping[str, Any]) -> list[str]:
 
     Returns:
         "--key" and the value's text, for each in turn.
+
+    Example:
+        >>> as_words({"epochs": 3, "amp": False})
+        ['--epochs', '3', '--amp', 'False']
     """
     return [word for key, value in options.items() for word in (f"--{key}", str(value))]
 

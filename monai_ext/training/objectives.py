@@ -71,6 +71,13 @@ class Pix2Pix:
     Args:
         pixel_weight: of L1.
         adversarial_weight: of the adversarial term.
+
+    Example:
+        >>> objective = Pix2Pix(pixel_weight=10.0)
+        >>> batch = {"sources": torch.zeros(1, 2, 8, 8), "target": torch.full((1, 1, 8, 8), 0.5)}
+        >>> predicted = objective.predict(lambda sources: sources[:, :1], batch)
+        >>> {name: float(term) for name, term in objective.generator_terms(None, batch, predicted).items()}
+        {'pixel': 5.0}
     """
 
     def __init__(self, *, pixel_weight: float = 100.0, adversarial_weight: float = 1.0) -> None:
@@ -302,6 +309,11 @@ def weighted_l1(made: Tensor, batch: Batch) -> Tensor:
 
     Returns:
         A scalar; NaN where the weights are all 0.
+
+    Example:
+        >>> batch = {"target": torch.tensor([[[0.0, 1.0]]]), "weight": torch.tensor([[[1.0, 3.0]]])}
+        >>> float(weighted_l1(torch.zeros(1, 1, 2), batch))
+        0.75
     """
     wrong = (made - batch["target"]).abs()
     if "weight" not in batch:

@@ -39,6 +39,17 @@ def constant_then_linear(optimizer: Optimizer, *, epochs: int, constant: int) ->
 
     Raises:
         ValueError: `constant` is below 0 or leaves no epoch.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> schedule, rates = constant_then_linear(optimizer, epochs=4, constant=2), []
+        >>> for _ in range(4):
+        ...     rates.append(optimizer.param_groups[0]["lr"])
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> rates
+        [1.0, 1.0, 1.0, 0.5]
     """
     if not 0 <= constant < max(epochs, 1):
         raise ValueError(f"constant must be from 0 to below the {epochs} epochs, got {constant}")

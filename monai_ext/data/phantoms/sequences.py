@@ -117,6 +117,11 @@ def nulling_time(tissue: Tissue, *, tr: float, inversion: float = 0.97) -> float
 
     Returns:
         ms
+
+    Example:
+        >>> fluid = Tissue(t1=4200.0, t2=1700.0, t2s=500.0, pd=1.0, d=3.0)
+        >>> round(nulling_time(fluid, tr=9000.0))  # of a FLAIR at 3 T
+        2395
     """
     t1 = float(tissue.t1)
     return float(t1 * np.log((1 + inversion) / (1 + inversion * np.exp(-tr / t1))))
