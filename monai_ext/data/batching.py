@@ -96,6 +96,13 @@ def most_missing(available: int, *, epoch: int, curriculum: int) -> int:
         available: how many contrasts there are, at least 2.
         epoch: counted from 0.
         curriculum: the epoch from which any number may be.
+
+    Returns:
+        1 to available - 1.
+
+    Example:
+        >>> [most_missing(4, epoch=epoch, curriculum=6) for epoch in range(8)]
+        [1, 1, 2, 2, 3, 3, 3, 3]
     """
     if epoch >= curriculum:
         return available - 1
@@ -232,6 +239,9 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, counted from 0; the epoch one is in already keeps its position.
 
+        Args:
+            epoch: of which `__iter__` gives the batches from now on; another one begins at its first batch.
+
         Raises:
             ValueError: the epoch is no whole number of at least 0.
         """
@@ -260,6 +270,11 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
     def state_dict(self) -> dict[str, Any]:
         """Tell the position and the settings; the same in every process, so that one process's checkpoint resumes
         them all.
+
+        Returns:
+            "epoch" and "position", the batch to come, with what `load_state_dict` compares: how many samples, a digest
+            of
+            their kinds, and the constructor's numbers but for `rank`. Plain values.
         """
         return {"epoch": self.epoch, "position": self.position, **self._identity()}
 

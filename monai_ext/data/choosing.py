@@ -15,8 +15,18 @@ KINDS = (*MODALITIES, LABEL)
 
 
 def matches(path: Path, pattern: str, root: Path) -> bool:
-    """Say whether a file's path, relative to `root` and with forward slashes, fits a shell pattern such as
-    "*acq-mprage*".
+    """Say whether a file's path fits a shell pattern, case and all; `*` goes over folders too.
+
+    Args:
+        path: of the file, below `root`.
+        pattern: such as "*acq-mprage*", held against the path relative to `root`, with forward slashes.
+        root: the dataset's folder.
+
+    Returns:
+        Whether the whole relative path fits.
+
+    Raises:
+        ValueError: the path is not below `root`.
     """
     return fnmatch.fnmatchcase(path.relative_to(root).as_posix(), pattern)
 
@@ -109,7 +119,19 @@ class Choices:
 
 
 def tell_apart(paths: Sequence[str]) -> str:
-    """Make a pattern that fits one of the paths and none of the others: "*acq-mprage*"."""
+    """Make a pattern that fits one of the paths and none of the others, the first NIfTI that is packed if there is
+    one.
+
+    Args:
+        paths: one or more, different, relative to the dataset's folder.
+
+    Returns:
+        An ending or a part of the name that it alone has, such as "*acq-mprage*"; where it has none, the path itself.
+
+    Example:
+        >>> tell_apart(["sub-01_acq-mprage_T1w.nii.gz", "sub-01_acq-tse_T1w.nii.gz"])
+        '*acq-mprage*'
+    """
     path = next((path for path in paths if path.endswith(".nii.gz")), paths[0])
     patterns = [f"*{end}" for end in EXTENSIONS if path.endswith(end)][:1]
     patterns += [f"*{part}*" for part in re.split(r"[_/]", path) if not glob.has_magic(part)]

@@ -325,6 +325,13 @@ def _file(relative: str, subject: str, root: Path) -> Path:
 def file_size(path: Path, *, subject: str) -> int:
     """Say how many bytes a file has.
 
+    Args:
+        path: of the file; links are followed.
+        subject: whose file it is, for the message.
+
+    Returns:
+        Bytes, 0 for an empty file.
+
     Raises:
         SubjectError: it is missing, a link to nowhere or in a circle, a folder, or cannot be read.
     """

@@ -16,6 +16,9 @@ _NAMES_SEVERAL = re.compile(r"LIST\b|.*%\d*d")  # MetaImage's and NRRD's ways to
 def most_voxels() -> int:
     """Say how many voxels an image may have: MONAI_EXT_MAX_VOXELS, 536870912 unless it is set.
 
+    Returns:
+        At least 1.
+
     Raises:
         ValueError: it is set to something else than a whole number above 0.
     """
@@ -29,6 +32,9 @@ def most_voxels() -> int:
 
 def check_regular(path: Path) -> int:
     """Refuse what is no regular file: a pipe, a device, a socket or a folder, which reading may never end.
+
+    Args:
+        path: of the file; links are followed, and nothing is opened.
 
     Returns:
         The file's size in bytes.

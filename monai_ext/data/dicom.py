@@ -218,10 +218,17 @@ def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[st
 
 
 def sorted_slices(series: Series) -> Series:
-    """Sort a series' slices along their normal.
+    """Sort a series' slices along their normal, and refuse what is no one volume.
+
+    Args:
+        series: of `read_study`, its instances in any order.
+
+    Returns:
+        The same instances, from the lowest along the normal to the highest.
 
     Raises:
-        ValueError: they are not parallel, of one size, and equally far apart.
+        ValueError: it is not MR Image Storage of two slices or more, lies nowhere, is too large, or its slices are not
+            parallel, of one size, equally far apart, each there once.
     """
     name = f"series {series.number} {series.description!r}"
     with _as_fault_of(name):
@@ -290,7 +297,19 @@ def _check_place(header: Any, name: str) -> None:
 
 
 def read_series(series: Series) -> Volume:
-    """Read the volume of a series whose slices are sorted: its values, rescaled, and where they lie."""
+    """Read the volume of a series: its values, rescaled, and where they lie.
+
+    Args:
+        series: of `sorted_slices`, whose files are read one after the other.
+
+    Returns:
+        (columns, rows, slices) in the units that RescaleSlope and RescaleIntercept give, its affine in RAS mm.
+
+    Raises:
+        ValueError: too many voxels, or a file that is damaged, has no pixels, or is compressed in a way that is not
+            read.
+        OSError: a file cannot be read.
+    """
     check_count(series, (series.headers[0].Rows, series.headers[0].Columns, len(series.files)))
     slices = [_pixels(path) for path in series.files]
     first, last = series.headers[0], series.headers[-1]

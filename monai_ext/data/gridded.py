@@ -95,7 +95,14 @@ class Grid:
         return apply_orientation(volume.array, turn)
 
     def affine_of(self, shape: Sequence[int]) -> NDArray[np.float64]:
-        """Say where an array of `shape` over the grid's field of view lies: 4 x 4, voxel index -> world in mm."""
+        """Say where an array over the grid's field of view lies.
+
+        Args:
+            shape: three numbers; the grid's own gives its own affine.
+
+        Returns:
+            4 x 4, voxel index -> world in mm; the outer corner of the field of view stays where it is.
+        """
         step = np.array(self.shape) / np.array(shape)
         index = np.diag([*step, 1.0])
         index[:3, 3] = (step - 1) / 2  # the outer corner stays where it is
@@ -134,6 +141,12 @@ class Gridded:
     def image(self, contrast: str) -> Scaled:
         """Put one contrast on the grid, its percentile 1 and nothing below 0.
 
+        Args:
+            contrast: one that the subject has.
+
+        Returns:
+            The image on the grid in [0, 1], with what 1 was and how it was placed; with a brain mask, 0 outside of it.
+
         Raises:
             SubjectError: it does not show what the reference shows, nothing of it lies inside the mask, or its
                 percentile is 0.
@@ -167,6 +180,9 @@ class Gridded:
 
         Args:
             computed: (K,), for each slice of the grid.
+
+        Returns:
+            0 to 1; what lies outside of the grid counts as not computed.
         """
         index = np.rint(apply_affine(np.linalg.inv(self.grid.affine), self.points)).astype(int)
         inside = np.all((index >= 0) & (index < np.array(self.grid.shape)), axis=-1)
@@ -175,6 +191,9 @@ class Gridded:
 
     def label(self) -> Volume:
         """Put the label map on the grid, moved like the contrast whose voxels it shares, which it was drawn on.
+
+        Returns:
+            The grid's shape and affine, whole numbers by nearest neighbour, 0 outside of the label's field of view.
 
         Raises:
             SubjectError: its values are no labels.
@@ -199,6 +218,9 @@ def mask_file(subject: Subject, *, preset: Preset, root: Path) -> Path | None:
         subject: whose mask it is.
         preset: whose `brain_mask` may be a pattern.
         root: the folder that the pattern starts from.
+
+    Returns:
+        The path, whether there is a file or not; None if the preset has no pattern.
 
     Raises:
         SubjectError: the pattern has another field than {subject}, {session} and {name}.

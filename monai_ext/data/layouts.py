@@ -127,6 +127,15 @@ def index(
 
     Raises:
         ValueError: `root` is no folder, holds several datasets, or a pattern of `choices` fits no file.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("IXI012-HH-1211-T1.nii.gz", "IXI012-HH-1211-T2.nii.gz", "IXI013-HH-1212-T1.nii.gz"):
+        ...     _ = (root / name).write_bytes(b"an image")
+        >>> found = index(root, require=["T1", "T2"])
+        >>> found.layout, [subject.name for subject in found.subjects], list(found.left_out)
+        ('ixi', ['IXI012'], ['IXI013'])
     """
     root = absolute(root)
     if not root.is_dir():
@@ -203,6 +212,9 @@ def walk(folder: Path, failures: list[SubjectError], above: tuple[Path, ...] = (
         folder: where to begin.
         failures: joined by a link that leads back up, and by a folder that may not be read.
         above: the folders that led here, for the recursion.
+
+    Yields:
+        Each file that is not hidden, by folders and names.
     """
     above = (*above, folder.resolve())
     try:
@@ -221,7 +233,14 @@ def walk(folder: Path, failures: list[SubjectError], above: tuple[Path, ...] = (
 
 
 def table(datalist: Datalist) -> str:
-    """Count the visits, people, and images of each contrast that every split has, as a table to print."""
+    """Count the visits, people, and images of each contrast that every split has, as a table to print.
+
+    Args:
+        datalist: whose splits are counted; no file is looked at.
+
+    Returns:
+        Lines: a heading, a row for each split, and "all".
+    """
     kinds = [kind for kind in KINDS if any(_has(subject, kind) for subject in datalist.subjects)]
     rows = [["", "visits", "people", *kinds]]
     for name, subjects in [*((split, datalist.splits[split]) for split in SPLITS), ("all", datalist.subjects)]:
@@ -242,7 +261,11 @@ def _some(paths: Sequence[Path], root: Path) -> str:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `index` to a parser."""
+    """Add the options of `index` to a parser.
+
+    Args:
+        parser: of the command; it is told to call `run`.
+    """
     add = parser.add_argument
     add(
         "--root", type=Path, required=True, help="the dataset's folder; for many people's files in one folder, that one"
@@ -264,6 +287,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the datalist of a folder as the options say.
+
+    Args:
+        args: what `configure`'s parser read.
 
     Returns:
         The exit status: 1 if a visit could not be taken.

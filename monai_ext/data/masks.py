@@ -13,19 +13,46 @@ _PEEL = 8.0  # mm: of 4 and 8 tried on four scans, 8 lost no brain and kept no s
 
 
 def foreground(volume: Volume) -> NDArray[np.bool_]:
-    """Mark what is not background: not zero where the background is zero, else above Otsu's threshold; holes filled."""
+    """Mark what is not background: not zero where the background is zero, else above Otsu's threshold; holes filled.
+
+    Args:
+        volume: (I, J, K), of any units.
+
+    Returns:
+        Boolean, (I, J, K), the largest piece alone.
+
+    Example:
+        >>> array = np.zeros((8, 8, 8), np.float32)
+        >>> array[2:6, 2:6, 2:6] = 1
+        >>> array[3, 3, 3] = 0  # a hole
+        >>> int(foreground(Volume(array, np.eye(4))).sum())
+        64
+    """
     if has_zero_background(volume):
         return zero_background(volume)
     return _solid(volume.array > otsu(volume.array))
 
 
 def has_zero_background(volume: Volume) -> bool:
-    """Say whether so many voxels are exactly zero that somebody set them so."""
+    """Say whether so many voxels are exactly zero that somebody set them so.
+
+    Args:
+        volume: (I, J, K).
+
+    Returns:
+        Whether 30 % of its voxels or more are exactly 0.
+    """
     return bool(np.mean(volume.array == 0) >= _LEAST_ZERO_SHARE)
 
 
 def zero_background(volume: Volume) -> NDArray[np.bool_]:
     """Mark the largest piece that is not zero, holes filled: for images that were skull-stripped already.
+
+    Args:
+        volume: (I, J, K), 0 outside of the brain.
+
+    Returns:
+        Boolean, (I, J, K).
 
     Raises:
         ValueError: too few voxels are zero for a background that was cut away.
@@ -44,6 +71,12 @@ def otsu_brain(volume: Volume) -> NDArray[np.bool_]:
 
     Peeling 8 mm off breaks the bridges from brain to scalp. It rests on bone and fluid being darker than
     brain and scalp, as on T1 and FLAIR; the edge is good to some millimetres, so look at the result.
+
+    Args:
+        volume: (I, J, K) of a head, of any voxel size.
+
+    Returns:
+        Boolean, (I, J, K).
 
     Raises:
         ValueError: nothing bright is deep enough to be a brain.
@@ -66,8 +99,11 @@ def otsu(values: NDArray[np.float32], *, bins: int = 256) -> float:
     """Compute Otsu's threshold: the cut that leaves least variance within its two sides; without the top 0.5 %.
 
     Args:
-        values: of any shape.
-        bins: of the histogram.
+        values: of any shape, finite, not all the same.
+        bins: of the histogram, from the least value to the percentile 99.5.
+
+    Returns:
+        The threshold, in the values' units: what is above it is bright.
     """
     limits = (float(values.min()), float(np.percentile(values, 99.5)))
     counts, edges = np.histogram(values, bins=bins, range=limits)

@@ -43,13 +43,27 @@ class Found:
 
 
 def stem(path: PurePath) -> str:
-    """The file's name without its image extension; "" if it has none: then it is no image."""
+    """Give a file's name without its image extension, whatever its case.
+
+    Args:
+        path: of which the last part alone counts.
+
+    Returns:
+        "case7_T1" of "case7_T1.nii.gz"; "" where the extension is not one of EXTENSIONS: then it is no image.
+    """
     lower = path.name.lower()
     return next((path.name[: -len(end)] for end in EXTENSIONS if lower.endswith(end)), "")
 
 
 def kind_of(word: str) -> str:
-    """From a word: "t1ce" -> "T1C", "Segm" -> "label", anything else -> ""."""
+    """Say what a word of a file's name stands for: "t1ce" -> "T1C", "Segm" -> "label".
+
+    Args:
+        word: without separators before and after it; its case does not count.
+
+    Returns:
+        A name of `MODALITIES`, "label", or "" for anything else.
+    """
     if re.sub(r"[\W_]+", "", word).lower() in LABEL_NAMES:
         return LABEL
     try:
@@ -59,8 +73,13 @@ def kind_of(word: str) -> str:
 
 
 def ixi(path: PurePath) -> Found | None:
-    """Read IXI012-HH-1211-T1.nii.gz: person, hospital, examination, contrast; one visit each. MRA and DTI have no
-    use.
+    """Read IXI012-HH-1211-T1.nii.gz: person, hospital, examination, contrast; one visit each.
+
+    Args:
+        path: relative to the dataset's folder.
+
+    Returns:
+        What the name says, of kind "" for MRA and DTI, which have no use; None where it is no name of IXI's.
     """
     match = re.fullmatch(r"(IXI\d+)-[A-Za-z]+-\d+-(.+)", stem(path))
     return match and Found(match[1], kind_of(match[2]))
@@ -71,6 +90,12 @@ def brats2015(path: PurePath) -> Found | None:
 
     The inner folder may be missing; the label is VSD.Brain_3more.XX.O.OT. The people of 2013 are numbered afresh in HGG
     and LGG, and keep that in their names; those of TCIA are not, and their last number is the visit.
+
+    Args:
+        path: relative to the dataset's folder.
+
+    Returns:
+        What the name says; None where it is no name of BraTS 2015's, or lies in no person's folder.
     """
     match = re.fullmatch(r"VSD\.Brain(?:_\w+)?(?:\.X+)+(?:\.O)?\.(?:MR_)?(.+)", stem(path))
     folders = [part for part in path.parts[:-1] if not part.startswith("VSD.")]
@@ -88,6 +113,12 @@ def brats2020(path: PurePath) -> Found | None:
 
     Up to 2019 the visit comes last, Brats18_TCIA01_390_1_flair.nii.gz. One label of 2020 kept its hospital's name,
     W39_1998.09.19_Segm.nii: it belongs to the folder that it lies in.
+
+    Args:
+        path: relative to the dataset's folder.
+
+    Returns:
+        What the name says; None where it is no name of these years', or shows neither a contrast nor a label.
     """
     case, _, word = stem(path).rpartition("_")
     if word == "Segm" and path.parent.name.lower().startswith("brats"):
@@ -99,7 +130,14 @@ def brats2020(path: PurePath) -> Found | None:
 
 
 def brats2023(path: PurePath) -> Found | None:
-    """Read BraTS-GLI-00000-001-t1c.nii.gz: person BraTS-GLI-00000, time point 001; MEN, MET, PED, SSA alike."""
+    """Read BraTS-GLI-00000-001-t1c.nii.gz: person BraTS-GLI-00000, time point 001; MEN, MET, PED, SSA alike.
+
+    Args:
+        path: relative to the dataset's folder.
+
+    Returns:
+        What the name says; None where it is no name of BraTS's since 2023.
+    """
     match = re.fullmatch(r"(BraTS-[A-Za-z]+-\d+)(?:-(\d+))?-(\w.*)", stem(path))
     return match and Found(match[1], kind_of(match[3]), match[2] or "")
 
@@ -108,6 +146,19 @@ def bids(path: PurePath) -> Found | None:
     """Read sub-01_ses-02_acq-mprage_run-1_T1w.nii.gz; a T1w with ce- is T1C.
 
     Under derivatives/ only lesion labels count: the images there are copies.
+
+    Args:
+        path: relative to the dataset's folder.
+
+    Returns:
+        What the name says, of kind "" for an image of no use, such as a phase; None where it is no name of BIDS's, or
+        is
+        under sourcedata/, code/ or, but for lesion labels, derivatives/.
+
+    Example:
+        >>> found = bids(PurePath("sub-01/ses-02/anat/sub-01_ses-02_ce-gadolinium_T1w.nii.gz"))
+        >>> found.subject, found.session, found.kind
+        ('sub-01', '02', 'T1C')
     """
     match = re.fullmatch(r"sub-([^_]+)(?:_ses-([^_]+))?((?:_[a-zA-Z]+-[^_]+)*?)_([^_]+)", stem(path))
     if not match or {"sourcedata", "code"} & set(path.parts):
@@ -128,7 +179,14 @@ def bids(path: PurePath) -> Found | None:
 
 
 def isles22(path: PurePath) -> Found | None:
-    """Read sub-strokecase0001_ses-0001_dwi.nii.gz and _adc in dwi, _FLAIR in anat, _msk in derivatives: BIDS."""
+    """Read sub-strokecase0001_ses-0001_dwi.nii.gz and _adc in dwi, _FLAIR in anat, _msk in derivatives: BIDS.
+
+    Args:
+        path: relative to the dataset's folder.
+
+    Returns:
+        What the name says; None where it is not a sub-strokecase's.
+    """
     return bids(path) if path.name.startswith("sub-strokecase") else None
 
 
@@ -139,6 +197,19 @@ def folder(path: PurePath) -> Found | None:
     innermost folder is the person, or the visit if it is called so: case7/visit2/t1ce.nii.gz,
     case7/2019-05-01/adc.mha. So is what ends the person's name: case7_visit2_T1.nii.gz, case7_visit2/T1.nii.gz.
     A word that could be either is a visit, since one person in two splits does more harm than two in one.
+
+    Args:
+        path: relative to the dataset's folder.
+
+    Returns:
+        What the name and the folders say, of kind "" where neither shows a contrast or a label; None where it is no
+        image,
+        or a file of no folder and of no kind.
+
+    Example:
+        >>> found = folder(PurePath("case7/2019-05-01/t1ce.nii.gz"))
+        >>> found.subject, found.session, found.kind
+        ('case7', '2019-05-01', 'T1C')
     """
     name = stem(path)
     if not name:

@@ -69,7 +69,11 @@ class Perturbation:
         object.__setattr__(self, "levels", levels)
 
     def described(self) -> dict[str, Any]:
-        """Describe it as a run's protocol does."""
+        """Describe it as a run's protocol does.
+
+        Returns:
+            "kind", "contrast", "levels" and "unit", plain values.
+        """
         return {"kind": self.kind, "contrast": self.contrast, "levels": list(self.levels), "unit": UNITS[self.kind]}
 
 
@@ -95,6 +99,9 @@ def randomize(perturbation: Perturbation, shape: tuple[int, int, int], *, seed: 
         shape: of the volume, (I, J, K).
         seed: of the evaluation.
         subject: whose name makes the draw its own.
+
+    Returns:
+        Tensors on the CPU, the same for the same four arguments.
     """
     identity = f"{perturbation.kind}/{perturbation.contrast}/{subject}".encode()
     rng = np.random.default_rng([seed, *identity])

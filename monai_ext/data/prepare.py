@@ -107,6 +107,20 @@ def prepare(datalist: Datalist, out: Path, *, preset: Preset, jobs: int = 1, qc:
     Raises:
         ValueError: `out` holds another dataset, or another run is writing there.
         OSError: `out` cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from monai_ext.data.volumes import Volume, write_volume
+        >>> root = Path(tempfile.mkdtemp())
+        >>> head = np.zeros((16, 20, 8), np.float32)
+        >>> head[3:13, 4:16, 1:7] = np.random.default_rng(0).uniform(50, 900, (10, 12, 6))
+        >>> write_volume(root / "T1.nii.gz", Volume(head, np.diag([1.0, 1.0, 5.0, 1.0])))
+        >>> subject = Subject("IXI012", "ixi", {"T1": root / "T1.nii.gz"})
+        >>> datalist = Datalist("ixi", root, {"training": [subject]})
+        >>> (done,) = prepare(datalist, root / "prepared", preset=PRESETS["native"])
+        >>> done.record["grid"]["shape"], sorted(file.name for file in (root / "prepared" / "IXI012").iterdir())
+        ([16, 20, 8], ['T1.nii', 'mask.nii', 'prepared.json'])
     """
     out = absolute(out)
     _check_writable(out)
@@ -186,6 +200,12 @@ def alone(out: Path) -> Iterator[None]:
 
     A kill frees the lock.
 
+    Args:
+        out: the folder, which must be there.
+
+    Yields:
+        None, once; the lock lasts as long as the block. Where the system knows no locks, there is none.
+
     Raises:
         ValueError: another run holds it.
     """
@@ -215,6 +235,9 @@ def summary(ends: Sequence[Done], *, out: Path, qc: bool) -> str:
         ends: of `prepare`.
         out: where it was put.
         qc: whether there are pictures to look at.
+
+    Returns:
+        Lines to print; contrasts of failed subjects count in none of the rows.
     """
     records = {end.subject.name: end.record for end in ends if end.record is not None}
     rows = [("contrast", "subjects", "top, median", "seen, least", "moved mm, median", "most")]
@@ -255,7 +278,11 @@ def summary(ends: Sequence[Done], *, out: Path, qc: bool) -> str:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `prepare` to a parser."""
+    """Add the options of `prepare` to a parser.
+
+    Args:
+        parser: of the command; it is told to call `run`.
+    """
     sizes = {name: "x".join(map(str, preset.size or preset.crop or ("as it is",))) for name, preset in PRESETS.items()}
     presets = ", ".join(f"{name} {size}" for name, size in sizes.items())
     add = parser.add_argument
@@ -295,6 +322,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare a datalist as the options say.
 
+    Args:
+        args: what `configure`'s parser read.
+
     Returns:
         The exit status: 1 if a subject could not be prepared.
 
@@ -318,8 +348,14 @@ def run(args: argparse.Namespace) -> int:
 def chosen_preset(args: argparse.Namespace) -> Preset:
     """Take the preset that the options name, with what they change in it.
 
+    Args:
+        args: what `configure`'s parser read; an option that was not typed leaves the preset's own.
+
+    Returns:
+        One of PRESETS, changed.
+
     Raises:
-        ValueError: an option that may not be.
+        ValueError: a contrast that is not known, or a --brain-mask that may not be.
     """
     preset = PRESETS[args.preset]
     if args.reference:

@@ -76,6 +76,9 @@ def current_record(subject: Subject, folder: Path, *, preset: Preset, root: Path
 
     Args:
         subject, folder, preset, root: as of `prepare_subject`.
+
+    Returns:
+        The sidecar's content, or None: then the folder is to be made anew.
     """
     try:
         record = read_json(folder / SIDECAR)
@@ -118,7 +121,15 @@ def _is_record(record: Any, subject: Subject) -> bool:
 
 
 def prepared_subject(subject: Subject, folder: Path) -> Subject:
-    """The same subject, its paths now those of the prepared files."""
+    """Name the files that `prepare_subject` wrote for a subject; none of them is looked at.
+
+    Args:
+        subject: as it was before.
+        folder: its prepared folder.
+
+    Returns:
+        The same subject, its images and its label now the prepared files.
+    """
     images = {contrast: folder / f"{contrast}.nii" for contrast in subject.images}
     return replace(subject, images=images, label=folder / "label.nii" if subject.label else None)
 
@@ -129,6 +140,9 @@ def dataset_of(path: Path, *, key: str) -> Any:
     Args:
         path: of the JSON.
         key: under which it says so.
+
+    Returns:
+        What stands under the key, of whatever type; None if the file is not there or damaged, or has no such key.
     """
     try:
         return read_json(path)[key]
@@ -137,7 +151,12 @@ def dataset_of(path: Path, *, key: str) -> Any:
 
 
 def put_back(folder: Path) -> None:
-    """If a kill between the two renames of a replacement left the old folder aside, it is the one that counts."""
+    """Bring back the folder that a kill between the two renames of a replacement left aside: it is the one that
+    counts.
+
+    Args:
+        folder: of a prepared subject; where it is there, nothing is done.
+    """
     old = _aside(folder)
     if old.exists() and not folder.exists():
         old.rename(folder)

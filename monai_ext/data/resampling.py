@@ -19,7 +19,19 @@ _FWHM = 2.3548  # full width at half maximum of a Gaussian, in standard deviatio
 
 
 def to_ras(volume: Volume) -> Volume:
-    """Swap and flip the axes, nothing interpolated: i then runs to the right, j to the front, k to the top."""
+    """Swap and flip the axes, nothing interpolated: i then runs to the right, j to the front, k to the top.
+
+    Args:
+        volume: of any orientation; axes that are turned by less than 45 degrees stay turned.
+
+    Returns:
+        The same voxels in another order, and the affine that keeps each where it was.
+
+    Example:
+        >>> leftwards = Volume(np.arange(8.0).reshape(2, 2, 2), np.diag([-1.0, 1.0, 1.0, 1.0]))
+        >>> to_ras(leftwards).array[:, 0, 0].tolist(), to_ras(leftwards).affine[0].tolist()
+        ([4.0, 0.0], [1.0, 0.0, 0.0, -1.0])
+    """
     turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt("RAS"))
     array = apply_orientation(volume.array, turn)
     return Volume(array, volume.affine @ inv_ornt_aff(turn, volume.shape))
@@ -49,6 +61,12 @@ def resample(
 
     Returns:
         The volume on the grid, 0 outside of the old field of view.
+
+    Example:
+        >>> thick = Volume(np.arange(4.0).reshape(1, 1, 4), np.diag([1.0, 1.0, 4.0, 1.0]))
+        >>> thin = resample(thick, (1, 1, 5), np.diag([1.0, 1.0, 2.0, 1.0]), order=1)
+        >>> thin.array[0, 0].tolist()
+        [0.0, 0.5, 1.0, 1.5, 2.0]
     """
     size = tuple(shape)
     check_count("the grid to resample on", size)  # a header may say that voxels are metres wide
@@ -110,7 +128,18 @@ def _moved(array: NDArray[Any], size: Sequence[int], shift: NDArray[np.int_]) ->
 
 
 def isotropic(volume: Volume, spacing: float) -> Volume:
-    """Resample the same field of view in cubes of `spacing` mm, linearly interpolated: a grid to work on."""
+    """Resample the same field of view in cubes of `spacing` mm, linearly interpolated: a grid to work on.
+
+    Args:
+        volume: of any voxel size.
+        spacing: mm, above 0.
+
+    Returns:
+        At least one cube along each axis, along the volume's own axes.
+
+    Raises:
+        ValueError: there would be more voxels than may be.
+    """
     step = spacing / volume.spacing
     shape = [max(1, int(np.ceil(size / s))) for size, s in zip(volume.shape, step, strict=True)]
     index = np.diag([*step, 1.0])
@@ -124,6 +153,9 @@ def share_inside(volume: Volume, points: NDArray[np.float64]) -> float:
     Args:
         volume: whose field of view.
         points: (n, 3), in the volume's world, in mm.
+
+    Returns:
+        0 to 1; a voxel is a box, so what is up to half a voxel beyond the outermost centres is inside.
     """
     index = apply_affine(np.linalg.inv(volume.affine), points)
     return float(np.all((index > -0.5) & (index < np.array(volume.shape) - 0.5), axis=-1).mean())

@@ -94,9 +94,20 @@ def select_subjects(
 
 
 def has_subjects(datalist: Datalists, split: str) -> bool:
-    """Whether a split of any of the datalists has a subject: a validation split need not, and then nothing is chosen.
+    """Say whether a split of any of the datalists has a subject: a validation split need not, and then nothing is
+    chosen.
 
     Training without one keeps the weights of its last epoch.
+
+    Args:
+        datalist: as of `select_subjects`.
+        split: "training", "validation" or "test".
+
+    Returns:
+        Whether there is one, whatever contrasts it has.
+
+    Raises:
+        ValueError: a datalist that is not there, or is none.
     """
     return any(read_datalist(path).splits.get(split) for _, path in named_datalists(datalist))
 
@@ -127,6 +138,9 @@ def check_contrasts(contrasts: Sequence[str]) -> list[str]:
     Args:
         contrasts: at least two, by any of their names.
 
+    Returns:
+        Their names in `MODALITIES`, in the order given.
+
     Raises:
         ValueError: it is no list, one is there twice, or there is but one.
     """
@@ -141,5 +155,12 @@ def check_contrasts(contrasts: Sequence[str]) -> list[str]:
 
 
 def names_of(data: Sequence[Subject]) -> tuple[str, ...]:
-    """List the names of the datasets that the subjects are of, each once, in order of first appearance."""
+    """List the names of the datasets that the subjects are of, each once, in order of first appearance.
+
+    Args:
+        data: of `select_subjects`.
+
+    Returns:
+        Names in order of first appearance; () of no subjects.
+    """
     return tuple(dict.fromkeys(subject.dataset for subject in data))

@@ -71,7 +71,18 @@ def prepared_shape(path: Path, *, image: bool) -> tuple[int, int, int]:
 
 
 def count_foreground(path: Path, depth: int) -> np.ndarray:
-    """Count the voxels that are not zero in each of a file's `depth` slices: (K,)."""
+    """Count the voxels that are not zero in each of a file's slices, a few slices in memory at a time.
+
+    Args:
+        path: an uncompressed NIfTI that `prepare` wrote, an image or a mask.
+        depth: K, how many slices it has.
+
+    Returns:
+        (K,), whole numbers.
+
+    Raises:
+        ValueError: it has fewer slices, or is truncated.
+    """
     counts: list[int] = []
     for first in range(0, depth, BLOCK):
         stored, _, _ = _read_stored(path, first, min(first + BLOCK, depth))

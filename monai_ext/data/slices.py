@@ -35,11 +35,18 @@ class _Row(NamedTuple):
 def parse_rule(rule: str | Sequence[Any]) -> tuple[str, int | None]:
     """Read a slice rule from a config's text or list.
 
+    Args:
+        rule: "every", "nonempty", ("middle", n) or ("brain", n), n at least 1.
+
     Returns:
         The rule's name, and its number of slices or None.
 
     Raises:
         ValueError: it is no rule.
+
+    Example:
+        >>> parse_rule("nonempty"), parse_rule(["middle", 100])
+        (('nonempty', None), ('middle', 100))
     """
     parts = (rule,) if isinstance(rule, str) else tuple(rule)
     if parts in (("every",), ("nonempty",)):
@@ -323,6 +330,9 @@ def faults_of(subject: str, path: Path, *, where: str = "") -> Iterator[None]:
         subject: whose file it is.
         path: the file.
         where: what the message begins with.
+
+    Yields:
+        None, once, for the block that reads the file.
 
     Raises:
         SubjectError: in place of a ValueError or an OSError of the block.

@@ -13,11 +13,18 @@ from monai_ext.data.datalist import SPLITS, Subject
 def parse_split(text: str) -> tuple[float, float, float]:
     """Read training/validation/test: "500/37/40" people, or parts of all of them: "0.7/0.1/0.2", "70/10/20%".
 
+    Args:
+        text: three numbers with slashes; a point or a percent sign anywhere makes all of them parts.
+
     Returns:
         Whole numbers of people, or parts that add up to 1.
 
     Raises:
         ValueError: another form, or parts that do not add up.
+
+    Example:
+        >>> parse_split("500/37/40"), parse_split("70/10/20%")
+        ((500, 37, 40), (0.7, 0.1, 0.2))
     """
     form = f"--split must be three counts (500/37/40) or three parts (0.7/0.1/0.2, 70/10/20%), got {text!r}"
     percent, fractional = "%" in text, "." in text
@@ -54,6 +61,12 @@ def split_subjects(subjects: Sequence[Subject], *, split: Sequence[float], seed:
 
     Raises:
         ValueError: there are fewer people than the counts ask for.
+
+    Example:
+        >>> people = [Subject(f"IXI{number:03d}", "ixi", {}) for number in range(10)]
+        >>> splits = split_subjects(people, split=parse_split("70/10/20%"), seed=0)
+        >>> {name: len(subjects) for name, subjects in splits.items()}
+        {'training': 7, 'validation': 1, 'test': 2}
     """
     everyone = {(subject.dataset, subject.subject) for subject in subjects}
     people = sorted(everyone, key=lambda who: (_place(who[1], seed), who))

@@ -78,6 +78,9 @@ def spread(length: int, count: int) -> list[int]:
     Args:
         length: of what there is.
         count: how many are chosen.
+
+    Returns:
+        Rising indices from 0 to length - 1; where there are fewer than `count`, some come more than once.
     """
     return [int(place) for place in np.linspace(0, length - 1, count + 2)[1:-1].round()]
 
@@ -87,5 +90,8 @@ def upright(image: Tensor) -> NDArray[np.float32]:
 
     Args:
         image: as it is stored, (I, J) or in colour (I, J, 3).
+
+    Returns:
+        float32 (J, I) or (J, I, 3), on the CPU.
     """
     return np.rot90(image.float().cpu().numpy())

@@ -315,7 +315,14 @@ def chosen_cases(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Average the values that have a meaning; NaN if none has."""
+    """Average the values that have a meaning; NaN if none has.
+
+    Args:
+        values: figures; one that is NaN has no meaning and does not count.
+
+    Returns:
+        Their arithmetic mean.
+    """
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 

@@ -49,7 +49,11 @@ class Protocol:
         return WINDOW if self.ssim == "gaussian" else UNIFORM
 
     def described(self) -> dict[str, Any]:
-        """Say how each figure is computed, as plain values for an evaluation's record."""
+        """Say how each figure is computed, as plain values for an evaluation's record.
+
+        Returns:
+            Plain values, as run.json has them under "protocol".
+        """
         peak = "range" if self.peak == "range" else "max(t)"
         gaussian = self.ssim == "gaussian"
         return {
@@ -87,8 +91,16 @@ def chosen(name: str, *, paper: Mapping[str, str]) -> Protocol:
         name: "ours" or "paper".
         paper: every field of the paper's.
 
+    Returns:
+        OURS, or one of the paper's fields; the paper's are looked at for either.
+
     Raises:
         ValueError: another name, or the paper's lacks a field or has one that there is not.
+
+    Example:
+        >>> paper = {"peak": "image", "ssim": "uniform", "region": "slice"}
+        >>> chosen("paper", paper=paper).window, chosen("ours", paper=paper).window
+        (7, 11)
     """
     if name not in ("ours", "paper"):
         raise ValueError(f"protocol must be ours or paper, got {name!r}")

@@ -43,6 +43,9 @@ def whole_run(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         folder: the run folder.
         overwrite: whether results that are there already may be replaced.
 
+    Yields:
+        An empty folder; the block must put all of RESULTS into it.
+
     Raises:
         ValueError: there are some, and they may not.
     """
@@ -88,7 +91,14 @@ def _cell(value: Any) -> str:
 
 
 def pack(image: NDArray[np.floating]) -> NDArray[np.uint16]:
-    """Store [0, 1] in the 16 bits that prepared images have."""
+    """Store [0, 1] in the 16 bits that prepared images have.
+
+    Args:
+        image: of any shape; what is below 0 or above 1 is clipped.
+
+    Returns:
+        The same shape, in steps of 1 / 65535.
+    """
     return np.rint(np.clip(image, 0, 1) / SLOPE).astype(np.uint16)
 
 

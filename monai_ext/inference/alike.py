@@ -47,6 +47,12 @@ def alike(first: Glance, second: Glance) -> Alike:
 
     One head is its own mirror image only as far as heads are symmetric, and another head is as alike mirrored as it is
     unmirrored: so `best - mirrored` tells heads apart, and below 0 it tells that one of two scans is mirrored.
+
+    Args:
+        first, second: of `glance`, each where its header puts it.
+
+    Returns:
+        How alike their edges are where the headers put them, after the best shift, and mirrored; and that shift.
     """
     a, b = _edges(first), _edges(second)
     shape = tuple(fft.next_fast_len(n + m, real=True) for n, m in zip(a.power.shape, b.power.shape, strict=True))

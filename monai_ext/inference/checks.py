@@ -100,16 +100,36 @@ class Findings:
     found: tuple[Finding, ...] = field(default=())
 
     def refusals(self, *, trust_names: bool = False) -> list[Finding]:
-        """What forbids going on."""
+        """Give what forbids going on.
+
+        Args:
+            trust_names: leave out the findings that are `trusted`.
+
+        Returns:
+            Those of `found`, in its order; [] to go on.
+        """
         return [one for one in self.found if one.severity == "refuse" and not (trust_names and one.trusted)]
 
     def warnings(self, *, trust_names: bool = False) -> list[Finding]:
-        """What is to be said; with `trust_names`, what would else have been refused too."""
+        """Give what is to be said.
+
+        Args:
+            trust_names: as of `refusals`: what that leaves out is said here.
+
+        Returns:
+            Those of `found` that `refusals` has not.
+        """
         refused = self.refusals(trust_names=trust_names)
         return [one for one in self.found if one not in refused]
 
     def admitted(self, *, trust_names: bool = False) -> list[str]:
-        """The warnings, a line each, to go on with.
+        """Give the warnings, a line each, to go on with.
+
+        Args:
+            trust_names: as of `refusals`.
+
+        Returns:
+            The messages of `warnings`.
 
         Raises:
             ValueError: something is refused; a line for each.
@@ -136,7 +156,11 @@ class Findings:
         return max((look.seen.distance for look in self.images.values() if look.seen), default=0.0)
 
     def record(self) -> dict[str, Any]:
-        """For the JSON beside a synthetic image."""
+        """Give what the JSON beside a synthetic image says of the scans.
+
+        Returns:
+            "images", "pairs" and "findings", plain values; an image that could not be looked at is not among the first.
+        """
         images = {
             name: {
                 "contrasts": {contrast: round(p, 4) for contrast, p in look.seen.contrasts.items()},

@@ -27,10 +27,23 @@ class Glance:
 
 
 def glance(volume: Volume) -> Glance:
-    """The volume in cubes of STEP mm: voxels are averaged first, so that nothing large is filtered.
+    """Average a volume to cubes of STEP mm along RAS: its voxels are averaged first, so that nothing large is
+    filtered.
+
+    Args:
+        volume: of any size, orientation and units.
+
+    Returns:
+        The cubes, from 0 to CEILING, and where the head is among them.
 
     Raises:
         ValueError: the image shows nothing that stands out, or covers more than any head.
+
+    Example:
+        >>> away = np.linalg.norm(np.mgrid[-12:12, -12:12, -12:12] + 0.5, axis=0)
+        >>> ball = Volume(np.where(away < 8, 100, 0).astype(np.float32), np.diag([8.0, 8.0, 8.0, 1.0]))
+        >>> glance(ball).array.shape, bool(glance(ball).head[24, 24, 24])
+        ((48, 48, 48), True)
     """
     extent = np.array(volume.shape) * volume.spacing
     if extent.max() > MOST_CUBES * STEP:
@@ -51,7 +64,14 @@ def glance(volume: Volume) -> Glance:
 
 
 def foreground(array: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """What is brighter than a twelfth of the bright, without specks, holes filled; background is at 0 or noise."""
+    """Mark what is brighter than a twelfth of the bright, without specks, holes filled.
+
+    Args:
+        array: (I, J, K) cubes, the background at 0 or noise.
+
+    Returns:
+        Boolean, (I, J, K), its largest piece; all False where nothing is above 0.
+    """
     bright = array[array > 0]
     if not bright.size:
         return np.zeros(array.shape, dtype=bool)
@@ -63,13 +83,29 @@ def foreground(array: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def scaled(array: NDArray[np.float32], head: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The head's percentile TOP becomes 1."""
+    """Scale an image so that the head's percentile TOP becomes 1.
+
+    Args:
+        array: (I, J, K), of any units.
+        head: boolean, (I, J, K), not empty.
+
+    Returns:
+        float32, from 0 to CEILING.
+    """
     top = max(float(np.percentile(array[head], TOP)), 1e-9)
     return np.clip(array / top, 0, CEILING).astype(np.float32)
 
 
 def cube(array: NDArray[np.float32], head: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The SIDE cubes round the head's middle, in which it is cut or padded with 0: (SIDE, SIDE, SIDE)."""
+    """Cut or pad to the SIDE cubes round the head's middle.
+
+    Args:
+        array: (I, J, K).
+        head: boolean, (I, J, K), not empty.
+
+    Returns:
+        float32 (SIDE, SIDE, SIDE), 0 beyond the array.
+    """
     result = np.zeros((SIDE,) * 3, dtype=np.float32)
     into, out = [], []
     for axis, n in enumerate(array.shape):

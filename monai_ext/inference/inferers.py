@@ -33,6 +33,13 @@ class SlicesInferer(Inferer):
 
     Raises:
         ValueError: a number that may not be, or inputs that are not one volume.
+
+    Example:
+        >>> volume = torch.rand(1, 2, 16, 16, 3)  # two sources, three slices
+        >>> volume[..., 2] = 0
+        >>> synthetic = SlicesInferer(amp=False)(volume, lambda slices: slices.mean(1, keepdim=True))
+        >>> synthetic.shape, torch.allclose(synthetic[0, 0], volume[0].mean(0)), bool(synthetic[..., 2].any())
+        (torch.Size([1, 1, 16, 16, 3]), True, False)
     """
 
     def __init__(

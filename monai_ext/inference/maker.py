@@ -62,7 +62,14 @@ class Maker:
         return self.task.inputs, self.task.outputs
 
     def of(self, subject: Subject) -> "Maker":
-        """Give the maker of this subject: with the sources that it has, and the targets that are made of them."""
+        """Give the maker of this subject: with the sources that it has, and the targets that are made of them.
+
+        Args:
+            subject: whose contrasts count.
+
+        Returns:
+            The same maker with this subject's sources and targets, which may be empty where `task` takes what there is.
+        """
         assert self.task is not None
         sources, target = self.task.of(subject.images)
         if self.task.every_source:
@@ -73,13 +80,26 @@ class Maker:
     def descrip(self, target: str) -> str:
         """Say what an image of `target` is in the 80 bytes of a NIfTI header: the one word first, then what has
         room.
+
+        Args:
+            target: the contrast that the image shows.
+
+        Returns:
+            ASCII of at most DESCRIP_BYTES characters; what does not fit is cut off.
         """
         weights = self.weights if self.weights == UNTRAINED else f"weights {self.weights[:12]}"
         text = f"SYNTHETIC {target} by {self.bundle} {self.version} from {','.join(self.sources)}, {weights}"
         return text.encode("ascii", "replace")[:DESCRIP_BYTES].decode()
 
     def sidecar(self, target: str) -> dict[str, Any]:
-        """Give what the JSON beside an image of `target` says, whoever the subject is."""
+        """Give what the JSON beside an image of `target` says, whoever the subject is.
+
+        Args:
+            target: the contrast that the image shows.
+
+        Returns:
+            Plain values, with the time in UTC.
+        """
         fixed = self.task is None or self.task.every_source
         over = f"{target}'s foreground" if self.preset.percentile_of == "foreground" else f"{target}'s whole volume"
         return {
@@ -130,8 +150,19 @@ def load_maker(
         adapters: files that teach the network further sites.
         site: which of those that the network tells apart; None is none of them.
 
+    Returns:
+        Who makes the images; the network now has the weights, and the sites that the adapters teach.
+
     Raises:
         ValueError: weights that are not there, are for another task or network, or an option that may not be.
+
+    Example:
+        >>> from monai_ext.catalogue import find_bundle
+        >>> task = make_task(["T1", "T2"], "FLAIR")
+        >>> network = nn.Conv2d(2, 1, 3, padding=1)  # in the place of the bundle's
+        >>> maker = load_maker(network, None, task=task, bundle_root=find_bundle("agi_net"))
+        >>> maker.bundle, maker.weights, maker.sources, maker.target
+        ('agi_net', 'untrained', ('T1', 'T2'), ('FLAIR',))
     """
     root = absolute(Path(bundle_root))
     wanted, targets = task.sources or task.inputs, task.targets or task.outputs

@@ -37,7 +37,14 @@ _AXES = ("left-right", "front-back", "head-foot")
 
 
 def profile(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The figures of a cube (S, S, S), the same however it is turned by right angles: (F,)."""
+    """Compute the figures of a cube, the same however it is turned by right angles.
+
+    Args:
+        image: (S, S, S), of `coarse.cube`; something in it must be brighter than DARK.
+
+    Returns:
+        (F,), six shells' worth, finite.
+    """
     head = np.argwhere(image > DARK)
     middle, radius = head.mean(axis=0), head.std(axis=0) * np.sqrt(5) + 1e-6  # of a ball of that spread
     places = np.ogrid[tuple(map(slice, image.shape))]
@@ -67,7 +74,17 @@ def profile(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def blocks(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The head's box in BLOCKS^3 means, whatever its size: (BLOCKS, BLOCKS, BLOCKS)."""
+    """Average the head's box to a few blocks, whatever its size.
+
+    Args:
+        image: (S, S, S), of `coarse.cube`; something in it must be brighter than DARK.
+
+    Returns:
+        (BLOCKS, BLOCKS, BLOCKS)
+
+    Raises:
+        IndexError: nothing is brighter than DARK.
+    """
     head = image > DARK
     result = image.astype(np.float64)
     for axis in range(3):
@@ -83,7 +100,15 @@ def blocks(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def posed(array: NDArray[Any], pose: int) -> NDArray[Any]:
-    """An upright (R, A, S) array as it lies in a pose."""
+    """Turn an upright array as it lies in a pose.
+
+    Args:
+        array: (R, A, S): rightwards, frontwards, upwards.
+        pose: a number of POSES; UPRIGHT changes nothing.
+
+    Returns:
+        A view, its axes in the pose's order.
+    """
     axes, front, top = POSES[pose]
     if front:
         array = array[:, ::-1]
@@ -93,7 +118,21 @@ def posed(array: NDArray[Any], pose: int) -> NDArray[Any]:
 
 
 def pose_in_words(pose: int) -> str:
-    """How a head lies whose header calls this pose upright."""
+    """Say how a head lies whose header calls this pose upright.
+
+    Args:
+        pose: a number of POSES, not UPRIGHT.
+
+    Returns:
+        Such as "upside down", for a sentence.
+
+    Raises:
+        KeyError: it is UPRIGHT.
+
+    Example:
+        >>> pose_in_words(POSES.index(((0, 1, 2), False, True)))
+        'upside down'
+    """
     axes, front, top = POSES[pose]
     if axes == (0, 1, 2):
         return {(True, False): "back to front", (False, True): "upside down", (True, True): "turned over"}[front, top]
@@ -138,7 +177,15 @@ class Trained:
     sure_of_pose: float
 
     def look(self, figures: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(N, F) -> logits (N, 7 + 1), the contrasts' and the skull's, and the last hidden layer (N, H)."""
+        """Look at figures: which contrast, and whether the skull is there.
+
+        Args:
+            figures: (N, F), of `profile`.
+
+        Returns:
+            Logits (N, 7 + 1), the contrasts' in the order of `MODALITIES` and the skull's, and the last hidden layer
+            (N, H).
+        """
         hidden = np.clip((figures - self.mean) / self.spread, -LARGEST, LARGEST)
         for weight, bias in self.looks[:-1]:
             hidden = np.maximum(hidden @ weight.T + bias, 0)
@@ -146,7 +193,14 @@ class Trained:
         return hidden @ weight.T + bias, hidden
 
     def lie(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, BLOCKS, BLOCKS, BLOCKS) -> logits (N, 24)."""
+        """Look at pictures: which way up the head lies.
+
+        Args:
+            boxes: (N, BLOCKS, BLOCKS, BLOCKS), of `blocks`.
+
+        Returns:
+            Logits (N, 24), in the order of POSES.
+        """
         hidden = boxes.reshape(len(boxes), -1)
         for weight, bias in self.lies[:-1]:
             hidden = np.maximum(hidden @ weight.T + bias, 0)
@@ -157,14 +211,33 @@ class Trained:
 def distances(
     hidden: NDArray[np.float32], centres: NDArray[np.float32], precision: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """(N, H) from the nearest of the centres (C, H), as many standard deviations: (N,)."""
+    """Measure how far figures are from the nearest of the centres (Mahalanobis).
+
+    Args:
+        hidden: (N, H), of `Trained.look`.
+        centres: (C, H).
+        precision: (H, H), the inverse of the covariance that all centres share.
+
+    Returns:
+        (N,), in standard deviations.
+    """
     apart = (hidden[:, None] - centres[None]).astype(np.float64)
     return np.sqrt(np.einsum("ncf,fg,ncg->nc", apart, precision, apart).min(axis=1))
 
 
 @lru_cache(maxsize=2)
 def trained(path: Path = WEIGHTS) -> Trained:
-    """The recogniser at `path`, read once."""
+    """Read a recogniser; the last two are kept.
+
+    Args:
+        path: an .npz of `tools/train_recogniser.py`.
+
+    Returns:
+        Its two networks and what was measured of them; nothing may change it.
+
+    Raises:
+        OSError: it is not there.
+    """
     with np.load(path, allow_pickle=False) as stored:
         values = {name: stored[name] for name in stored.files}
     about = json.loads(bytes(values.pop("about")).decode())
@@ -188,7 +261,14 @@ def trained(path: Path = WEIGHTS) -> Trained:
 
 
 def recognise(glance: Glance) -> Seen:
-    """What is seen of a scan."""
+    """Tell what is seen of a scan, by the recogniser that lies beside this file.
+
+    Args:
+        glance: of `coarse.glance`.
+
+    Returns:
+        Probabilities, and how far the scan is from phantoms.
+    """
     model = trained()
     image = cube(glance.array, glance.head)
     logits, hidden = model.look(profile(image)[None])
@@ -201,6 +281,13 @@ def recognise(glance: Glance) -> Seen:
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(N, C) -> probabilities."""
+    """Turn logits into probabilities.
+
+    Args:
+        logits: (N, C), finite.
+
+    Returns:
+        (N, C); each row adds up to 1.
+    """
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)

@@ -79,6 +79,9 @@ def prepare_batch(batch: Mapping[str, Any], device: Any = None, non_blocking: bo
 
     Args:
         batch, device, non_blocking, kwargs: as of `monai.engines.default_prepare_batch`.
+
+    Returns:
+        (image, label) or, with "output_size" in the batch, (image, label, (), {"output_size": (height, width)}).
     """
     image, label = default_prepare_batch(dict(batch), device, non_blocking, **kwargs)
     size = batch.get("output_size")

@@ -203,6 +203,12 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Args:
         items: one, in a list.
+
+    Returns:
+        By key: a tensor (1, ...), or a list of one array of no dimension that holds the object.
+
+    Raises:
+        ValueError: not one item.
     """
     (item,) = items
     return {key: value[None] if isinstance(value, torch.Tensor) else [_whole(value)] for key, value in item.items()}
@@ -220,6 +226,9 @@ def subject_fault(error: BaseException, subject: Subject) -> SubjectError:
     Args:
         error: what was raised.
         subject: at whose turn.
+
+    Returns:
+        A SubjectError that lies behind it, else one that says the first cause's type and words.
 
     Raises:
         OSError: it is one that no file of the subject's caused, such as a full disk.

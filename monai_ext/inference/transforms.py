@@ -244,7 +244,16 @@ def _voxel_size(case: Case) -> str:
 
 
 def synthetic_file(output_dir: Path, subject: str, target: str) -> Path:
-    """Say where the synthesis of `target` for a subject lies below `output_dir`."""
+    """Say where the synthesis of a contrast for a subject lies; nothing is looked at.
+
+    Args:
+        output_dir: of the inference.
+        subject: the subject's name.
+        target: the contrast.
+
+    Returns:
+        The NIfTI's path, <output_dir>/<subject>/<target>, with what marks it as synthetic, and .nii.gz.
+    """
     return output_dir / subject / f"{target}{SYNTHETIC}.nii.gz"
 
 

@@ -108,6 +108,15 @@ def add_site(network: PMMSynth, name: str, *, rank: int = 4) -> Adapter:
 
     Raises:
         ValueError: the network is not personalized, knows a site of this name, or the rank is below 1.
+
+    Example:
+        >>> network = PMMSynth(modalities=["T1", "T2"], sites=["ixi", "brats"], width=4)
+        >>> adapter = add_site(network, "ours", rank=1)
+        >>> network.site_index("ours"), adapter.name
+        (2, 'ours')
+        >>> learns = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+        >>> learns == sum(parameter.numel() for parameter in adapter.parameters())
+        True
     """
     if network.embedding is None:
         raise ValueError("a site can be added to a personalized network alone, this one has personalized=False")
@@ -130,7 +139,18 @@ def add_site(network: PMMSynth, name: str, *, rank: int = 4) -> Adapter:
 
 
 def newest_adapter(network: PMMSynth) -> Adapter:
-    """Gather what `add_site` added to the network last."""
+    """Gather what `add_site` added to the network last.
+
+    Args:
+        network: to which `add_site` or `load_adapter` has added one site or more.
+
+    Returns:
+        The last one's adapter. Its parameters are the network's own tensors, not copies.
+
+    Raises:
+        AssertionError: the network has personalized=False.
+        IndexError: no site was added to it.
+    """
     assert network.embedding is not None
     number = len(network.sites) - network.trained_on - 1
     changes = {path: module.changes[number] for path, module in network.named_modules() if hasattr(module, "changes")}
@@ -181,7 +201,14 @@ def load_adapter(network: PMMSynth, path: Path | str) -> Adapter:
 
 
 def fingerprint(network: PMMSynth) -> str:
-    """Compute the sha256 of the weights without what was added to them."""
+    """Compute the sha256 of the weights without what was added to them.
+
+    Args:
+        network: any; what adapters added to it does not count, so that the digest stays as it was before them.
+
+    Returns:
+        64 hexadecimal digits, over the names and the bytes of the state dict: another dtype is another digest.
+    """
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         if ".changes." not in name and ".added." not in name:

@@ -78,6 +78,11 @@ class ResNet(nn.Module):
         out_channels: the target contrasts.
         width: channels at full resolution; four times as many in the blocks.
         blocks: how many.
+
+    Example:
+        >>> import torch
+        >>> ResNet(in_channels=2, out_channels=1, width=4, blocks=1)(torch.rand(1, 2, 20, 22)).shape
+        torch.Size([1, 1, 20, 22])
     """
 
     def __init__(self, *, in_channels: int = 2, out_channels: int = 1, width: int = 64, blocks: int = 9) -> None:
@@ -111,14 +116,40 @@ def _normed(conv: nn.Module, channels: int) -> nn.Sequential:
 
 
 def cagr_resnet(*, in_channels: int = 2, width: int = 64, groups: int = 8, cagr: bool = True) -> nn.Module:
-    """A `ResNet` with AGI-Net's CAGR as the first convolution of each of its blocks (Table VIII), or without."""
+    """Make a `ResNet` with AGI-Net's CAGR as the first convolution of each of its blocks (Table VIII), or without.
+
+    Args:
+        in_channels: the source contrasts.
+        width: channels at full resolution; the blocks have four times as many.
+        groups: of channels that CAGR rolls together; they must divide 4 width.
+        cagr: False for the plain ResNet, to compare with.
+
+    Returns:
+        A network of one target contrast, (B, in_channels, H, W) -> (B, 1, H, W).
+
+    Raises:
+        ValueError: a number below 1, or groups that do not divide the channels.
+    """
     network = ResNet(in_channels=in_channels, width=width)
     layers = [f"blocks.{number}.conv1.conv" for number in range(len(network.blocks))]
     return with_cagr(network, groups=groups, layers=layers if cagr else [])
 
 
 def cagr_unet(*, in_channels: int = 2, width: int = 64, groups: int = 8, cagr: bool = True) -> nn.Module:
-    """MONAI's `BasicUNet` with AGI-Net's CAGR as the first convolution of each stage below full size, or without."""
+    """Make MONAI's `BasicUNet` with AGI-Net's CAGR as the first convolution of each stage below full size, or without.
+
+    Args:
+        in_channels: the source contrasts.
+        width: channels at full resolution; the deepest stage has eight times as many.
+        groups: of channels that CAGR rolls together; they must divide the channels of each stage.
+        cagr: False for the plain U-Net, to compare with.
+
+    Returns:
+        A network of one target contrast, (B, in_channels, H, W) -> (B, 1, H, W), sides of at least 32.
+
+    Raises:
+        ValueError: groups that do not divide the channels.
+    """
     features = (width, width, 2 * width, 4 * width, 8 * width, width)
     network = BasicUNet(spatial_dims=2, in_channels=in_channels, out_channels=1, features=features)
     stages = ["down_1", "down_2", "down_3", "down_4", "upcat_4", "upcat_3", "upcat_2"]

@@ -14,6 +14,12 @@ class ContrastDiscriminators(nn.Module):
     Args:
         modalities: the contrasts, in the order of the channels of an image.
         width: channels of each discriminator's first layer.
+
+    Example:
+        >>> import torch
+        >>> judges = ContrastDiscriminators(modalities=["T1", "T2", "FLAIR"], width=4)
+        >>> [answer.shape for answer in judges(torch.rand(2, 3, 32, 32), [0, 2])]  # T1 and FLAIR, a number a patch
+        [torch.Size([2, 1, 2, 2]), torch.Size([2, 1, 2, 2])]
     """
 
     def __init__(

@@ -27,6 +27,9 @@ def padded_conv(channels: int, groups: int = 1) -> nn.Conv2d:
     Args:
         channels: in and out.
         groups: of the convolution.
+
+    Returns:
+        A convolution that keeps the size, (B, channels, H, W) -> (B, channels, H, W), without bias.
     """
     return nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect", groups=groups, bias=False)
 
@@ -117,7 +120,14 @@ class SPE(nn.Module):
         return self.reduce(self.convs(x).mean((2, 3), keepdim=True)).flatten(1)
 
     def statistics(self, code: Tensor) -> Tensor:
-        """(B, 8) -> each AdaIN layer's means and standard deviations (B, layers, 2, C)"""
+        """Turn a style's code into what each AdaIN layer gives to its channels.
+
+        Args:
+            code: (B, 8), of `forward`.
+
+        Returns:
+            (B, layers, 2, C), C = 4 width: means in [:, :, 0], standard deviations, all positive, in [:, :, 1].
+        """
         means, deviations = self.head(code).unflatten(1, self.shape).unbind(2)
         return torch.stack([means, F.softplus(deviations)], 2)
 
@@ -165,7 +175,11 @@ class CatConv(nn.Sequential):
 
 
 class AdaINResBlock(nn.Module):
-    """A ResBlock, its norms given by a style instead of learnt."""
+    """A ResBlock, its norms given by a style instead of learnt.
+
+    Args:
+        channels: in and out.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -177,7 +191,15 @@ class AdaINResBlock(nn.Module):
 
 
 def adain(x: Tensor, statistics: Tensor) -> Tensor:
-    """(B, C, H, W), the means and standard deviations that its channels are to have (B, 2, C) -> (B, C, H, W)"""
+    """Give each channel of each sample the mean and the standard deviation that it is to have (Eq. 2).
+
+    Args:
+        x: (B, C, H, W), whose own means and deviations are taken out first.
+        statistics: (B, 2, C), the means in [:, 0], the standard deviations in [:, 1].
+
+    Returns:
+        (B, C, H, W)
+    """
     return instance_norm(x, statistics[:, 1], statistics[:, 0])  # Eq. 2
 
 
@@ -264,25 +286,70 @@ class FDGAN(nn.Module):
         return self.forward_with_pseudo_target(x)[0]
 
     def forward_with_pseudo_target(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, M, H, W) -> the prediction and what LAF makes of the sources, (B, K, H, W) each"""
+        """Predict the target, and give the pseudo-target that its style was taken from: training is on both.
+
+        Args:
+            x: (B, M, H, W), the sources, of any size; M = in_channels x channels_per_source.
+
+        Returns:
+            The prediction and what LAF makes of the sources, (B, K, H, W) each.
+
+        Raises:
+            ValueError: x has another number of channels.
+        """
         pseudo_target = self.laf(self._checked(x))
         y = self.decode(self.content(x), self.style(pseudo_target))
         return y[:, :, : x.shape[2], : x.shape[3]], pseudo_target
 
     def content_and_style(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, M, H, W) -> the anatomy (B, C, h, w), C = 4 width, h and w a quarter, and the style (B, 8)"""
+        """Take the sources apart into the anatomy that they share and the style that the target is to have.
+
+        Args:
+            x: (B, M, H, W), the sources.
+
+        Returns:
+            The anatomy (B, C, h, w), C = 4 width, h and w a quarter of the padded size, and the style (B, 8).
+
+        Raises:
+            ValueError: x has another number of channels.
+        """
         return self.content(x), self.style(self.laf(x))
 
     def content(self, x: Tensor) -> Tensor:
-        """(B, M, H, W) -> (B, C, h, w), what the sources share"""
+        """Encode the anatomy that the sources share.
+
+        Args:
+            x: (B, M, H, W), the sources.
+
+        Returns:
+            (B, C, h, w), C = 4 width; h and w are a quarter of H and W, padded to multiples of 4 and at least 16.
+
+        Raises:
+            ValueError: x has another number of channels.
+        """
         return self.fuse(self.sre(_padded(self._checked(x))))
 
     def style(self, image: Tensor) -> Tensor:
-        """(B, K, H, W), any contrast's -> (B, 8)"""
+        """Encode an image's style.
+
+        Args:
+            image: (B, K, H, W), any contrast's, such as a target or a pseudo-target.
+
+        Returns:
+            (B, 8)
+        """
         return self.spe(_padded(image))
 
     def decode(self, content: Tensor, style: Tensor) -> Tensor:
-        """(B, C, h, w), (B, 8) -> (B, K, 4h, 4w): an anatomy in a style, be it another image's"""
+        """Make the image of an anatomy in a style, be it another image's.
+
+        Args:
+            content: (B, C, h, w), of `content`.
+            style: (B, 8), of `style`.
+
+        Returns:
+            (B, K, 4h, 4w): that of padded sources is as large as they are with their padding, and must be cropped.
+        """
         return self.decoder(content, self.spe.statistics(style))
 
     def _checked(self, x: Tensor) -> Tensor:

@@ -85,7 +85,11 @@ class MFEB(nn.Module):
 
 
 class MFM(nn.Module):
-    """Modulation fusion module (Fig. 1c): per channel, how much of MFEB's features and how much of the decoder's."""
+    """Modulation fusion module (Fig. 1c): per channel, how much of MFEB's features and how much of the decoder's.
+
+    Args:
+        channels: of MFEB's features, of the decoder's, and of what comes out.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -101,7 +105,11 @@ class MFM(nn.Module):
 
 
 class Addition(nn.Module):
-    """Without MFM: both features added, and pointwise convolutions of as many parameters."""
+    """Without MFM: both features added, and pointwise convolutions of as many parameters.
+
+    Args:
+        channels: of MFEB's features, of the decoder's, and of what comes out.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -135,17 +143,27 @@ def stand_in(module: nn.Module, channels: int, *, kernel_size: int = 3, less: in
     """Make two ConvBlocks, C to C channels, with about as many parameters as a module.
 
     Args:
-        module: whose place they take.
+        module: whose place they take; only its parameters are counted.
         channels: C.
-        kernel_size: of both.
+        kernel_size: of both; odd.
         less: how many parameters less they have.
+
+    Returns:
+        (B, C, H, W) -> (B, C, H, W)
     """
     width = max(1, round((parameters(module) - less) / (2 * channels * kernel_size**2)))
     return nn.Sequential(ConvBlock(channels, width, kernel_size), ConvBlock(width, channels, kernel_size))
 
 
 def parameters(module: nn.Module) -> int:
-    """Count a module's parameters."""
+    """Count a module's parameters.
+
+    Args:
+        module: whose tensors are counted, those that are frozen too; one that two layers share counts once.
+
+    Returns:
+        How many numbers they hold.
+    """
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -249,7 +267,14 @@ class HMFMambaINR(nn.Module):
         return self.inrb(latent, (height, width), size)
 
     def latent(self, x: Tensor) -> Tensor:
-        """(B, M, H, W), sides of multiples of 4 -> (B, width, H, W)"""
+        """Encode the sources into the features that the implicit decoder reads at any place.
+
+        Args:
+            x: (B, M, H, W), M = in_channels; H and W must be multiples of 4, to which `forward` pads.
+
+        Returns:
+            (B, width, H, W)
+        """
         first = self.first(self.encoder(x))
         middle = self.middle(self.early(first))
         y = self.last(self.late(middle))

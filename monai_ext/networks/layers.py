@@ -42,7 +42,11 @@ def instance_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def making_a_graph() -> bool:
-    """Say whether this is a traced or exported graph, which has no branches that hang on values."""
+    """Say whether this is a traced or exported graph, which has no branches that hang on values.
+
+    Returns:
+        True in a trace, an export and torch.compile; False in a script, which keeps its branches, and in plain PyTorch.
+    """
     if torch.jit.is_scripting():
         return False
     return torch.jit.is_tracing() or torch.compiler.is_compiling()

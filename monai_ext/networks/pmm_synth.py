@@ -20,7 +20,14 @@ SCALES = 4
 
 
 class ConvBlock(nn.Module):
-    """Convolution, instance norm with PFM, ReLU."""
+    """Convolution, instance norm with PFM, ReLU.
+
+    Args:
+        before, after: channels in and out.
+        kernel_size: odd; half of it is the padding.
+        stride: 1, or 2 to halve the size.
+        embedding: channels of the site's embedding, 0 for a network without PFM.
+    """
 
     def __init__(self, before: int, after: int, kernel_size: int = 3, *, stride: int = 1, embedding: int) -> None:
         super().__init__()
@@ -33,7 +40,12 @@ class ConvBlock(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + F(relu(F(x))), F a convolution and instance norm with PFM."""
+    """x + F(relu(F(x))), F a convolution and instance norm with PFM.
+
+    Args:
+        channels: in and out.
+        embedding: channels of the site's embedding, 0 for a network without PFM.
+    """
 
     def __init__(self, channels: int, *, embedding: int) -> None:
         super().__init__()
@@ -47,7 +59,13 @@ class ResBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """One scale of an encoding stream."""
+    """One scale of an encoding stream: a ConvBlock that may halve the size, and two ResBlocks.
+
+    Args:
+        before, after: channels in and out.
+        stride: 1 at full size, 2 at each scale below.
+        embedding: channels of the site's embedding, 0 for a network without PFM.
+    """
 
     def __init__(self, before: int, after: int, *, stride: int, embedding: int) -> None:
         super().__init__()
@@ -129,7 +147,12 @@ class Up(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One contrast from the unified features; lighter than an encoder, for all six run whatever is given."""
+    """One contrast from the unified features; lighter than an encoder, for all six run whatever is given.
+
+    Args:
+        width: channels at full resolution, as of the `Encoder` whose scales it goes back.
+        embedding: channels of the site's embedding, 0 for a network without PFM.
+    """
 
     def __init__(self, *, width: int, embedding: int) -> None:
         super().__init__()
@@ -196,6 +219,12 @@ class PMMSynth(nn.Module):
 
     def site_index(self, name: str) -> int:
         """Give the number of a site that the network knows.
+
+        Args:
+            name: one of `sites`, by its exact spelling.
+
+        Returns:
+            Its number, from 0, as `forward` takes it in `site`.
 
         Raises:
             ValueError: it knows none of this name.

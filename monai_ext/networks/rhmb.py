@@ -37,7 +37,11 @@ class ConvBlock(nn.Sequential):
 
 
 class UpBlock(nn.Sequential):
-    """Transposed convolution to twice the size, its kernel a multiple of its stride; batch norm, ReLU."""
+    """Transposed convolution to twice the size, its kernel a multiple of its stride; batch norm, ReLU.
+
+    Args:
+        before, after: channels in and out.
+    """
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__(
@@ -48,7 +52,11 @@ class UpBlock(nn.Sequential):
 
 
 class ResidualConvs(nn.Module):
-    """x + F(F(x)), F a ConvBlock: the RCG, and the end of each RHMB."""
+    """x + F(F(x)), F a ConvBlock: the RCG, and the end of each RHMB.
+
+    Args:
+        channels: in and out.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()

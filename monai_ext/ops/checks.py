@@ -79,5 +79,9 @@ def check_whole(name: str, value: int, least: int) -> None:
 
 
 def stands_alone() -> bool:
-    """Say whether the model is being traced or exported: then it records plain PyTorch, not an operator of ours."""
+    """Say whether the model is being traced or exported: then it records plain PyTorch, not an operator of ours.
+
+    Returns:
+        True in a trace and in an export; False in a script and in plain PyTorch.
+    """
     return torch.jit.is_tracing() or torch.compiler.is_exporting()

@@ -115,7 +115,15 @@ def rolled_conv(
 def float_roll_reference(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
     """Compute float_roll in plain PyTorch: the points of each kernel times one matrix a sample and group.
 
-    Args and Returns are those of `float_roll`; nothing is checked, and nothing is cast.
+    Nothing is checked, and nothing is cast: all three must be of one floating dtype, on one device.
+
+    Args:
+        weight: ``(O, C, *k)``, two or three spatial axes.
+        offsets: ``(B, n, d)``, the roll of each group along each kernel axis, n dividing C.
+        scale: ``(B, n)``, the factor of each group.
+
+    Returns:
+        ``(B, O, C, *k)``
     """
     batch, groups = offsets.shape[0], offsets.shape[1]
     kernels = _by_group(weight.unsqueeze(0), groups)  # (1, n, O C/n, K)

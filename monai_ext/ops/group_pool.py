@@ -60,7 +60,19 @@ def group_pool_reference(
 ) -> Tensor:
     """Compute group_pool in plain PyTorch.
 
-    Args and Returns are those of `group_pool`; nothing is checked, and nothing is cast.
+    Nothing is checked, and nothing is cast: all must be of one floating dtype, on one device.
+
+    Args:
+        x: ``(B, C, *size)``, two or three spatial axes.
+        weight: ``(C, C / groups, 3, ...)``, of a convolution padded by one.
+        bias: ``(C,)``, the convolution's.
+        gain: ``(C,)``, LayerNorm's weight.
+        shift: ``(C,)``, LayerNorm's bias.
+        groups: of the convolution.
+        scale: ``(B, C)``, what x is multiplied by first, or None.
+
+    Returns:
+        ``(B, C)``
     """
     y = _convolved(x, weight, bias, groups, scale).movedim(1, -1)
     return F.gelu(F.layer_norm(y, [weight.shape[0]], gain, shift)).flatten(1, -2).mean(1)

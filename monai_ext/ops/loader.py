@@ -117,6 +117,9 @@ class Kernels:
     def require(self, *functions: str) -> None:
         """Make sure that the library has these functions, for every dtype.
 
+        Args:
+            functions: their names without the dtype.
+
         Raises:
             AttributeError: it lacks one of them.
         """
@@ -126,6 +129,13 @@ class Kernels:
 
     def named(self, function: str, dtype: torch.dtype) -> Callable[..., int]:
         """Find the library's function for a dtype.
+
+        Args:
+            function: its name without the dtype, such as "float_roll_forward".
+            dtype: of the tensors that it will be given.
+
+        Returns:
+            The ctypes function, of pointers; what it returns is 0 where all went well.
 
         Raises:
             TypeError: kernels are for float32 and float64.
@@ -341,7 +351,11 @@ def _built(name: str, device: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Say where compiled kernels are kept: MONAI_EXT_CACHE, or monai_ext under the user's cache folder."""
+    """Say where compiled kernels are kept: MONAI_EXT_CACHE, or monai_ext under the user's cache folder.
+
+    Returns:
+        The folder, which may not be there yet; `~` in MONAI_EXT_CACHE is not expanded.
+    """
     if given := os.environ.get("MONAI_EXT_CACHE"):
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")

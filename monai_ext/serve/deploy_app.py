@@ -41,11 +41,24 @@ class StudyReader(Operator):
         super().__init__(fragment, CountCondition(fragment, 1), name="study_reader")  # one study a run
 
     def setup(self, spec: OperatorSpec) -> None:
-        """Declare the output "study"."""
+        """Declare the output "study".
+
+        Args:
+            spec: Holoscan's, of this operator.
+        """
         spec.output("study")
 
     def compute(self, _: Any, output: Any, _context: Any) -> None:
-        """Read the study and send its series on."""
+        """Read the study and send its series on.
+
+        Args:
+            _: no input.
+            output: takes the series by contrast and the study's highest series number, as `sources_in` gives them.
+            _context: Holoscan's; not used.
+
+        Raises:
+            ValueError: a contrast is not there or cannot be told, or a series makes no volume.
+        """
         output.emit(sources_in(self.folder, self.synthesiser, **self.choices), "study")
 
 
@@ -73,12 +86,25 @@ class SeriesSynthesis(Operator):
         super().__init__(fragment, name="series_synthesis")
 
     def setup(self, spec: OperatorSpec) -> None:
-        """Declare the input "study" and the output "folders"."""
+        """Declare the input "study" and the output "folders".
+
+        Args:
+            spec: Holoscan's, of this operator.
+        """
         spec.input("study")
         spec.output("folders")
 
     def compute(self, received: Any, output: Any, _context: Any) -> None:
-        """Synthesise, write the new series, and send their folders on."""
+        """Synthesise, write the new series, and send their folders on.
+
+        Args:
+            received: gives what `StudyReader` sent.
+            output: takes the new series' folders.
+            _context: Holoscan's; not used.
+
+        Raises:
+            ValueError: the study or an option cannot serve; a folder that is there already is kept.
+        """
         sources, number = received.receive("study")
         with synthesised(self.synthesiser, sources, **self.options) as results:
             folders = write_all(results, sources, self.folder, number=number, **self.choices)
@@ -86,17 +112,31 @@ class SeriesSynthesis(Operator):
 
 
 class Report(Operator):
-    """Says where the new series are."""
+    """Says where the new series are.
+
+    Args:
+        fragment: the application.
+    """
 
     def __init__(self, fragment: Fragment) -> None:
         super().__init__(fragment, name="report")
 
     def setup(self, spec: OperatorSpec) -> None:
-        """Declare the input "folders"."""
+        """Declare the input "folders".
+
+        Args:
+            spec: Holoscan's, of this operator.
+        """
         spec.input("folders")
 
     def compute(self, received: Any, _: Any, _context: Any) -> None:
-        """Print the folders, a line each."""
+        """Print the folders, a line each.
+
+        Args:
+            received: gives what `SeriesSynthesis` sent.
+            _: no output.
+            _context: Holoscan's; not used.
+        """
         for folder in received.receive("folders"):
             print(folder, flush=True)
 
@@ -150,6 +190,12 @@ class SynthesisApp(Application):
 def model_in(path: Path) -> Path:
     """Find the bundle's folder or the archive at `path`, or the only one that it holds.
 
+    Args:
+        path: a bundle's folder, an archive, or a folder of which one member is either.
+
+    Returns:
+        The bundle's folder or the archive.
+
     Raises:
         ValueError: there is none, or there are several.
     """
@@ -165,7 +211,11 @@ def _is_model(path: Path) -> bool:
 
 
 def main() -> int:
-    """Run the application; the exit status: 1 with the reason on stderr where it cannot be done."""
+    """Run the application, as the command line and Holoscan's environment say.
+
+    Returns:
+        The exit status: 1 with the reason on stderr where it cannot be done.
+    """
     try:
         SynthesisApp().run()
     except (ValueError, OSError) as error:

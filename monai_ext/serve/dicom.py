@@ -21,7 +21,11 @@ LONGEST_ROOT = 40  # of the 64 characters of a UID: the rest tells one from anot
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `dicom` to a parser."""
+    """Add the options of `dicom` to a parser.
+
+    Args:
+        parser: of the command; it is told to call `run`.
+    """
     add = parser.add_argument
     add("--study", type=Path, required=True, metavar="DIR", help="a folder with the DICOM files of one study")
     add("--bundle", type=Path, metavar="DIR", help="a bundle's folder, or its archive .ts; else what suits the target")
@@ -38,7 +42,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Synthesise as the options say, and print the new series' folders; the exit status, 0.
+    """Synthesise as the options say, and print the new series' folders.
+
+    Args:
+        args: what `configure`'s parser read.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
         ValueError: an option that may not be, or what `synthesise` refuses.
@@ -84,6 +94,12 @@ def check_uid_root(root: str | None) -> None:
 def named_series(pairs: list[str]) -> dict[str, str]:
     """Read the command's pairs: ["T1=5"] -> {"T1": "5"}.
 
+    Args:
+        pairs: CONTRAST=SERIES each; of a contrast that is there twice the last counts.
+
+    Returns:
+        contrast -> series, both as they were typed.
+
     Raises:
         ValueError: a word is no pair.
     """
@@ -96,7 +112,17 @@ def named_series(pairs: list[str]) -> dict[str, str]:
 def suitable(
     study: Path, target: str | None, *, weights: Path | None, site: str | None, series: Mapping[str, str]
 ) -> tuple[Path, Path]:
-    """The bundle and the weights, of those installed, that make `target` of what a study shows.
+    """Choose, of what is installed, what makes a contrast of those that a study shows.
+
+    Args:
+        study: a folder with the DICOM files.
+        target: the contrast, by any of its names.
+        weights: their file, whose JSON names the bundle; None to choose of all that are installed.
+        site: one that the weights must know; None for any.
+        series: of `named_series`; its contrasts count as shown.
+
+    Returns:
+        The bundle's folder and the weights' file.
 
     Raises:
         ValueError: no target is named, or none of them can.
@@ -135,6 +161,7 @@ def synthesise_study(
         out: where each new series becomes a folder.
         weights: their file; the bundle's own unless given.
         target: what to synthesise; what the weights make unless given.
+        site: whose scanner it was, where the weights tell sites apart; None for none of them.
         series: contrast -> number, description or UID, where the headers do not tell.
         register: "none" or "rigid": whether the sources are moved onto each other first.
         reference: the source whose slices the new series has.
@@ -160,6 +187,9 @@ def ready(bundle: Path, *, weights: Path | None = None, target: str | None = Non
         bundle: the folder or archive.
         weights: their file; the bundle's own unless given.
         target: what to synthesise.
+
+    Returns:
+        What synthesises, its network built.
 
     Raises:
         ValueError: there are no weights, or they do not make it.
@@ -219,6 +249,12 @@ def synthesised(
         synthesiser: what synthesises.
         sources: contrast -> series.
         options: of the inference, None for the bundle's own.
+
+    Yields:
+        contrast -> NIfTI, in a folder that is removed with the block.
+
+    Raises:
+        ValueError: a series cannot be read, or what the synthesiser refuses.
     """
     from monai_ext.data.dicom import read_series
     from monai_ext.data.volumes import write_volume

@@ -103,6 +103,9 @@ def new_uid(root: str | None, *parts: str) -> str:
     Args:
         root: the organisation's, or None.
         parts: what it stands for.
+
+    Returns:
+        At most 64 characters; the same of the same root and parts.
     """
     if root:
         return str(generate_uid(prefix=f"{root.rstrip('.')}.", entropy_srcs=list(parts)))

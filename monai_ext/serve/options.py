@@ -45,12 +45,22 @@ def asked(options: Mapping[str, Any], choices: Collection[str]) -> dict[str, Any
 
     Raises:
         ValueError: one that cannot be chosen, or is not what it may be; the message says which and what may be.
+
+    Example:
+        >>> asked({"target": "flair", "register": "rigid"}, ("target", "register"))
+        {'target': 'FLAIR', 'register': 'rigid'}
+        >>> asked({"target": "$import os"}, ("target",))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: unknown contrast '$import os'; ...
     """
     return _checked(options, {name: INFERENCE[name] for name in choices})
 
 
 def asked_of_training(options: Mapping[str, Any]) -> dict[str, Any]:
     """Check a request's options for training.
+
+    Args:
+        options: as they came.
 
     Returns:
         The options as they enter a command.
@@ -62,12 +72,26 @@ def asked_of_training(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_words(options: Mapping[str, Any]) -> list[str]:
-    """Checked options as the words of a command: "--key", value."""
+    """Make checked options the words of a command.
+
+    Args:
+        options: of `asked_of_training`, or paths, by id.
+
+    Returns:
+        "--key" and the value's text, for each in turn.
+
+    Example:
+        >>> as_words({"epochs": 3, "amp": False})
+        ['--epochs', '3', '--amp', 'False']
+    """
     return [word for key, value in options.items() for word in (f"--{key}", str(value))]
 
 
 def named_images(given: Any) -> dict[str, str]:
     """Read which file of the study is which contrast, given as a dictionary or as its JSON.
+
+    Args:
+        given: as it came; of two names of one contrast the last counts.
 
     Returns:
         contrast -> file name.
@@ -89,6 +113,12 @@ def named_images(given: Any) -> dict[str, str]:
 def named_channels(given: Any) -> list[str]:
     """Read the contrasts of an image's channels, given as a list or as words with commas.
 
+    Args:
+        given: as it came, such as "T1,T2".
+
+    Returns:
+        Their names in `MODALITIES`, in the order given.
+
     Raises:
         ValueError: one is not known.
     """
@@ -96,7 +126,14 @@ def named_channels(given: Any) -> list[str]:
 
 
 def short(value: Any) -> str:
-    """Show a value in a message: on one line and of no great length."""
+    """Show a value in a message: on one line and of no great length.
+
+    Args:
+        value: of any type; what is neither text nor number is named by its type alone.
+
+    Returns:
+        At most 80 characters.
+    """
     said = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
     return said if len(said) <= 80 else f"{said[:77]}..."
 

@@ -101,7 +101,14 @@ class BundleSynthesiser:
         return tuple(name for name in INFERENCE if not isinstance(self.config.get(name, {}), dict))
 
     def get(self, name: str) -> Any:
-        """Give what an id of the config is, in words and numbers: unevaluated."""
+        """Give what an id of the config is, in words and numbers: unevaluated.
+
+        Args:
+            name: of an id at the config's top, or of one that was given when this was made.
+
+        Returns:
+            A plain value, or the text of an expression; None of an id that the config has not.
+        """
         return self.ids.get(name, self.config.get(name))
 
     def __call__(
@@ -160,6 +167,9 @@ def trusted_config(archive: Path) -> dict[str, Any]:
 
     Args:
         archive: that `ckpt_export` wrote.
+
+    Returns:
+        The content of the installed bundle's inference.json.
 
     Raises:
         ValueError: no bundle of the archive's name is installed, or its config has another expression or component.

@@ -31,7 +31,11 @@ class HarmSources(Randomizable, Transform):
                 raise ValueError(f"augment harms sources, {', '.join(self.sources)}, got {named}")
 
     def randomize(self, data: Any = None) -> None:  # noqa: ARG002 - Randomizable's
-        """Draw a level of each perturbation, and the seed of where it goes."""
+        """Draw a level of each perturbation, and the seed of where it goes.
+
+        Args:
+            data: MONAI's; not looked at.
+        """
         self.levels = [one.levels[self.R.randint(len(one.levels))] for one in self.perturbations]
         self.seed = int(self.R.randint(2**31))
 

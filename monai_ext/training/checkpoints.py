@@ -47,12 +47,23 @@ class Checkpoints:
         self.about, self.validator, self.writes = dict(about), validator, writes
 
     def attach(self, trainer: Any) -> None:
-        """Listen to the trainer, as ignite's handlers do."""
+        """Listen to the trainer, as ignite's handlers do.
+
+        Args:
+            trainer: a `PairedAdversarialTrainer`; it learns from where its `run` is to resume.
+        """
         trainer.checkpoints = self
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, trainer: Any) -> None:
-        """Store what the trainer has now, and remove checkpoints that are older than the last few."""
+        """Store what the trainer has now, and remove checkpoints that are older than the last few.
+
+        Args:
+            trainer: whose epoch has ended, as `attach` has it called; in a process that does not write nothing is done.
+
+        Raises:
+            OSError: there is no room, or the folder may not be written to; the checkpoint before stays whole.
+        """
         if not self.writes:
             return
         best = None if self.validator is None else self.validator.state
@@ -72,7 +83,11 @@ class Checkpoints:
             old.unlink()
 
     def write_weights(self, trainer: Any) -> None:
-        """Write what is to be used later; a part of the network, where only a part was trained."""
+        """Write what is to be used later; a part of the network, where only a part was trained.
+
+        Args:
+            trainer: whose `kept` network is written, with `about` beside it.
+        """
         save_weights(self.weights, trainer.kept, self.about)
 
     def __iter__(self) -> Iterator[Path]:
@@ -82,11 +97,14 @@ class Checkpoints:
     def restore(self, trainer: Any) -> int:
         """Put the trainer where the newest whole checkpoint left it.
 
+        Args:
+            trainer: with the parts that the stopped one had: their states are replaced, and all random generators'.
+
         Returns:
             The epoch that it had finished.
 
         Raises:
-            ValueError: there is no checkpoint.
+            ValueError: there is no whole checkpoint, or it has other parts or shapes than this trainer.
         """
         for path in reversed(list(self)):
             try:
@@ -120,7 +138,18 @@ class Checkpoints:
 
 
 def random_state() -> dict[str, Any]:
-    """Tell the state of Python's, numpy's and torch's generators, as plain values that load without running code."""
+    """Tell the state of Python's, numpy's and torch's generators, as plain values that load without running code.
+
+    Returns:
+        "python", "numpy", "torch" and "cuda", the latter a tensor a device and [] without one.
+
+    Example:
+        >>> state = random_state()
+        >>> drawn = random.random(), np.random.rand(), float(torch.rand(()))
+        >>> set_random_state(state)
+        >>> drawn == (random.random(), np.random.rand(), float(torch.rand(())))
+        True
+    """
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -132,7 +161,11 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put the generators where `random_state` found them; CUDA's where there are as many devices as then."""
+    """Put the generators where `random_state` found them; CUDA's where there are as many devices as then.
+
+    Args:
+        state: of `random_state`.
+    """
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = state["numpy"]
@@ -143,8 +176,12 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 class AdapterCheckpoints(Checkpoints):
-    """As `Checkpoints`, but what is stored beside the trained weights is the newest dataset's adapter alone."""
+    """As `Checkpoints`, but what is stored beside the trained weights is the newest site's adapter alone."""
 
     def write_weights(self, trainer: Any) -> None:
-        """Write the newest dataset's adapter, and no other weights."""
+        """Write the newest site's adapter, and no other weights.
+
+        Args:
+            trainer: of a `PMMSynth` to which `add_site` has added the site.
+        """
         save_adapter(trainer.kept, newest_adapter(trainer.kept), self.weights, about=self.about)

@@ -39,6 +39,17 @@ def describe(
 
     Returns:
         Plain values by key.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "T1.nii").write_bytes(b"an image")
+        >>> _ = (folder / "datalist.json").write_text(
+        ...     '{"name": "ixi", "test": [{"subject": "IXI012", "T1": "T1.nii"}]}'
+        ... )
+        >>> about = describe(sources=["t1w"], target=["flair"], datalist=folder / "datalist.json")
+        >>> about["sources"], about["target"], about["preset"], len(about["datalist_sha256"])
+        (['T1'], ['FLAIR'], None, 64)
     """
     workflow = current_workflow()
     made: dict[str, Any] = {}

@@ -116,7 +116,11 @@ class PairedAdversarialTrainer(Trainer):
         self._register_handlers(handlers)  # after ours, for they use what ours put into the state
 
     def parts(self) -> dict[str, Any]:
-        """All that a checkpoint needs beside the random numbers."""
+        """All that a checkpoint needs beside the random numbers.
+
+        Returns:
+            By name, each with `state_dict` and `load_state_dict`; the sampler is among them where it has `advance`.
+        """
         parts: dict[str, Any] = {"network": self.network, "optimizer": self.optimizer, "scaler": self.scalers[0]}
         if self.discriminator is not None:
             parts["discriminator"] = self.discriminator
@@ -279,6 +283,9 @@ def to_device(batch: Mapping[str, Any], device: torch.device, non_blocking: bool
         batch: of `SliceDataset`.
         device: where to.
         non_blocking: as of ``Tensor.to``.
+
+    Returns:
+        Another dictionary; what is no tensor is the batch's own.
     """
     return {
         name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value

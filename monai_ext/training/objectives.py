@@ -71,6 +71,13 @@ class Pix2Pix:
     Args:
         pixel_weight: of L1.
         adversarial_weight: of the adversarial term.
+
+    Example:
+        >>> objective = Pix2Pix(pixel_weight=10.0)
+        >>> batch = {"sources": torch.zeros(1, 2, 8, 8), "target": torch.full((1, 1, 8, 8), 0.5)}
+        >>> predicted = objective.predict(lambda sources: sources[:, :1], batch)
+        >>> {name: float(term) for name, term in objective.generator_terms(None, batch, predicted).items()}
+        {'pixel': 5.0}
     """
 
     def __init__(self, *, pixel_weight: float = 100.0, adversarial_weight: float = 1.0) -> None:
@@ -81,11 +88,28 @@ class Pix2Pix:
         self.adversarial.activation, self.adversarial.loss_fct = None, BCEWithLogitsLoss()
 
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
-        """Give the network the sources: "pred"."""
+        """Give the network the sources.
+
+        Args:
+            network: (B, M, *size) -> (B, K, *size).
+            batch: with "sources" (B, M, *size).
+
+        Returns:
+            "pred" (B, K, *size).
+        """
         return {"pred": network(batch["sources"])}
 
     def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
-        """The adversarial loss of the target ("real") and of the prediction ("fake"), each halved."""
+        """Compute the adversarial loss of the target and of the prediction, each halved.
+
+        Args:
+            discriminator: (B, M + K, *size) -> logits a patch, or a list that ends with them.
+            batch: with "sources" (B, M, *size) and "target" (B, K, *size).
+            predicted: with "pred" (B, K, *size), without gradient.
+
+        Returns:
+            "real" of the target, "fake" of the prediction.
+        """
         real = _judged(discriminator, batch["sources"], batch["target"])
         fake = _judged(discriminator, batch["sources"], predicted["pred"])
         return {
@@ -96,7 +120,16 @@ class Pix2Pix:
     def generator_terms(
         self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
     ) -> Terms:
-        """L1 ("pixel"), and the adversarial loss ("adversarial") where there is a discriminator."""
+        """Compute L1, and the adversarial loss where there is a discriminator.
+
+        Args:
+            discriminator: as of `discriminator_terms`; None leaves the adversarial term out.
+            batch: with "sources" and "target", and perhaps "weight" (B, 1, *size).
+            predicted: with "pred" (B, K, *size).
+
+        Returns:
+            "pixel" and, with a discriminator, "adversarial", weighted.
+        """
         terms = {"pixel": self.pixel_weight * weighted_l1(predicted["pred"], batch)}
         if discriminator is not None:
             fake = _judged(discriminator, batch["sources"], predicted["pred"])
@@ -134,7 +167,15 @@ class Disentangling(Pix2Pix):
         self.norm, self.edge_weight = norm, edge_weight
 
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
-        """Give the network the sources: "pred", and "pseudo_target" where it makes one."""
+        """Give the network the sources, and keep its pseudo-target where it makes one.
+
+        Args:
+            network: such as `FDGAN`; without `forward_with_pseudo_target` it is called as it is.
+            batch: with "sources" (B, M, H, W).
+
+        Returns:
+            "pred" and perhaps "pseudo_target", (B, K, H, W) each.
+        """
         both = getattr(network, "forward_with_pseudo_target", None)
         if both is None:
             return super().predict(network, batch)
@@ -144,7 +185,17 @@ class Disentangling(Pix2Pix):
     def generator_terms(
         self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
     ) -> Terms:
-        """Pix2Pix's terms, "pseudo_target" where there is one, and "edge" where it has a weight."""
+        """Compute Pix2Pix's terms and those of Eq. 5 and the edges.
+
+        Args:
+            discriminator: as of `Pix2Pix`.
+            batch: as of `Pix2Pix`.
+            predicted: what `predict` gave.
+
+        Returns:
+            "pixel", "adversarial" with a discriminator, "pseudo_target" where there is one, "edge" where it has a
+            weight.
+        """
         terms = super().generator_terms(discriminator, batch, predicted)
         if "pseudo_target" in predicted:  # Eq. 5's second term
             terms["pseudo_target"] = self.pixel_weight * weighted_l1(predicted["pseudo_target"], batch)
@@ -182,7 +233,17 @@ class AnyScale(Pix2Pix):
         self.finest = finest
 
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
-        """Give the network sources made coarser: "pred", and "sources" enlarged to its size."""
+        """Give the network sources made coarser, and ask it for a finer size.
+
+        Args:
+            network: (B, M, h, w) and the output's size -> (B, K, *size), such as `HMFMambaINR`; while it is in training
+                the
+                size is drawn, else it is the batch's.
+            batch: with "sources" (B, M, H, W).
+
+        Returns:
+            "pred" (B, K, *size), and "sources" (B, M, *size) enlarged to it; with `finest` 1 only "pred", of (H, W).
+        """
         if self.finest == 1:
             return super().predict(network, batch)
         height, width = batch["sources"].shape[2:]
@@ -195,13 +256,31 @@ class AnyScale(Pix2Pix):
         return {"pred": network(sources, size), "sources": _resized(sources, size)}
 
     def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
-        """Pix2Pix's, sources and target at the prediction's size."""
+        """Compute Pix2Pix's, sources and target at the prediction's size.
+
+        Args:
+            discriminator: as of `Pix2Pix`.
+            batch: as of `Pix2Pix`, at full size.
+            predicted: what `predict` gave, without gradient.
+
+        Returns:
+            "real" and "fake".
+        """
         return super().discriminator_terms(discriminator, _as_fine(batch, predicted), predicted)
 
     def generator_terms(
         self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
     ) -> Terms:
-        """Pix2Pix's, sources and target at the prediction's size."""
+        """Compute Pix2Pix's, sources and target at the prediction's size.
+
+        Args:
+            discriminator: as of `Pix2Pix`.
+            batch: as of `Pix2Pix`, at full size.
+            predicted: what `predict` gave.
+
+        Returns:
+            "pixel" and, with a discriminator, "adversarial", weighted.
+        """
         return super().generator_terms(discriminator, _as_fine(batch, predicted), predicted)
 
 
@@ -227,6 +306,14 @@ def weighted_l1(made: Tensor, batch: Batch) -> Tensor:
     Args:
         made: (B, K, *size).
         batch: with "target" of that shape, and perhaps "weight" (B, 1, *size).
+
+    Returns:
+        A scalar; NaN where the weights are all 0.
+
+    Example:
+        >>> batch = {"target": torch.tensor([[[0.0, 1.0]]]), "weight": torch.tensor([[[1.0, 3.0]]])}
+        >>> float(weighted_l1(torch.zeros(1, 1, 2), batch))
+        0.75
     """
     wrong = (made - batch["target"]).abs()
     if "weight" not in batch:

@@ -53,6 +53,7 @@ class PoolSlices(Dataset[dict[str, Any]]):
         lesion_weight: what a pixel in a lesion counts, where one of other brain counts 1.
 
     Raises:
+        ValueError: no subject, or a number that may not be.
         SubjectError: a subject lacks a contrast or the mask of its brain, or is of another size than the first.
     """
 
@@ -196,8 +197,15 @@ def pool(
     Args:
         datalist: of the pool.
         split: "training" or "validation".
-        sources, target: contrasts.
+        sources, target: contrasts, by any of their names; the same list for both is from any to any.
         how: further arguments of `PoolSlices`.
+
+    Returns:
+        The dataset, whose items are slices.
+
+    Raises:
+        ValueError: the datalist is not there or has no such subjects, or an argument may not be.
+        SubjectError: a subject lacks a contrast or its brain's mask, or is of another size than the first.
     """
     targets = [target] if isinstance(target, str) else list(target)
     subjects = read_datalist(datalist).splits[split]

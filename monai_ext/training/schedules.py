@@ -16,6 +16,9 @@ def epochs_of(*, epochs: int, steps: int | None, kinds: Sequence[Kind], batch_si
         steps: batches in all, as the trainer takes them.
         kinds: each sample's, for a batch is of one kind.
         batch_size: samples a batch.
+
+    Returns:
+        How many epochs to run, the last one perhaps in part.
     """
     if steps is None:
         return epochs
@@ -31,8 +34,22 @@ def constant_then_linear(optimizer: Optimizer, *, epochs: int, constant: int) ->
         epochs: of the training.
         constant: how many of them keep the rate.
 
+    Returns:
+        A scheduler to step after each epoch; the last epoch still has a rate above 0.
+
     Raises:
         ValueError: `constant` is below 0 or leaves no epoch.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> schedule, rates = constant_then_linear(optimizer, epochs=4, constant=2), []
+        >>> for _ in range(4):
+        ...     rates.append(optimizer.param_groups[0]["lr"])
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> rates
+        [1.0, 1.0, 1.0, 0.5]
     """
     if not 0 <= constant < max(epochs, 1):
         raise ValueError(f"constant must be from 0 to below the {epochs} epochs, got {constant}")

@@ -49,6 +49,20 @@ class SelectiveSupervision:
     def predict(self, network: Callable[..., Tensor], batch: Batch) -> Terms:
         """Make every contrast that the terms need; of a validation item, which has its "wanted" contrast, that one
         alone.
+
+        Args:
+            network: a `PMMSynth`, of M contrasts.
+            batch: with "sources" (B, M, H, W), "condition" (B, M), which of them the network may see, and "dataset",
+                the
+                sites' names, all "" where none is said. In training "available" (B, M), and the first row's condition
+                is
+                everybody's; in validation "wanted" (B,), the number of the contrast to make.
+
+        Returns:
+            "pred": (B, M, H, W) in training, where contrasts that no term needs are zeros; (B, 1, H, W) in validation.
+
+        Raises:
+            ValueError: a name that is none of `sites`.
         """
         sources = batch["sources"]
         numbers = None
@@ -66,7 +80,20 @@ class SelectiveSupervision:
         return {"pred": made[torch.arange(len(made), device=made.device), batch["wanted"]][:, None]}
 
     def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
-        """Least squares on the targets ("real") and on what was made of them ("fake"), summed over the contrasts."""
+        """Compute least squares on the targets and on what was made of them, summed over the contrasts (Eq. 9).
+
+        Args:
+            discriminator: such as `ContrastDiscriminators`: images (N, M, H, W) and the targets' numbers -> a tensor
+                each.
+            batch: with "target" (B, M, H, W), "available" and "condition" (B, M).
+            predicted: with "pred" (B, M, H, W), without gradient.
+
+        Returns:
+            "real" of the targets, "fake" of what was made.
+
+        Raises:
+            ValueError: the batch has more than one availability or condition.
+        """
         targets = _targets(batch)
         real, fake = batch["target"], predicted["pred"]
         # in one pass, for several processes share one gradient a pass; its norms take each image alone
@@ -79,8 +106,18 @@ class SelectiveSupervision:
     def generator_terms(
         self, discriminator: Discriminator | None, batch: Batch, predicted: Mapping[str, Tensor]
     ) -> Terms:
-        """L1 of the targets ("synthesis") and of the sources ("reconstruction"), and "adversarial" with
-        discriminators.
+        """Compute L1 of the targets and of the sources, and the adversarial term with discriminators.
+
+        Args:
+            discriminator: as of `discriminator_terms`; None leaves the adversarial term out.
+            batch: with "target" (B, M, H, W), "available" and "condition" (B, M), and perhaps "weight" (B, 1, H, W).
+            predicted: with "pred" (B, M, H, W).
+
+        Returns:
+            "synthesis" of the targets, "reconstruction" of the sources and perhaps "adversarial", weighted (Eq. 5).
+
+        Raises:
+            ValueError: the batch has more than one availability or condition.
         """
         targets = _targets(batch)
         condition = batch["condition"][0]

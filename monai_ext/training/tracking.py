@@ -51,11 +51,19 @@ class Record:
         self.batch = default_collate([dataset[round(float(place))] for place in places])
 
     def attach(self, trainer: Any) -> None:
-        """Listen to the trainer, as ignite's handlers do."""
+        """Listen to the trainer, as ignite's handlers do.
+
+        Args:
+            trainer: a `PairedAdversarialTrainer`; an `MLFlowHandler` of its `handlers` gets the pictures too.
+        """
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self.picture)
 
     def picture(self, trainer: Any) -> None:
-        """Write the picture of the epoch that has ended."""
+        """Write the picture of the epoch that has ended.
+
+        Args:
+            trainer: whose epoch has ended, as `attach` has it called; its number names the file.
+        """
         with torch.no_grad():
             shown = self.evaluator.predict(self.batch)
         rows = [

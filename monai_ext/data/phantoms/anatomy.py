@@ -111,7 +111,17 @@ class Anatomy:
         return (self.brain[1] - self.brain[0] + 1) * self.step
 
     def channels(self, *, head: bool, device: torch.device | str = "cpu") -> Tensor:
-        """Shares (0 to 1) of BRAIN, or of CLASSES with the head, then mm below the hull + FAR: float32, 0 far off."""
+        """Give the anatomy as maps to resample, each 0 far from the head.
+
+        Args:
+            head: True for the shares of CLASSES, False for those of BRAIN, the first five of them.
+            device: where the maps are to be.
+
+        Returns:
+            float32 (10, I, J, K) with the head, (6, I, J, K) without: shares from 0 to 1 and, last, mm below the
+            brain's
+            hull + FAR, from 0 to 2 FAR.
+        """
         count = len(CLASSES) if head else len(BRAIN)
         kept = torch.cat([self.stored[:count], self.stored[-1:]]).to(device)
         maps = kept.float().div_(255)
@@ -145,11 +155,15 @@ def remember(path: Path, step: float, anatomy: Anatomy) -> None:
 
 
 def read_anatomy(path: Path, step: float = STEP) -> Anatomy:
-    """The anatomy in a label map, at `step` 1 or 2 mm; read once.
+    """Give the anatomy in a label map; a file is read once in a process.
 
     Args:
         path: a label map in FreeSurfer's and SynthSeg's numbers, of any orientation and voxel size.
-        step: mm.
+        step: mm, 1 or 2.
+
+    Returns:
+        The anatomy, the same object at every call: nothing may change it.
+
     Raises:
         ValueError: the file is no map of a head, with what is wrong with it.
     """
@@ -168,7 +182,17 @@ def _read(path: Path) -> Anatomy:
 
 
 def read_labels(path: Path) -> NDArray[np.int32]:
-    """Labels at 1 mm along RAS, by nearest neighbour where the file has other voxels."""
+    """Read a label map at 1 mm along RAS, by nearest neighbour where the file has other voxels.
+
+    Args:
+        path: a NIfTI file of whole numbers from 0 up.
+
+    Returns:
+        (I, J, K)
+
+    Raises:
+        ValueError: it cannot be read as an image, holds other numbers, or has voxels above 4 mm.
+    """
     volume = to_ras(read_volume(path, allow_constant=True))
     if np.any(volume.array != np.rint(volume.array)) or volume.array.min() < 0:
         raise ValueError(f"{path}: a label map holds whole numbers from 0 up")
@@ -188,7 +212,18 @@ def read_labels(path: Path) -> NDArray[np.int32]:
 
 
 def from_labels(labels: NDArray[np.int32], *, name: str) -> Anatomy:
-    """Labels (I, J, K) at 1 mm along RAS -> the anatomy."""
+    """Make the anatomy of a label map: each label's tissues, smoothed over its borders.
+
+    Args:
+        labels: (I, J, K) at 1 mm along RAS, FreeSurfer's and SynthSeg's numbers.
+        name: of the anatomy, which a phantom's sidecar says.
+
+    Returns:
+        The anatomy at 1 mm, cut to the head.
+
+    Raises:
+        ValueError: labels that are unknown, or no whole brain.
+    """
     if labels.max() > LARGEST:
         raise ValueError(f"has label {labels.max()}, where FreeSurfer's and SynthSeg's end at {LARGEST}")
     counts = np.bincount(labels.ravel(), minlength=LARGEST + 1)
@@ -211,7 +246,16 @@ def from_labels(labels: NDArray[np.int32], *, name: str) -> Anatomy:
 
 
 def assembled(name: str, shares: Tensor, brain: NDArray[np.bool_]) -> Anatomy:
-    """The anatomy of shares of CLASSES, 255ths at STEP, and of where the brain is."""
+    """Put an anatomy together, with what follows from where the brain is: depth below its hull, the lesions' guide.
+
+    Args:
+        name: of the anatomy.
+        shares: (9, I, J, K), uint8, of CLASSES in 255ths, at 1 mm along RAS.
+        brain: (I, J, K), where the brain is; not empty.
+
+    Returns:
+        The anatomy at 1 mm.
+    """
     depth = hull_depth(brain)
     last = np.rint(255 * (np.clip(depth, -FAR, FAR) + FAR) / (2 * FAR)).astype(np.uint8)
     white, ventricle = (shares[CLASSES.index(tissue)].numpy() for tissue in ("wm", "ventricle"))
@@ -247,7 +291,14 @@ def _check_whole(brain: NDArray[np.bool_]) -> None:
 
 
 def halved(anatomy: Anatomy) -> Anatomy:
-    """The same at twice the step: what phantoms of 2 mm are made from, in an eighth of the time."""
+    """Give an anatomy at twice the step: what phantoms of 2 mm are made from, in an eighth of the time.
+
+    Args:
+        anatomy: at 1 mm; the last plane of an odd side is left out.
+
+    Returns:
+        Another one, with the same guide.
+    """
     stored = torch.stack([
         functional.avg_pool3d(channel[None, None].float(), 2).round().to(torch.uint8)[0, 0]
         for channel in anatomy.stored
@@ -257,7 +308,14 @@ def halved(anatomy: Anatomy) -> Anatomy:
 
 
 def hull_depth(brain: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """mm inside the brain with its sulci filled, down to -FAR outside; found at half the resolution."""
+    """Measure how deep a voxel is inside the brain with its sulci filled; found at half the resolution.
+
+    Args:
+        brain: (I, J, K) at 1 mm, where the brain is; not empty.
+
+    Returns:
+        mm, (I, J, K): positive inside, negative outside, -FAR or less where the brain is far off.
+    """
     reach = int(FAR + HULL) + 3
     ends = _ends(brain)
     low, high = np.maximum(ends[0] - reach, 0), ends[1] + reach
@@ -303,7 +361,17 @@ def _ends(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def label_maps(folder: Path) -> list[Path]:
-    """The label maps in a folder, sorted."""
+    """Find the label maps in a folder.
+
+    Args:
+        folder: whose own files are looked at, not those of folders in it.
+
+    Returns:
+        Its *.nii and *.nii.gz, sorted by name.
+
+    Raises:
+        ValueError: it holds none.
+    """
     files = sorted(path for path in folder.glob("*.nii*") if path.is_file())
     if not files:
         raise ValueError(f"{folder} holds no label map (*.nii, *.nii.gz)")

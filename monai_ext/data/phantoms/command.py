@@ -54,7 +54,11 @@ class Job:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Give the command its options, those that go with --stream too.
+
+    Args:
+        parser: of the command; it is told to call `run`.
+    """
     add = parser.add_argument
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="DIR", help="the dataset's folder; must not hold anything yet")
@@ -81,7 +85,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the subjects, then the datalist, which a dataset that was not finished lacks."""
+    """Make the subjects, then the datalist, which a dataset that was not finished lacks; with --stream, a pool.
+
+    Args:
+        args: what `configure`'s parser read.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ValueError: a number that may not be, a contrast that the layout has no name for, --out that is not empty, or an
+            option of --stream without it.
+    """
     if args.stream is not None:
         return stream.run(args, contrasts=args.contrasts or (), spacing=args.spacing)
     if typed := stream.given(args):
@@ -127,7 +142,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_subject(job: Job) -> tuple[Subject, float]:
-    """Render and write one subject; also the seconds it took."""
+    """Render one subject and write its images, label, brain mask and truth.
+
+    Args:
+        job: everything that they depend on: the same job writes the same voxels.
+
+    Returns:
+        The subject as a datalist has it, and the seconds that it took.
+    """
     began = time.perf_counter()
     site = SITES[job.site]
     phantom = make_phantom(
@@ -210,7 +232,15 @@ def _oriented(volume: Volume, axes: str) -> Volume:
 
 
 def picture(subjects: Sequence[Subject], path: Path) -> Path:
-    """One row a subject: every contrast and the label, in the axial slice that shows most of the lesion."""
+    """Draw subjects, one a row: every contrast and the label, in the axial slice that shows most of the lesion.
+
+    Args:
+        subjects: one or more, whose files are there.
+        path: the picture's, a PNG.
+
+    Returns:
+        The path.
+    """
     rows, titles = [], []
     columns = [name for name in MODALITIES if any(name in subject.images for subject in subjects)]
     columns += ["label"] if any(subject.label for subject in subjects) else []

@@ -45,7 +45,16 @@ class Lesions:
         diffusion: float = 1.0,
         gadolinium: float | NDArray[np.float32] = 0.0,
     ) -> None:
-        """Lay a lesion over what is in the box."""
+        """Lay a lesion over what is in the box; what was there stays by 1 - weight.
+
+        Args:
+            box: a slice of the anatomy's voxels along each axis.
+            weight: how much of each voxel is diseased, 0 to 1, of the box's shape.
+            t1: how far T1 and water content are from white matter's (0) to fluid's (1), in logarithms.
+            t2: the same for T2.
+            diffusion: a factor on what tissue of that water content has when healthy.
+            gadolinium: uptake in mM.
+        """
         for channel, value in zip(self.maps, (1.0, t1, t2, diffusion, gadolinium), strict=True):
             part = channel[box]
             part *= 1 - weight
@@ -53,7 +62,11 @@ class Lesions:
 
 
 class Host:
-    """An anatomy as lesions see it: shares of tissue in a box, places to begin at."""
+    """An anatomy as lesions see it: shares of tissue in a box, places to begin at.
+
+    Args:
+        anatomy: at 1 or 2 mm; it is only read.
+    """
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
@@ -61,14 +74,31 @@ class Host:
         self.shape = tuple(anatomy.stored.shape[1:])
 
     def room(self, kind: str, box: tuple[slice, ...]) -> NDArray[np.float32]:
-        """The share of each voxel that a kind of disease can take over."""
+        """Give the share of each voxel that a kind of disease can take over.
+
+        Args:
+            kind: plaque, halo, oedema, tumour or infarct.
+            box: of `box`.
+
+        Returns:
+            0 to 1, of the box's shape.
+        """
         total = np.zeros(tuple(s.stop - s.start for s in box), dtype=np.float32)
         for tissue, share in _HOSTS[kind].items():
             total += share / 255 * self.anatomy.stored[BRAIN.index(tissue)][box].numpy()
         return np.minimum(total, 1)
 
     def place(self, rng: np.random.Generator, weight: NDArray[np.float32]) -> NDArray[np.float64]:
-        """A voxel of the anatomy, drawn by a weight on the guide's grid."""
+        """Draw a place in the anatomy, by a weight on the guide's grid.
+
+        Args:
+            rng: of the lot.
+            weight: of the guide's shape; what is below 0 counts as 0. Where none is above it, white matter is drawn
+                from.
+
+        Returns:
+            (3,), a place in voxels of the anatomy, not rounded.
+        """
         flat = np.maximum(weight, 0).ravel().astype(np.float64)
         if not flat.any():
             flat = (self.anatomy.guide.white > 0.3).ravel().astype(np.float64)
@@ -77,14 +107,30 @@ class Host:
         return ((voxel + rng.uniform(0, 1, 3)) * COARSE * STEP / self.step) - 0.5
 
     def box(self, centre: NDArray[np.float64], reach: float) -> tuple[slice, ...]:
-        """The voxels within `reach` mm of a voxel, inside the grid."""
+        """Give the voxels near a place, inside the grid.
+
+        Args:
+            centre: (3,), in voxels.
+            reach: mm to each side.
+
+        Returns:
+            A slice along each axis.
+        """
         return tuple(
             slice(max(int(c - reach / self.step), 0), min(int(c + reach / self.step) + 2, n))
             for c, n in zip(centre, self.shape, strict=True)
         )
 
     def offsets(self, box: tuple[slice, ...], centre: NDArray[np.float64]) -> list[NDArray[np.float32]]:
-        """mm from a voxel along each axis, to broadcast over the box."""
+        """Measure the mm from a place along each axis.
+
+        Args:
+            box: of `box`.
+            centre: (3,), in voxels of the anatomy.
+
+        Returns:
+            Three arrays that broadcast to the box's shape, signed.
+        """
         return [
             ((np.arange(s.start, s.stop, dtype=np.float32) - np.float32(c)) * np.float32(self.step)).reshape(
                 [-1 if a == axis else 1 for a in range(3)]
@@ -96,12 +142,20 @@ class Host:
 def draw_lesions(
     rng: np.random.Generator, anatomy: Anatomy, *, kind: str, ageing: float = 0.0, masks: tuple[Path, ...] = ()
 ) -> Lesions:
-    """One subject's disease.
+    """Draw one subject's disease.
 
     Args:
+        rng: of all that is drawn.
+        anatomy: whose grid the maps are on.
         kind: one of KINDS.
         ageing: 0 to 1, adds halos of the ventricles and spots of white matter, whatever the disease.
-        masks: files of real infarcts on an MNI-like grid, one of which is warped in where `kind` is stroke.
+        masks: files of real infarcts on an MNI-like grid, of which some are warped in where `kind` is stroke.
+
+    Returns:
+        The maps, the label and what pushes.
+
+    Raises:
+        ValueError: another kind, or a mask that cannot be read.
     """
     if kind not in KINDS:
         raise ValueError(f"lesions are one of {', '.join(KINDS)}, got {kind!r}")

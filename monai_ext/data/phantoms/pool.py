@@ -46,7 +46,16 @@ class Recipe:
     wide: bool | None = None
 
     def make(self, number: int, *, slot: int = 0, device: torch.device | str = "cpu") -> "Made":
-        """Subject `number`, on the canvas of a slot."""
+        """Make one subject, on the canvas of a slot.
+
+        Args:
+            number: which, from 0 up: with the recipe's seed it decides all that is drawn.
+            slot: the place in the pool; slots take the canvases in turn.
+            device: where it is rendered.
+
+        Returns:
+            Its images, targets and masks on the device, its grid, and what was drawn, for its sidecar.
+        """
         rng = np.random.default_rng([self.seed, number])
         anatomy = anatomy_by_lot(rng, self.anatomies, spacing=self.spacing)
         grid = Grid((*self.canvases[slot % len(self.canvases)], self.depth), self.spacing)
@@ -71,7 +80,15 @@ class Made(NamedTuple):
 
 
 def write_subject(folder: Path, made: Made) -> None:
-    """A prepared subject's folder, filled."""
+    """Write a prepared subject's folder: an image and a target a contrast, the masks, and the sidecar last.
+
+    Args:
+        folder: must not be there yet.
+        made: of `Recipe.make`.
+
+    Raises:
+        FileExistsError: the folder is there.
+    """
     rendered, grid, facts = made
     folder.mkdir(parents=True)
     affine = np.diag([*grid.spacing, 1.0])
@@ -91,7 +108,15 @@ def write_subject(folder: Path, made: Made) -> None:
 
 
 def subject_of(folder: Path, contrasts: Sequence[str]) -> Subject:
-    """What a datalist says of a filled folder."""
+    """Say what a datalist says of a folder that `write_subject` filled; no file is looked at.
+
+    Args:
+        folder: whose name is the subject's.
+        contrasts: those of the recipe.
+
+    Returns:
+        The subject, with its images, targets and masks.
+    """
     return Subject(
         subject=folder.name,
         dataset=DATASET,
@@ -155,7 +180,16 @@ def stream(
 
 
 def check_room(pool: Path, recipe: Recipe, *, subjects: int) -> None:
-    """Refuse to begin what the disk cannot hold."""
+    """Refuse to begin what the disk cannot hold.
+
+    Args:
+        pool: its folder, which must be there.
+        recipe: what says how large a subject is.
+        subjects: how many are to be written.
+
+    Raises:
+        ValueError: less is free than they need, with 5 % to spare.
+    """
     free, needed = shutil.disk_usage(pool).free, int(1.05 * subjects * recipe.bytes_each)
     if free < needed:
         raise ValueError(

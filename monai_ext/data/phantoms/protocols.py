@@ -28,7 +28,17 @@ CANONICAL: dict[str, Sequence] = {
 def draw_protocol(
     rng: np.random.Generator, table: Mapping[str, Tissue], *, tesla: float, wide: bool
 ) -> dict[str, Sequence]:
-    """Every contrast's sequence for one subject: as hospitals play them, or with `wide` log-uniform beyond them."""
+    """Draw every contrast's sequence for one subject.
+
+    Args:
+        rng: of all that is drawn.
+        table: the person's tissues; FLAIR's inversion time goes by its "ventricle".
+        tesla: the field, by which the times that weight by T1 grow.
+        wide: False for the times that hospitals play, True for a wider range of them.
+
+    Returns:
+        A sequence for each of MODALITIES; T1C's is T1's with contrast agent, ADC's is DWI's.
+    """
     slow = (tesla / 3) ** 0.3  # T1 grows with the field, and with it the times that weight by it
 
     def between(low: float, high: float) -> float:

@@ -94,13 +94,20 @@ def draw_subject(
 
     Args:
         rng: all of its randomness.
+        anatomy: the person.
         grid: what it is written on.
-        contrasts: those to make.
+        contrasts: those to make, names of MODALITIES.
         masks: files of real infarcts.
-        kind: its disease, drawn where None.
+        kind: its disease, one of KINDS, drawn where None.
         skull: whether the head is there, drawn where None.
         wide: whether protocols go beyond what hospitals play, drawn where None.
         registered: whether all contrasts lie on each other; else half of the subjects' are apart by up to 3 mm.
+
+    Returns:
+        All that `render` needs, and in `facts` what a sidecar says of it.
+
+    Raises:
+        ValueError: another kind, or a mask that cannot be read.
     """
     kind = kind or str(rng.choice(KINDS, p=(0.12, 0.4, 0.3, 0.18)))
     head = bool(rng.uniform() < 0.5) if skull is None else skull
@@ -450,7 +457,15 @@ def _outline(total: Tensor) -> Tensor:
 
 
 def scaled(image: Tensor, foreground: Tensor) -> Tensor:
-    """As `prepare` does: the foreground's percentile TOP becomes 1, nothing below 0 or above 1."""
+    """Scale an image as `prepare` does: the foreground's percentile TOP becomes 1, nothing is below 0 or above 1.
+
+    Args:
+        image: of any shape and units.
+        foreground: boolean, of the image's shape; what is 0 or less in it does not count.
+
+    Returns:
+        Values from 0 to 1, of the image's shape; zeros where the foreground has nothing above 0.
+    """
     values = image[foreground & (image > 0)]
     if not values.numel():
         return torch.zeros_like(image)

@@ -33,7 +33,18 @@ class Sequence:
 
 
 def signal(tissue: Tissue, sequence: Sequence) -> Tensor:
-    """What one voxel of the tissue gives; negative where still inverted. Any shape -> the same."""
+    """Compute what one voxel of a tissue gives; negative where still inverted.
+
+    Args:
+        tissue: numbers, or tensors of one shape.
+        sequence: se, ir, spgr or mprage; its `fat` is not applied here.
+
+    Returns:
+        float32 of the tissue's shape, in shares of what fully relaxed fluid gives.
+
+    Raises:
+        KeyError: another kind of sequence.
+    """
     t1, t2, t2s, pd, d = (
         torch.as_tensor(value, dtype=torch.float32) for value in (tissue.t1, tissue.t2, tissue.t2s, tissue.pd, tissue.d)
     )
@@ -97,11 +108,32 @@ def _mprage(t1: Tensor, sequence: Sequence) -> Tensor:
 
 
 def nulling_time(tissue: Tissue, *, tr: float, inversion: float = 0.97) -> float:
-    """The inversion time at which a tissue gives no signal."""
+    """Compute the inversion time at which a tissue gives no signal.
+
+    Args:
+        tissue: whose T1 is a number.
+        tr: repetition time in ms.
+        inversion: its efficiency, 0 to 1.
+
+    Returns:
+        ms
+
+    Example:
+        >>> fluid = Tissue(t1=4200.0, t2=1700.0, t2s=500.0, pd=1.0, d=3.0)
+        >>> round(nulling_time(fluid, tr=9000.0))  # of a FLAIR at 3 T
+        2395
+    """
     t1 = float(tissue.t1)
     return float(t1 * np.log((1 + inversion) / (1 + inversion * np.exp(-tr / t1))))
 
 
 def fresh(sequence: Sequence) -> Sequence:
-    """The same for spins that came in after the inversion."""
+    """Give the sequence for spins that came in after the inversion.
+
+    Args:
+        sequence: any.
+
+    Returns:
+        The same without inversion, a spin echo, where it is an "ir"; else itself.
+    """
     return replace(sequence, kind="se") if sequence.kind == "ir" else sequence

@@ -14,27 +14,63 @@ LEAST_VOLUME = 0.15  # a deformation shrinks nothing to less than this share of 
 
 
 def smooth_noise(rng: np.random.Generator, *, shape: tuple[int, ...], fwhm: float) -> NDArray[np.float32]:
-    """Gaussian noise, correlated over `fwhm` grid steps, mean 0 and standard deviation 1."""
+    """Draw correlated Gaussian noise, mean 0 and standard deviation 1, which is periodic.
+
+    Args:
+        rng: of the noise.
+        shape: of the grid, of any number of axes.
+        fwhm: grid steps over which it is correlated.
+
+    Returns:
+        float32 of that shape.
+    """
     noise = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), fwhm / 2.355, mode="wrap", truncate=3)
     return (noise - noise.mean()) / max(float(noise.std()), 1e-6)
 
 
 def lattice_noise(rng: np.random.Generator, *, shape: tuple[int, ...], fwhm: float) -> Tensor:
-    """The same on a lattice that is as coarse as `fwhm` allows; `enlarged` brings it to `shape`."""
+    """Draw the noise of `smooth_noise` on a lattice that is as coarse as its correlation allows.
+
+    Args:
+        rng: of the noise.
+        shape: the grid that `enlarged` brings it to.
+        fwhm: steps of that grid over which it is correlated.
+
+    Returns:
+        float32 on the lattice, at least 4 points along each axis.
+    """
     step = max(fwhm / 3, 1.0)
     coarse = tuple(max(int(np.ceil(n / step)) + 1, 4) for n in shape)
     return torch.from_numpy(smooth_noise(rng, shape=coarse, fwhm=fwhm / step))
 
 
 def enlarged(field: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(I, J, K) or (C, I, J, K) on a coarse lattice over the same box -> `shape`, trilinear."""
+    """Bring a field from a coarse lattice to a grid over the same box, trilinear: corners lie on corners.
+
+    Args:
+        field: (I, J, K) or (C, I, J, K).
+        shape: of the grid, three numbers.
+
+    Returns:
+        The same number of dimensions, the last three of that shape.
+    """
     channels = field if field.ndim == 4 else field[None]
     fine = functional.interpolate(channels[None], size=shape, mode="trilinear", align_corners=True)[0]
     return fine if field.ndim == 4 else fine[0]
 
 
 def posed(field: Tensor, shape: tuple[int, ...], *, pose: NDArray[np.float64] | None, spacing: float) -> Tensor:
-    """`enlarged`, but by a rigid pose in mm about the box's middle: what was at x is at M x, the border goes on."""
+    """Bring a field to a grid as `enlarged` does, moved by a rigid pose: what was at x is at M x, the border goes on.
+
+    Args:
+        field: (I, J, K) or (C, I, J, K), on a lattice over the grid's box.
+        shape: of the grid, three numbers.
+        pose: M, 4x4, in mm about the box's middle; None for none.
+        spacing: of the grid in mm.
+
+    Returns:
+        The same number of dimensions, the last three of that shape.
+    """
     if pose is None:
         return enlarged(field, shape)
     channels = field if field.ndim == 4 else field[None]
@@ -48,7 +84,17 @@ def posed(field: Tensor, shape: tuple[int, ...], *, pose: NDArray[np.float64] | 
 def rigid_points(
     matrix: NDArray[np.floating], shape: tuple[int, ...], *, spacing: float, device: torch.device
 ) -> Tensor:
-    """Where a 4x4 matrix takes each voxel of a grid, (I, J, K, 3), mm about the grid's middle."""
+    """Compute where a matrix takes each voxel of a grid.
+
+    Args:
+        matrix: 4x4, in mm about the grid's middle.
+        shape: of the grid, three numbers.
+        spacing: of the grid in mm.
+        device: where the points are to be.
+
+    Returns:
+        (I, J, K, 3), mm about the grid's middle.
+    """
     axes = [(torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2) * spacing for n in shape]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     turn, shift = (torch.tensor(part, dtype=torch.float32, device=device) for part in (matrix[:3, :3], matrix[:3, 3]))
@@ -58,7 +104,17 @@ def rigid_points(
 def draw_rigid(
     rng: np.random.Generator, *, millimetres: float, degrees: float, centre: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """A 4x4 matrix: a turn of up to `degrees` about `centre`, then a shift of up to `millimetres`."""
+    """Draw a rigid motion: a turn about `centre`, then a shift, each in any direction.
+
+    Args:
+        rng: of all that is drawn.
+        millimetres: the largest shift.
+        degrees: the largest turn.
+        centre: (3,), mm, what the turn leaves where it is.
+
+    Returns:
+        4x4, in mm.
+    """
     axis, direction = (v / np.linalg.norm(v) for v in rng.standard_normal((2, 3)))
     angle, length = np.deg2rad(degrees * rng.uniform()), millimetres * rng.uniform()
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
@@ -70,7 +126,15 @@ def draw_rigid(
 
 
 def soft(level: NDArray[np.float32], width: float = 0.7) -> NDArray[np.float32]:
-    """1 where the level (mm) is well above 0, 0 well below, smooth between."""
+    """Turn a signed distance into a share: 1 well inside, 0 well outside, a logistic curve between.
+
+    Args:
+        level: mm inside, negative outside, of any shape.
+        width: of the curve in mm: at `width` inside the share is 0.73.
+
+    Returns:
+        float32 of the same shape.
+    """
     return (1 / (1 + np.exp(np.clip(level / -width, -30, 30)))).astype(np.float32)
 
 
@@ -104,9 +168,18 @@ class Placement:
         spacing: float,
         pose: NDArray[np.float64] | None = None,
     ) -> Tensor:
-        """Maps (C, I, J, K) of the anatomy, its middle at voxel `centre`, -> (C, *shape) at `spacing` mm, trilinear.
+        """Resample maps of the anatomy onto the subject's canvas, trilinear, 0 beyond them.
 
-        With a `pose`, a rigid 4x4 matrix about the canvas's middle, what was at x is at M x.
+        Args:
+            maps: (C, I, J, K), float32.
+            centre: (3,), the brain's middle in voxels of the maps.
+            step: of the maps in mm.
+            shape: of the canvas, three numbers.
+            spacing: of the canvas in mm.
+            pose: M, a rigid 4x4 matrix in mm about the canvas's middle: what was at x is at M x; None for none.
+
+        Returns:
+            (C, *shape), on the maps' device.
         """
         device = maps.device
         linear = torch.tensor(self.linear, dtype=torch.float32, device=device)
@@ -138,13 +211,19 @@ def draw_placement(
     scale: tuple[float, float] = (0.92, 1.1),
     shift: NDArray[np.float64] | None = None,
 ) -> Placement:
-    """A pose and a deformation over a canvas of `extent` mm.
+    """Draw a pose and a deformation over a canvas of `extent` mm; in half of all cases left and right are exchanged.
 
     Args:
+        rng: of all that is drawn.
+        extent: (3,), of the canvas in mm.
+        masses: what pushes its surroundings away, such as tumours.
         strength: of the deformation; 1 moves a fold by some millimetres.
         turn: the largest turn about each axis, degrees.
         scale: of the head, smallest and largest; each axis differs a little.
         shift: where the brain's middle is to be, mm from the canvas's.
+
+    Returns:
+        What `Placement.sample` needs; it is one to one.
     """
     turns = np.deg2rad(np.clip(rng.normal(0, turn / 2, 3), -turn, turn))
     flip = np.diag([rng.choice([-1.0, 1.0]), 1.0, 1.0])
@@ -201,7 +280,15 @@ def _integrated(velocity: NDArray[np.float32], extent: NDArray[np.float64]) -> N
 
 
 def jacobian(displacement: NDArray[np.float32], extent: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The determinant of x -> x + u(x) over each lattice cell, by forward differences; u is (I, J, K, 3)."""
+    """Compute the determinant of x -> x + u(x) over each lattice cell, by forward differences.
+
+    Args:
+        displacement: u, (I, J, K, 3), mm.
+        extent: (3,), mm from the first to the last point along each axis.
+
+    Returns:
+        (I - 1, J - 1, K - 1); above 0 where the deformation folds nothing.
+    """
     gradient = []
     for axis in range(3):
         step = extent[axis] / (displacement.shape[axis] - 1)

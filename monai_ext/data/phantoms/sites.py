@@ -51,7 +51,7 @@ class Site:
     ageing: tuple[float, float]  # wider sulci, changes of white matter: drawn from this range
     t1: Mapping[float, Sequence] = field(default_factory=lambda: _SPIN_ECHO)
     t2: Mapping[float, Sequence] = field(default_factory=lambda: _T2)
-    subsets: bool = False  # each subject lacks some contrasts
+    subsets: bool = False  # a subject may lack some contrasts
 
 
 SITES = {
@@ -91,7 +91,15 @@ SITES = {
 
 
 def available(site: Site, rng: np.random.Generator) -> tuple[str, ...]:
-    """The contrasts that one subject has: all, or at `subsets` sites at least two of them."""
+    """Draw the contrasts that one subject has.
+
+    Args:
+        site: whose `subsets` says whether some may be missing.
+        rng: of the lot; nothing is drawn where all are there always.
+
+    Returns:
+        All of the site's, or at `subsets` sites at least two of them, in the site's order.
+    """
     if not site.subsets or len(site.contrasts) < 3:
         return site.contrasts
     missing = rng.choice(len(site.contrasts), size=rng.integers(0, len(site.contrasts) - 1), replace=False)
@@ -99,7 +107,19 @@ def available(site: Site, rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def site_protocol(site: Site, rng: np.random.Generator, *, tesla: float) -> dict[str, Sequence]:
-    """Every contrast's sequence at a site for one subject: the site's own, a little off."""
+    """Draw every contrast's sequence at a site for one subject: the site's own, a little off.
+
+    Args:
+        site: whose protocol is varied.
+        rng: of all that is drawn.
+        tesla: the field, 1.5 or 3.
+
+    Returns:
+        A sequence for each of MODALITIES; T1C's is T1's with contrast agent, ADC's is DWI's.
+
+    Raises:
+        KeyError: the site has no protocol for this field.
+    """
     t1 = site.t1[tesla]
     nominal = {
         "T1": t1, "T2": site.t2[tesla], "PD": _PD[tesla], "T1C": t1,

@@ -35,7 +35,11 @@ class Stream:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The options that only --stream has; their defaults are those of Stream."""
+    """Give the command the options that only --stream has; their defaults are those of Stream.
+
+    Args:
+        parser: of the command.
+    """
     add = parser.add_argument_group("with --stream").add_argument
     add("--size", type=int, metavar="N", help=f"training subjects at a time, {Stream.size} if not said")
     add("--validation", type=int, metavar="N", help=f"subjects that are never renewed, {Stream.validation} if not said")
@@ -46,12 +50,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """Those of Stream's options that were typed."""
+    """Give those of Stream's options that were typed.
+
+    Args:
+        args: what the command's parser read.
+
+    Returns:
+        By the names of Stream's fields.
+    """
     return {f.name: getattr(args, f.name) for f in fields(Stream) if getattr(args, f.name) is not None}
 
 
 def run(args: argparse.Namespace, *, contrasts: tuple[str, ...], spacing: tuple[float, float, float]) -> int:
-    """Fill the pool, then renew it until a signal or Ctrl-C."""
+    """Fill the pool, then renew it until a signal or Ctrl-C, or with --once end there.
+
+    Args:
+        args: what the command's parser read.
+        contrasts: those to make; () for all of MODALITIES.
+        spacing: of the voxels in mm, along I, J, K.
+
+    Returns:
+        The exit status, 0, of a pool that was stopped too.
+
+    Raises:
+        ValueError: a number that may not be, too little room on the disk, or another process that writes to the pool.
+    """
     options = Stream(**given(args))
     if options.size < 1 or options.validation < 0 or options.depth < 1 or options.every < 0:
         raise ValueError("--size and --depth must be at least 1, --validation and --every 0 or more")
@@ -106,7 +129,17 @@ def _canvases(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def existing_folder(text: str) -> Path:
-    """An argument that must be a folder."""
+    """Read an argument that must be a folder.
+
+    Args:
+        text: as typed.
+
+    Returns:
+        Its path, as it was given.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such folder.
+    """
     path = Path(text)
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"is not a folder: {text}")

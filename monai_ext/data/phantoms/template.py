@@ -26,7 +26,14 @@ class Maps:
     spacing: float
 
     def at(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Points (..., 3) in mm -> (channels, ...), trilinear, 0 outside."""
+        """Read the maps at places, trilinear.
+
+        Args:
+            points: (..., 3), mm in the maps' space.
+
+        Returns:
+            (channels, ...), 0 outside of the grid.
+        """
         size = np.array(self.values.shape[1:])
         unit = (points - self.origin.astype(np.float32)) * (2 / self.spacing / (size - 1)).astype(np.float32) - 1
         grid = torch.from_numpy(np.ascontiguousarray(unit[..., ::-1], dtype=np.float32)).reshape(1, 1, 1, -1, 3)
@@ -35,7 +42,16 @@ class Maps:
 
 
 def grid_points(shape: tuple[int, ...], origin: NDArray[np.float64], spacing: float) -> NDArray[np.float32]:
-    """The mm positions of a grid's voxels: (I, J, K, 3)."""
+    """Give the positions of a grid's voxels.
+
+    Args:
+        shape: three numbers.
+        origin: (3,), mm of the first voxel.
+        spacing: mm, along each axis.
+
+    Returns:
+        (I, J, K, 3), mm.
+    """
     axes = [origin[a] + spacing * np.arange(shape[a]) for a in range(3)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
 
@@ -48,6 +64,9 @@ def anatomy_by_lot(rng: np.random.Generator, anatomies: Sequence[Path], *, spaci
         anatomies: label maps.
         spacing: of the voxels that are made of it, in mm.
 
+    Returns:
+        The anatomy at 1 or 2 mm, by `step_for`; the lot is drawn even where there is nothing to choose.
+
     Raises:
         ValueError: as `read_anatomy` and `template_anatomy`.
     """
@@ -57,7 +76,13 @@ def anatomy_by_lot(rng: np.random.Generator, anatomies: Sequence[Path], *, spaci
 
 @lru_cache(maxsize=2)
 def template_anatomy(step: float = STEP) -> Anatomy:
-    """The template at `step` 1 or 2 mm: an average of 152 people, so its folds are no one's.
+    """Make the template's anatomy: an average of 152 people, so its folds are no one's.
+
+    Args:
+        step: mm, 1 or 2.
+
+    Returns:
+        The anatomy.
 
     Raises:
         ValueError: nilearn, whose maps these are, is not installed.

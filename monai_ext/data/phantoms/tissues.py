@@ -41,7 +41,17 @@ _TABLE: dict[str, tuple[float, ...]] = {
 
 
 def tissues(tesla: float) -> dict[str, Tissue]:
-    """The tissues at a field strength: T1 and T2 follow the power law through their values at 1.5 and 3 T."""
+    """Give the tissues at a field strength: T1 and T2 follow the power law through their values at 1.5 and 3 T.
+
+    Args:
+        tesla: 0.05 to 7.
+
+    Returns:
+        A tissue for each of CLASSES.
+
+    Raises:
+        ValueError: another field.
+    """
     if not 0.05 <= tesla <= 7:
         raise ValueError(f"field must be 0.05 to 7 tesla, got {tesla}")
     place = float(np.log2(tesla / 1.5))
@@ -61,7 +71,16 @@ def tissues(tesla: float) -> dict[str, Tissue]:
 
 
 def vary(table: Mapping[str, Tissue], rng: np.random.Generator, *, spread: float) -> dict[str, Tissue]:
-    """One person's tissues: every property off by a factor, log-normal with standard deviation `spread`."""
+    """Draw one person's tissues: every property is off by a log-normal factor, water's by less.
+
+    Args:
+        table: of `tissues`.
+        rng: of all that is drawn.
+        spread: the standard deviation of T1's, T2's and T2*'s logarithms.
+
+    Returns:
+        A tissue for each of CLASSES.
+    """
     shared = rng.normal(0, 0.5 * spread)  # a person's water content moves all tissues together
 
     def factor(weight: float = 1.0) -> float:
@@ -85,7 +104,15 @@ def vary(table: Mapping[str, Tissue], rng: np.random.Generator, *, spread: float
 
 
 def wetter(tissue: Tissue, amount: float) -> Tissue:
-    """The tissue with `amount` more free water, as a fraction: longer T1 and T2, denser, more mobile."""
+    """Give the tissue more free water: longer T1 and T2, denser, more mobile.
+
+    Args:
+        tissue: numbers or tensors.
+        amount: more water, as a fraction: 0 changes nothing.
+
+    Returns:
+        Another tissue; T2*, magnetisation transfer and uptake are the same.
+    """
     return replace(
         tissue,
         t1=tissue.t1 * (1 + amount),
@@ -104,6 +131,9 @@ def diseased(table: Mapping[str, Tissue], t1: Tensor, t2: Tensor, diffusion: Ten
         t2: the same for T2.
         diffusion: as a factor on what the same water content has when healthy: 0.5 in a fresh infarct.
         gadolinium: uptake in mM.
+
+    Returns:
+        A tissue of tensors of the maps' shape.
     """
     white, fluid = table["wm"], table["ventricle"]
 

@@ -9,10 +9,25 @@ FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/'\",;:]+/)+")  # of an absolute path
 
 
 def is_image_id(name: str) -> bool:
-    """Say whether this could be an image of the studies: `<file>` or `<study>/<file>`, without its ending."""
+    """Say whether this could be an image of the studies: `<file>` or `<study>/<file>`, without its ending.
+
+    Args:
+        name: as a client gives it.
+
+    Returns:
+        False of what could lead out of the studies, is hidden, or is not printable; whether there is one is not looked
+        at.
+    """
     return IMAGE.fullmatch(name) is not None and name.isprintable()
 
 
 def without_folders(said: str) -> str:
-    """Reduce the absolute paths in a message to the names of their files."""
+    """Reduce the absolute paths in a message to the names of their files.
+
+    Args:
+        said: the message; a folder's name with a space or a comma in it ends a path.
+
+    Returns:
+        The message as a client may see it.
+    """
     return FOLDERS.sub("", said)

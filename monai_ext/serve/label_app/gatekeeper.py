@@ -39,7 +39,11 @@ TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 class Gatekeeper:
-    """An ASGI middleware: checks a request whole, then hands it on, a training's body with its options alone."""
+    """An ASGI middleware: checks a request whole, then hands it on, a training's body with its options alone.
+
+    Args:
+        app: the ASGI application behind it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

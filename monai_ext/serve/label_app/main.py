@@ -56,15 +56,27 @@ class SynthesisApp(MONAILabelApp):
         guard(server)
 
     def init_datastore(self) -> Datastore:
-        """Open the studies."""
+        """Open the studies.
+
+        Returns:
+            The studies below the server's `--studies`.
+        """
         return Studies(self.studies, extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT)
 
     def init_infers(self) -> dict[str, InferTask]:
-        """Make an inference task for each bundle."""
+        """Make an inference task for each bundle.
+
+        Returns:
+            bundle's name -> task, those without weights too.
+        """
         return {name: Synthesis(root, weights=self.weights[name]) for name, root in self.bundles.items()}
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        """Make a training task for each bundle."""
+        """Make a training task for each bundle.
+
+        Returns:
+            bundle's name -> task.
+        """
         return {name: Training(root, weights=self.weights[name]) for name, root in self.bundles.items()}
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
@@ -101,6 +113,9 @@ class SynthesisApp(MONAILabelApp):
         Args:
             request: "model", and options.
 
+        Returns:
+            What the bundle's `Training` gives, and MONAI Label adds.
+
         Raises:
             HTTPException: 404, there is no such bundle.
         """
@@ -112,7 +127,11 @@ class SynthesisApp(MONAILabelApp):
 
 
 def guard(server: FastAPI) -> None:
-    """Put the gatekeeper before the endpoints, once: the server has built what a request goes through by now."""
+    """Put the gatekeeper before the endpoints, once: the server has built what a request goes through by now.
+
+    Args:
+        server: MONAI Label's; it is changed.
+    """
     if not any(one.cls is Gatekeeper for one in server.user_middleware):
         server.user_middleware.append(Middleware(Gatekeeper))
         server.middleware_stack = server.build_middleware_stack()
@@ -120,6 +139,9 @@ def guard(server: FastAPI) -> None:
 
 def bundles_of(folder: Path) -> dict[str, Path]:
     """Find the bundles below a folder, or the one that it is.
+
+    Args:
+        folder: a bundle, which has `configs`, or a folder of which each member with `configs` is one.
 
     Returns:
         name -> folder.

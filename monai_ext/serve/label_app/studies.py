@@ -57,11 +57,25 @@ class Studies(LocalDatastore):
             raise HTTPException(400, f"the image {image_id!r} cannot be stored: {error.strerror}") from error
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """Tell what is known of an image, but for where the server has it."""
+        """Tell what is known of an image, but for where the server has it.
+
+        Args:
+            image_id: `<study>/<file>` or `<file>`, without its ending.
+
+        Returns:
+            MONAI Label's, without "path".
+        """
         return {key: value for key, value in super().get_image_info(image_id).items() if key != "path"}
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """Say where a label is.
+
+        Args:
+            label_id: of the image that it was drawn on.
+            label_tag: such as "final".
+
+        Returns:
+            The label's path.
 
         Raises:
             HTTPException: 404, it is not there.
@@ -76,6 +90,9 @@ class Studies(LocalDatastore):
 
         Args:
             full_path: MONAI Label's; both values give the studies' names.
+
+        Returns:
+            "image" and "label" a dictionary, relative to the studies' folder.
         """
         root = Path(self._datastore.base_path).resolve()
         found = super().datalist(full_path)
@@ -83,6 +100,12 @@ class Studies(LocalDatastore):
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:  # noqa: ARG002 - the interface has it
         """Refuse it: studies are not given away as one archive.
+
+        Args:
+            limit_cases: MONAI Label's; not looked at.
+
+        Returns:
+            Nothing: it raises.
 
         Raises:
             HTTPException: 404, always.

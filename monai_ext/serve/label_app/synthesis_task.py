@@ -52,7 +52,11 @@ class Synthesis(InferTask):
         )
 
     def is_valid(self) -> bool:
-        """Say whether there are weights."""
+        """Say whether there are weights.
+
+        Returns:
+            Whether the file is there; whether it fits is not looked at.
+        """
         return self.weights.is_file()
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -98,7 +102,11 @@ class Synthesis(InferTask):
         return self._loaded[1]
 
     def config(self) -> dict[str, Any]:
-        """Tell what a person chooses in the client's panel."""
+        """Tell what a person chooses in the client's panel.
+
+        Returns:
+            Option -> its default, or the list to choose from; {} where the weights cannot be used.
+        """
         synthesiser = self._load()
         if synthesiser is None:
             return {}
@@ -134,7 +142,14 @@ class Synthesis(InferTask):
 
 
 def first(choice: Any) -> Any:
-    """Take a choice of a panel: it sends back the list it was given if nothing was chosen from it."""
+    """Take a choice of a panel, which sends back the list that it was given if nothing was chosen from it.
+
+    Args:
+        choice: as it came.
+
+    Returns:
+        The first of a list, anything else as it is; [] too.
+    """
     return choice[0] if isinstance(choice, list) and choice else choice
 
 

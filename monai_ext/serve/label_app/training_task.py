@@ -34,7 +34,11 @@ class Training(TrainTask):
         self.bundle_root, self.weights = bundle_root, weights
 
     def config(self) -> dict[str, Any]:
-        """Tell what a person chooses in the client's panel, and the defaults."""
+        """Tell what a person chooses in the client's panel, and the defaults.
+
+        Returns:
+            Option -> its default, or the list to choose from.
+        """
         return {"size": ["compact", "paper"], "epochs": 3}
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
@@ -62,6 +66,12 @@ def chosen_for_training(request: Mapping[str, Any]) -> dict[str, Any]:
     """Take what a request says of our options.
 
     A panel sends back its list of sizes if nothing was chosen from it.
+
+    Args:
+        request: as it came, with what is MONAI Label's own.
+
+    Returns:
+        What `asked_of_training` is to check: null is what was not chosen, and of a list of sizes the first counts.
     """
     chosen = {key: request[key] for key in TRAINING if request.get(key) is not None}
     size = chosen.get("size")
