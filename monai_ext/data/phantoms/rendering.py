@@ -35,7 +35,7 @@ from monai_ext.data.phantoms.protocols import (
 from monai_ext.data.phantoms.sequences import Sequence as Played
 from monai_ext.data.phantoms.sequences import fresh, signal
 from monai_ext.data.phantoms.shapes import Placement, draw_placement, enlarged, lattice_noise, posed
-from monai_ext.data.phantoms.tissues import Tissue, diseased, tissues, vary, wetter
+from monai_ext.data.phantoms.tissues import Tissue, diseased, slower, tissues, vary, wetter
 
 TOP = 99.5  # percentile of the foreground that becomes 1 in what was scanned, as `prepare` does
 FLUID = ("ventricle", "csf")
@@ -59,7 +59,7 @@ class Subject:
     protocol: Mapping[str, Played]
     acquisitions: Mapping[str, Acquisition]
     stripping: Stripping | None
-    texture: tuple[Tensor, Tensor, Tensor]  # smooth, fine water; where sulci are wider
+    texture: tuple[Tensor, ...]  # water, smooth and fine; where sulci are wider; T2, smooth and fine
     atrophy: float
     contrasts: tuple[str, ...]
     facts: Mapping[str, object]
@@ -170,7 +170,7 @@ def draw_subject(
     )
 
 
-def draw_texture(rng: np.random.Generator, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+def draw_texture(rng: np.random.Generator, grid: Grid) -> tuple[Tensor, ...]:
     """Draw how a tissue varies from place to place.
 
     Args:
@@ -178,10 +178,10 @@ def draw_texture(rng: np.random.Generator, grid: Grid) -> tuple[Tensor, Tensor, 
         grid: of the images.
 
     Returns:
-        Water, smooth and fine, and where sulci are wider, as `Subject` has them.
+        Water, smooth and fine, where sulci are wider, and T2, smooth and fine, as `Subject` has them.
     """
-    smooth, fine, folds = (lattice_noise(rng, shape=grid.rendered, fwhm=fwhm / grid.step) for fwhm in (28.0, 3.5, 14.0))
-    return smooth, fine, folds
+    widths = (28.0, 3.5, 14.0, 10.0, 3.5)  # mm
+    return tuple(lattice_noise(rng, shape=grid.rendered, fwhm=fwhm / grid.step) for fwhm in widths)
 
 
 def draw_atrophy(rng: np.random.Generator, *, ageing: float) -> float:
@@ -194,16 +194,17 @@ def draw_atrophy(rng: np.random.Generator, *, ageing: float) -> float:
     Returns:
         The logarithm of the factor on an anatomy's own.
     """
-    return float(rng.normal(-0.3, 0.25) + 0.9 * ageing)
+    return float(rng.normal(-0.6, 0.25) + 0.9 * ageing)
 
 
 @dataclass(frozen=True)
 class _Body:
-    """Tissue at the rendering grid: shares (C, N), water variation (N,), and diseased voxels."""
+    """Tissue at the rendering grid: shares (C, N), how water and T2 vary (N,), and diseased voxels."""
 
     names: tuple[str, ...]
     shares: Tensor
     water: Tensor
+    relaxation: Tensor  # more T2 than the tissue's, as a fraction: iron, myelin and fibres' order, at the same T1
     flow: Tensor  # (N,) how open the fluid is to motion, 0 to 1
     where: Tensor  # (D,) diseased voxels
     weight: Tensor  # (D,)
@@ -341,7 +342,7 @@ def _body(
     device = sampled.device
     count = len(names)
     shares, depth = sampled[:count], sampled[count] - FAR
-    smooth, fine, folds = (
+    smooth, fine, folds, broad, narrow = (
         posed(noise.to(device), shape, pose=pose, spacing=subject.grid.step) for noise in subject.texture
     )
     # Sulci as wide as this person's: shift the balance where the brain is, keep the sum.
@@ -349,7 +350,7 @@ def _body(
     index = {name: number for number, name in enumerate(names)}
     total = brain.sum(dim=0)
     inside = depth > -2
-    factor = torch.exp((subject.atrophy + 0.35 * folds).clamp(-0.8, 1.6))
+    factor = torch.exp((subject.atrophy + 0.35 * folds).clamp(-1.2, 1.6))
     shares[index["csf"]] = torch.where(inside, shares[index["csf"]] * factor, shares[index["csf"]])
     change = total / shares[: len(BRAIN)].sum(dim=0).clamp(min=1e-6)
     shares[: len(BRAIN)] *= change
@@ -359,6 +360,7 @@ def _body(
         shares[index["muscle"]] -= moved.clamp(min=0)
         shares[index["fat"]] += moved.clamp(min=0)
     water = 0.045 * smooth + 0.02 * fine
+    relaxation = 0.05 * broad + 0.03 * narrow
     fluid = shares[index["csf"]]
     wide = functional.avg_pool3d(
         fluid[None, None],
@@ -376,7 +378,17 @@ def _body(
         weight = found[0]
         disease = (found[1] / weight, found[2] / weight, found[3] / weight, found[4] / weight)
     return (
-        _Body(names, shares.reshape(count, -1), water.reshape(-1), openness.reshape(-1), where, weight, disease, shape),
+        _Body(
+            names=names,
+            shares=shares.reshape(count, -1),
+            water=water.reshape(-1),
+            relaxation=relaxation.reshape(-1),
+            flow=openness.reshape(-1),
+            where=where,
+            weight=weight,
+            disease=disease,
+            shape=shape,
+        ),
         depth,
     )
 
@@ -390,9 +402,9 @@ def _signals(
 ) -> dict[str, Tensor]:
     """Each sequence's signal (I, J, K), signed: the sum of its tissues', for a voxel averages over what it holds."""
     device = body.shares.device
-    rows, slopes, lifts = [], [], []
+    rows, wetness, slowness, lifts = [], [], [], []
     for name, sequence in played.items():
-        levels, change = [], []
+        levels, by_water, by_t2 = [], [], []
         for tissue in body.names:
             share = sequence.fat if tissue in ("fat", "marrow") else 1.0
             here = (
@@ -401,14 +413,16 @@ def _signals(
                 else signal(table[tissue], sequence)
             )
             levels.append(share * float(here))
-            more = float(signal(wetter(table[tissue], 0.01), sequence)) if tissue in VARIED else 0.0
-            change.append(share * (more - float(signal(table[tissue], sequence))) / 0.01 if tissue in VARIED else 0.0)
+            by_water.append(share * _slope(table[tissue], wetter(table[tissue], 0.01), sequence, of=tissue))
+            by_t2.append(share * _slope(table[tissue], slower(table[tissue], 0.01), sequence, of=tissue))
         rows.append(levels)
-        slopes.append(change)
+        wetness.append(by_water)
+        slowness.append(by_t2)
         lifts.append(_lift(table, sequence, target=target and name == "FLAIR"))
     shares = body.shares
     total = torch.tensor(rows, device=device) @ shares
-    total += body.water * (torch.tensor(slopes, device=device) @ shares)
+    total += body.water * (torch.tensor(wetness, device=device) @ shares)
+    total += body.relaxation * (torch.tensor(slowness, device=device) @ shares)
     fluid = shares[body.names.index("csf")]
     result = {}
     for number, (name, sequence) in enumerate(played.items()):
@@ -421,6 +435,13 @@ def _signals(
             image[body.where] += body.weight * (signal(ill, sequence) - image[body.where])
         result[name] = image.reshape(body.shape)
     return result
+
+
+def _slope(tissue: Tissue, changed: Tissue, sequence: Played, *, of: str) -> float:
+    """What a hundredth's change does to the signal, a hundredfold; tissues that do not vary give 0."""
+    if of not in VARIED:
+        return 0.0
+    return (float(signal(changed, sequence)) - float(signal(tissue, sequence))) / 0.01
 
 
 def _fluid_level(tissue: Tissue, sequence: Played, *, still: bool) -> float:

