@@ -48,6 +48,7 @@ def whole_run(folder: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Raises:
         ValueError: there are some, and they may not.
+        FileNotFoundError: the block left one out; what was there stays.
     """
     found = [name for name in RESULTS if (folder / name).exists()]
     if found and not overwrite:
@@ -57,6 +58,8 @@ def whole_run(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        for name in RESULTS:
+            (partial / name).stat()
         for name in reversed(RESULTS):  # run.json first: without it no reader takes the rest for a run
             old = folder / name
             if old.is_dir():

@@ -148,11 +148,11 @@ def newest_adapter(network: PMMSynth) -> Adapter:
         The last one's adapter. Its parameters are the network's own tensors, not copies.
 
     Raises:
-        AssertionError: the network has personalized=False.
-        IndexError: no site was added to it.
+        ValueError: no site was added to it.
     """
-    assert network.embedding is not None
     number = len(network.sites) - network.trained_on - 1
+    if network.embedding is None or number < 0:
+        raise ValueError("no site was added to this network: add_site makes what an adapter holds")
     changes = {path: module.changes[number] for path, module in network.named_modules() if hasattr(module, "changes")}
     rank = max(change.down.shape[0] for change in changes.values())
     embedding: Any = network.embedding.added[number]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_ext.files import absolute
+from monai_ext.modalities import canonical
 
 if TYPE_CHECKING:
     from monai_ext.data.dicom import Series
@@ -95,18 +96,24 @@ def named_series(pairs: list[str]) -> dict[str, str]:
     """Read the command's pairs: ["T1=5"] -> {"T1": "5"}.
 
     Args:
-        pairs: CONTRAST=SERIES each; of a contrast that is there twice the last counts.
+        pairs: CONTRAST=SERIES each.
 
     Returns:
-        contrast -> series, both as they were typed.
+        contrast -> series, as it was typed.
 
     Raises:
-        ValueError: a word is no pair.
+        ValueError: a word is no pair, its contrast is not known or named twice.
     """
     wrong = [pair for pair in pairs if not all(pair.partition("="))]
     if wrong:
         raise ValueError(f"--series takes CONTRAST=SERIES such as T1=5, got {wrong[0]!r}")
-    return {contrast: what for contrast, _, what in (pair.partition("=") for pair in pairs)}
+    named: dict[str, str] = {}
+    for given_as, _, series in (pair.partition("=") for pair in pairs):
+        contrast = canonical(given_as)
+        if contrast in named:
+            raise ValueError(f"--series names {contrast} twice: {named[contrast]} and {series}; give one")
+        named[contrast] = series
+    return named
 
 
 def suitable(
@@ -129,7 +136,6 @@ def suitable(
     """
     from monai_ext.data.dicom import contrast_of, read_study
     from monai_ext.installed import choose_method, methods_to_choose_from
-    from monai_ext.modalities import canonical
 
     if target is None:
         raise ValueError("say with --target what is missing, or with --bundle what is to make it")
@@ -194,7 +200,6 @@ def ready(bundle: Path, *, weights: Path | None = None, target: str | None = Non
     Raises:
         ValueError: there are no weights, or they do not make it.
     """
-    from monai_ext.modalities import canonical
     from monai_ext.serve.synthesis import BundleSynthesiser
 
     synthesiser = BundleSynthesiser(bundle, weights=weights)
@@ -227,7 +232,6 @@ def sources_in(
         ValueError: a contrast is not there or cannot be told, or a series makes no volume.
     """
     from monai_ext.data.dicom import choose, contrast_of, read_study, sorted_slices
-    from monai_ext.modalities import canonical
 
     there = read_study(study)
     wanted = synthesiser.contrasts

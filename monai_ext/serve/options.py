@@ -91,13 +91,13 @@ def named_images(given: Any) -> dict[str, str]:
     """Read which file of the study is which contrast, given as a dictionary or as its JSON.
 
     Args:
-        given: as it came; of two names of one contrast the last counts.
+        given: as it came.
 
     Returns:
         contrast -> file name.
 
     Raises:
-        ValueError: it is neither, or names no contrast or no file.
+        ValueError: it is neither, or names no contrast, one twice, or no file.
     """
     images = given
     if isinstance(given, str):
@@ -107,7 +107,13 @@ def named_images(given: Any) -> dict[str, str]:
             images = None
     if not isinstance(images, dict) or not images:
         raise ValueError(f"images must be contrasts with their files, such as {{'T1': 'a.nii.gz'}}, got {short(given)}")
-    return {_contrast("images", contrast): _text("images", name) for contrast, name in images.items()}
+    named: dict[str, str] = {}
+    for given_as, file in images.items():
+        contrast = _contrast("images", given_as)
+        if contrast in named:
+            raise ValueError(f"images names {contrast} twice: {short(named[contrast])} and {short(file)}; give one")
+        named[contrast] = _text("images", file)
+    return named
 
 
 def named_channels(given: Any) -> list[str]:

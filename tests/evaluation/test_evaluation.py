@@ -21,7 +21,7 @@ from monai_ext.data.prepared import SLOPE
 from monai_ext.data.slices import SliceDataset
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 from monai_ext.evaluation.evaluation import Evaluation, PreparedVolumes
-from monai_ext.evaluation.run_folder import SLICE_COLUMNS, SUBJECT_COLUMNS
+from monai_ext.evaluation.run_folder import SLICE_COLUMNS, SUBJECT_COLUMNS, whole_run
 
 SHAPE = (20, 24, 8)
 AFFINE = np.array([[1.5, 0, 0, -12], [0, 1.5, 0, -15], [0, 0, 3, -9], [0, 0, 0, 1]])
@@ -332,6 +332,14 @@ def test_an_interrupted_run_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         evaluation(tmp_path, predictor=interrupt, out="new").run()
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_leaves_a_result_out_replaces_nothing(tmp_path: Path) -> None:
+    evaluation(tmp_path).run()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(FileNotFoundError), whole_run(tmp_path / "run", overwrite=True) as folder:
+        (folder / "run.json").write_text("{}")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_the_summary_tells_each_region_and_each_level(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from dicom_study import write_study
 from running import BUNDLES, options, smallest_weights
 
 from monai_ext.__main__ import main
+from monai_ext.serve.dicom import named_series
 from monai_ext.serve.options import INFERENCE, TRAINING, asked, asked_of_training, enter, named_images
 from monai_ext.serve.synthesis import BundleSynthesiser
 
@@ -127,6 +128,15 @@ def test_what_may_be_chosen_passes_as_it_is():
 def test_images_that_are_none_are_refused(given):
     with pytest.raises(ValueError, match=r"images must be|unknown contrast"):
         named_images(given)
+
+
+def test_a_contrast_that_is_named_twice_is_refused_and_neither_is_taken():
+    with pytest.raises(ValueError, match=r"images names T1 twice: 'a\.nii\.gz' and 'b\.nii\.gz'; give one"):
+        named_images({"T1": "a.nii.gz", "t1w": "b.nii.gz"})
+    with pytest.raises(ValueError, match="--series names T1 twice: 5 and 6"):
+        named_series(["T1=5", "t1w=6"])
+    with pytest.raises(ValueError, match="unknown contrast"):
+        named_series(["nose=5"])
 
 
 def test_numbers_have_bounds():

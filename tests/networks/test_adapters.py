@@ -12,6 +12,7 @@ from monai_ext.networks.adapters import (
     add_site,
     know_sites,
     load_adapter,
+    newest_adapter,
     personalised,
     personalized_network,
     save_adapter,
@@ -88,6 +89,13 @@ def test_old_and_new_samples_of_one_batch_get_what_they_get_alone():
         for row in range(5):
             alone = network(images[row : row + 1], site=site[row : row + 1])
             torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("personalized", [True, False])
+def test_a_network_that_no_site_was_added_to_has_no_adapter(personalized):
+    network = PMMSynth(modalities=("T1", "T2"), width=8, sites=("first",), personalized=personalized)
+    with pytest.raises(ValueError, match="no site was added to this network"):
+        newest_adapter(network)
 
 
 def test_a_stored_adapter_brings_the_site_back_to_a_fresh_network(tmp_path):

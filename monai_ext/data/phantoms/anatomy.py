@@ -372,7 +372,7 @@ def label_maps(folder: Path) -> list[Path]:
     Raises:
         ValueError: it holds none.
     """
-    files = sorted(path for path in folder.glob("*.nii*") if path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith((".nii", ".nii.gz")))
     if not files:
         raise ValueError(f"{folder} holds no label map (*.nii, *.nii.gz)")
     return files

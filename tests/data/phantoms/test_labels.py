@@ -105,5 +105,6 @@ def test_an_image_and_coarse_voxels_are_no_label_map(tmp_path: Path, labels: NDA
 
 
 def test_a_folder_without_label_maps_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "head.nii.bak").write_bytes(b"")
     with pytest.raises(ValueError, match="holds no label map"):
         label_maps(tmp_path)
