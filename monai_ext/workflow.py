@@ -1,15 +1,18 @@
 """A bundle's workflow: its ids checked before anything is built, its faults told in one line.
 
-`Workflow` is what our commands and servers run. `check_config` is the first thing that every config runs: it gives
-MONAI's own runner, which knows nothing of `Workflow`, the same checks.
+`Workflow` is what a command runs from beginning to end; `opened` gives a config whose parts are asked for one by one,
+as servers and packing do, with values that are never evaluated. `check_config` is the first thing that every config
+runs: it gives MONAI's own runner, which knows nothing of `Workflow`, the same checks.
 """
 
+import copy
 import difflib
 import inspect
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -88,7 +91,7 @@ def run_verb(
     if verb == "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun started us
         files.append(root / "configs" / "multi_gpu_train.json")
     extra: dict[str, Any] = {} if tracking is None else {"tracking": tracking}
-    try:
+    with unwrapped():
         workflow = Workflow(
             [str(path) for path in files],
             workflow_type="train" if verb == "train" else "infer",
@@ -98,8 +101,42 @@ def run_verb(
         workflow.initialize()
         workflow.run()
         workflow.finalize()
-    except RuntimeError as error:  # MONAI wraps what a component raises
-        raise root_cause(error) from error
+
+
+def opened(config: Mapping[str, Any], values: Mapping[str, Any] | None = None) -> ConfigParser:
+    """Open a config for its parts to be asked for, one by one.
+
+    MONAI's parser runs a text that begins with "$", follows one with "@" or "%" and builds a dictionary with
+    "_target_". The values are not read by it: one that has parsed looks an id up among its results before it looks at
+    its config, and reads no result again.
+
+    Args:
+        config: of a bundle; it is left as it is.
+        values: by id, what stays what it is, whatever it looks like: texts, paths and dictionaries too.
+
+    Returns:
+        The parser, which has done the config's imports.
+
+    Example:
+        >>> opened({"name": None, "said": "$'hello ' + @name"}, {"name": "$1 + 1"}).get_parsed_content("said")
+        'hello $1 + 1'
+    """
+    keep_freed_memory()
+    parser = ConfigParser(copy.deepcopy(dict(config)))
+    parser.parse()
+    parser.ref_resolver.resolved_content.update(values or {})
+    if "imports" in parser:
+        parser.get_parsed_content("imports")
+    return parser
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise what a component raised, and not what MONAI makes of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise root_cause(error) from None
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -92,7 +92,7 @@ class Evaluation:
             gives is clipped to [0, 1].
         sources, target: contrasts, by any of their names.
         output_dir: the run folder.
-        about: what runs and on what: all that ABOUT lists.
+        about: what runs and on what: all that ABOUT lists, and "site" where one was named.
         perturbations: `Perturbation`s or their arguments.
         keep: of which subjects volumes stay: "three" are the worst, the median and the best by PSNR in the brain, or
             "all" or "none".
@@ -274,6 +274,7 @@ class Evaluation:
                 "target": contrast,
                 "sources": list(self.sources),
                 "subject": result.subject,
+                "site": self.about.get("site"),
                 **{key: self.about[key] for key in ("bundle", "version", "weights", "software")},
             }
             write_json(folder / f"{contrast}_synthetic.json", said)
@@ -285,6 +286,7 @@ class Evaluation:
         return {
             **{key: self.about[key] for key in ABOUT},
             "device": str(self.about["device"]),
+            "site": self.about.get("site"),
             "sources": list(self.sources),
             "target": list(self.target),
             "dataset": ", ".join(sorted({result.dataset for result in results})),

@@ -23,6 +23,7 @@ def describe_run(
     network: nn.Module,
     amp: bool | str,
     device: torch.device,
+    site: str | None = None,
 ) -> dict[str, Any]:
     """Describe what runs and on what, for an evaluation's record.
 
@@ -34,6 +35,8 @@ def describe_run(
         network: as it runs.
         amp: its precision.
         device: where it runs.
+        site: whose look every subject was given, "none" for nobody's; None where each has that of its own dataset, or
+            the network tells no sites apart.
 
     Returns:
         What `Evaluation` takes as `about`.
@@ -50,5 +53,6 @@ def describe_run(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "amp": str(wanted_dtype(device, amp) or torch.float32).removeprefix("torch."),
         "device": device_name(device),
+        "site": site,
         "software": software(),
     }

@@ -252,8 +252,8 @@ def _how(comparison: Comparison) -> str:
         "corrected by Holm’s method over all pairs, figures and regions of a target.</p><h3>Runs</h3>"
     )
     for run in comparison.runs:
-        keys = ("weights", "datalist_sha256", "device", "amp", "software", "created", "failed", "perturbations")
-        items = {"folder": run.folder.name, **{key: run.about[key] for key in keys if key in run.about}}
+        keys = ("weights", "site", "datalist_sha256", "device", "amp", "software", "created", "failed", "perturbations")
+        items = {"folder": run.folder.name, **{key: run.about[key] for key in keys if run.about.get(key) is not None}}
         rows = "".join(
             f"<tr><th scope=row>{escape(name)}</th><td class='left wrap'>{_words(value)}</td></tr>"
             for name, value in items.items()

@@ -1,8 +1,7 @@
 """The gate for requests: what a person may ask of a bundle, each option with its type and what it may be.
 
-MONAI's config parser runs a text that begins with "$", follows one with "@" or "%" and builds a dictionary with
-"_target_". Nothing from outside gets to it as a config: an option is checked here, and what has passed enters a parser
-as an object, with `enter`, that is not read again.
+Nothing from outside gets to MONAI's parser as a config: an option is checked here, and what has passed enters a config
+that is opened (`monai_ext.workflow.opened`) as an object, which is not read again.
 """
 
 import json
@@ -10,27 +9,12 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from monai_ext.data.presets import MASKS, REGISTRATIONS
 from monai_ext.modalities import canonical
 
 AMP = (True, False, "bf16", "fp16")
 SIZES = ("compact", "paper")
 Check = Callable[[str, Any], Any]
-
-
-def enter(parser: ConfigParser, values: Mapping[str, Any]) -> None:
-    """Set ids to values that stay what they are, whatever they look like: texts, paths and dictionaries too.
-
-    A parser that has parsed looks an id up among its results before it looks at its config, and reads no result again.
-
-    Args:
-        parser: that has parsed.
-        values: by id.
-    """
-    parser.parse()
-    parser.ref_resolver.resolved_content.update(values)
 
 
 def asked(options: Mapping[str, Any], choices: Collection[str]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A bundle's inference for one subject after another, with its network built once: what servers call."""
 
-import copy
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,10 +11,9 @@ from monai_ext.catalogue import bundle_names, find_bundle
 from monai_ext.files import absolute
 from monai_ext.inference.subjects import SYNTHETIC
 from monai_ext.modalities import canonical
-from monai_ext.runtime import keep_freed_memory
-from monai_ext.serve.options import INFERENCE, asked, enter
+from monai_ext.serve.options import INFERENCE, asked
 from monai_ext.weights import ARCHIVE, RoomFor, about_weights, archived
-from monai_ext.workflow import fitted, refuse_unknown_ids, root_cause
+from monai_ext.workflow import fitted, opened, refuse_unknown_ids, unwrapped
 
 
 class BundleSynthesiser:
@@ -63,13 +61,9 @@ class BundleSynthesiser:
         self.ids = {"bundle_root": str(self.bundle_root), "weights": str(self.weights), **ids}
         refuse_unknown_ids(self.ids, [self.config])
         self._turn = threading.Lock()
-        keep_freed_memory()
-        parser = self._parser({})
-        try:
-            with RoomFor(self.weights):
-                parser.get_parsed_content("maker")  # whether the weights fit is known now, not at the first patient
-        except RuntimeError as error:
-            raise root_cause(error) from None
+        parser = opened(self.config, self.ids)
+        with unwrapped(), RoomFor(self.weights):
+            parser.get_parsed_content("maker")  # whether the weights fit is known now, not at the first patient
         self.network = parser.get_parsed_content("network")
 
     @property
@@ -138,12 +132,10 @@ class BundleSynthesiser:
             **asked(ids, self.choices),
         }
         with self._turn:
-            parser = self._parser({**given, "network": self.network})
-            try:
+            parser = opened(self.config, {**self.ids, **given, "network": self.network})
+            with unwrapped():
                 dataset = parser.get_parsed_content("dataset")
                 parser.get_parsed_content("evaluator").run()
-            except RuntimeError as error:  # MONAI wraps what a component raises
-                raise root_cause(error) from None
             if dataset.failures:
                 raise dataset.failures[0]
             served = [*dataset.done, *dataset.kept]
@@ -153,12 +145,6 @@ class BundleSynthesiser:
                 )
         made = sorted((Path(output_dir) / served[0]).glob(f"*{SYNTHETIC}.nii.gz"))
         return {path.name.removesuffix(f"{SYNTHETIC}.nii.gz"): path for path in made}
-
-    def _parser(self, ids: Mapping[str, Any]) -> ConfigParser:
-        parser = ConfigParser(copy.deepcopy(self.config))
-        enter(parser, {**self.ids, **ids})
-        parser.get_parsed_content("imports")
-        return parser
 
 
 def trusted_config(archive: Path) -> dict[str, Any]:

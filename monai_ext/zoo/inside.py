@@ -17,6 +17,7 @@ from monai.bundle.properties import InferProperties, MetaProperties, TrainProper
 
 import monai_ext
 from monai_ext.weights import load_weights
+from monai_ext.workflow import opened
 
 INFERENCE, METADATA, WEIGHTS = "configs/inference.json", "configs/metadata.json", "models/model.pt"
 LOGGING = "configs/logging.conf"
@@ -41,7 +42,7 @@ def properties() -> Iterator[str]:
             yield f"configs/train.json lacks {identity.replace('::', '#')!r}, which MONAI asks for"
     if not ConfigParser.load_config_file(METADATA).get("supported_apps"):
         yield f"{METADATA} names no application in supported_apps, so that the zoo would check no property"
-    workflow = create_workflow(
+    workflow = create_workflow(  # MONAI's, not our own: as the zoo makes it
         config_file=INFERENCE, workflow_type="inference", bundle_root=".", meta_file=METADATA, logging_file=LOGGING
     )
     workflow.properties = {**MetaProperties, **InferProperties}
@@ -76,7 +77,7 @@ def script() -> Iterator[str]:
 
 
 def _network() -> torch.nn.Module:
-    found = ConfigParser(ConfigParser.load_config_file(INFERENCE)).get_parsed_content("network_def")
+    found = opened(ConfigParser.load_config_file(INFERENCE)).get_parsed_content("network_def")
     if not isinstance(found, torch.nn.Module):
         raise ValueError(f"{INFERENCE}: network_def is a {type(found).__name__}, expected a network")
     return found

@@ -25,7 +25,7 @@ from monai_ext.networks import PMMSynth
 from monai_ext.networks.adapters import personalised
 from monai_ext.training.pool import PoolSlices, pool
 from monai_ext.weights import about_weights, load_weights, read, write_tensors
-from monai_ext.workflow import fitted
+from monai_ext.workflow import fitted, opened
 from monai_ext.zoo import rules
 
 AGREEMENT = 60.0  # dB
@@ -118,9 +118,8 @@ def pack(
 
 def _network(root: Path, about: Mapping[str, Any]) -> nn.Module:
     """The bundle's, as wide and for as many contrasts as the weights."""
-    config = ConfigParser(fitted(ConfigParser.load_config_file(root / "configs" / "inference.json"), about))
-    config.get_parsed_content("imports")
-    network: nn.Module = config.get_parsed_content("network_def")
+    config = fitted(ConfigParser.load_config_file(root / "configs" / "inference.json"), about)
+    network: nn.Module = opened(config).get_parsed_content("network_def")
     return network
 
 

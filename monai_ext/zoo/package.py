@@ -18,7 +18,7 @@ from monai.bundle import ConfigParser
 from monai_ext.files import absolute, sha256, whole_file, write_json
 from monai_ext.ops.loader import PACKAGE
 from monai_ext.weights import RoomFor, about_weights, load_weights, save_weights
-from monai_ext.workflow import fitted, root_cause
+from monai_ext.workflow import fitted, opened, unwrapped
 from monai_ext.zoo import rules
 
 WORKFLOWS = ("train", "inference", "evaluate")
@@ -97,12 +97,9 @@ def _fill(made: Path, bundle: Path, weights: Path) -> None:
                 write_json(path, wanted)
     _describe_channels(made / "configs" / "metadata.json", about)
     _own_commands(made, bundle)
-    inference = ConfigParser(ConfigParser.load_config_file(made / "configs" / "inference.json"))
-    try:
-        with RoomFor(weights):
-            network = inference.get_parsed_content("network_def")
-    except RuntimeError as error:
-        raise root_cause(error) from error
+    inference = opened(ConfigParser.load_config_file(made / "configs" / "inference.json"))
+    with unwrapped(), RoomFor(weights):
+        network = inference.get_parsed_content("network_def")
     load_weights(network, weights)  # refuses what does not fit, by name
     save_weights(made / "models" / "model.pt", network, {"bundle": bundle.name, "version": version, **about})
 

@@ -59,7 +59,11 @@ def test_three_sites_are_learnt_resumed_and_evaluated_and_a_fourth_is_added_with
     resumed = bundle_run(PMM, "train", COMPACT, **train, epochs=2, resume="true")
     assert "going on from" in resumed.stderr
 
-    bundle_run(PMM, "evaluate", **ids, datalist=str(sites["glioma"]), output_dir=tmp_path / "run")
+    evaluate = {**ids, "datalist": str(sites["glioma"])}
+    bundle_run(PMM, "evaluate", **evaluate, output_dir=tmp_path / "run")
+    bundle_run(PMM, "evaluate", **evaluate, output_dir=tmp_path / "nobody", site="none", every_task="false")
+    records = [json.loads((tmp_path / run / "run.json").read_text()) for run in ("run", "nobody")]
+    assert [record["site"] for record in records] == [None, "none"]
     with (tmp_path / "run" / "matrix.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["region"] == "brain"]
     there = {name for row in rows for name in (*row["sources"].split("+"), row["target"])}

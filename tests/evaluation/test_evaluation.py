@@ -148,6 +148,13 @@ def test_run_json_says_what_was_evaluated_and_how(tmp_path: Path) -> None:
     assert (record["subjects"], record["failed"]) == (3, [])
 
 
+@pytest.mark.parametrize("site", [None, "none", "glioma"])
+def test_run_json_and_sidecars_name_the_site_that_was_asked_for(tmp_path: Path, site: str | None) -> None:
+    evaluation(tmp_path, names="a", about={**ABOUT, "site": site}).run()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["site"] == site
+    assert json.loads((tmp_path / "run" / "volumes" / "a" / "PD_synthetic.json").read_text())["site"] == site
+
+
 def test_perturbed_rows_stand_beside_the_unharmed_ones(tmp_path: Path) -> None:
     perturbations = [{"kind": "translate", "contrast": "T2", "levels": [0, 1, 3]}, {"kind": "noise", "contrast": "T1"}]
     evaluation(tmp_path, perturbations=perturbations).run()

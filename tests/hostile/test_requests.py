@@ -12,8 +12,9 @@ from running import BUNDLES, options, smallest_weights
 
 from monai_ext.__main__ import main
 from monai_ext.serve.dicom import named_series
-from monai_ext.serve.options import INFERENCE, TRAINING, asked, asked_of_training, enter, named_images
+from monai_ext.serve.options import INFERENCE, TRAINING, asked, asked_of_training, named_images
 from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.workflow import opened
 
 CODE = "__import__('pathlib').Path({pwned!r}).touch() or 'T1'"
 
@@ -105,11 +106,9 @@ def test_a_file_is_read_by_the_name_that_it_has(synthesiser: BundleSynthesiser, 
 
 
 def test_what_enters_a_parser_stays_what_it_is(pwned):
-    from monai.bundle import ConfigParser
-
     for attack in attacks(pwned):
-        parser = ConfigParser({"a": None, "b": "@a", "c": {"_target_": "builtins.dict", "given": "@a"}, "d": "$@a"})
-        enter(parser, {"a": attack})
+        config = {"a": None, "b": "@a", "c": {"_target_": "builtins.dict", "given": "@a"}, "d": "$@a"}
+        parser = opened(config, {"a": attack})
         assert parser.get_parsed_content("b") is attack
         assert parser.get_parsed_content("c") == {"given": attack}
         assert parser.get_parsed_content("d") is attack

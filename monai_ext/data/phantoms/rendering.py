@@ -242,9 +242,8 @@ def render(subject: Subject, *, device: torch.device | str = "cpu", targets: boo
     labels = [] if lesions.label is None else [int(value) for value in np.unique(lesions.label) if value]
     stack += [torch.from_numpy(lesions.label == value)[None].to(device) for value in labels]
     maps = torch.cat([s.float() for s in stack])
-    averaged = _odd(grid.step / subject.anatomy.step)
-    if averaged > 1:  # a voxel that is far larger than the anatomy's shows the mean of what is in it
-        maps = functional.avg_pool3d(maps[None], averaged, stride=1, padding=averaged // 2)[0]
+    if grid.step > subject.anatomy.step:  # a voxel that is larger than the anatomy's shows the mean of what is in it
+        maps = _box_mean(maps, grid.step / subject.anatomy.step)
 
     still = _scene(subject, maps, ill=ill, parts=len(labels))
     poses: dict[bytes, list[str]] = {}
@@ -391,6 +390,18 @@ def _body(
         ),
         depth,
     )
+
+
+def _box_mean(maps: Tensor, width: float) -> Tensor:
+    """The mean over a cube of this many voxels around each, those that it cuts counted by their share; (C, I, J, K)."""
+    reach = int(np.ceil((width - 1) / 2))
+    offsets = np.abs(np.arange(-reach, reach + 1))
+    shares = torch.tensor(np.clip(width / 2 + 0.5 - offsets, 0, 1) / width, dtype=maps.dtype, device=maps.device)
+    for axis in (2, 3, 4):
+        kernel = shares.reshape([len(shares) if axis == each else 1 for each in range(5)])
+        padding = [reach if axis == each else 0 for each in (2, 3, 4)]
+        maps = functional.conv3d(maps[:, None], kernel, padding=padding)[:, 0]
+    return maps
 
 
 def _odd(size: float) -> int:

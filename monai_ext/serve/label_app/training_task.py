@@ -16,7 +16,7 @@ from monai_ext.serve.options import TRAINING, as_words, asked_of_training
 
 
 class Training(TrainTask):
-    """Train as on the command line, in processes of their own: index, prepare, `monai.bundle run` of train.json.
+    """Train as on the command line, in processes of their own: `monai-ext index`, `prepare` and `train`.
 
     Three of four studies train, the fourth validates. The weights become those that the server uses next; the
     prepared images and the checkpoints stay in `.training` among the studies.
@@ -48,18 +48,16 @@ class Training(TrainTask):
             options = asked_of_training(chosen_for_training(request))
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
-        files = [str(self.bundle_root / "configs" / "train.json")]
-        if options.pop("size", "compact") == "compact":
-            files.append(str(self.bundle_root.parent / "compact.json"))
+        size = ("--size", "compact") if options.pop("size", "compact") == "compact" else ()
         place.mkdir(parents=True, exist_ok=True)
         passed_over = (".training/*", "labels/*", f"*{SYNTHETIC}.nii*")
         where = ("--root", studies, "--layout", "folder", "--out", place / "datalist.json")
-        _run("monai_ext", "index", *where, "--split", "75/25/0%", "--exclude", *passed_over)
-        _run("monai_ext", "prepare", "--datalist", place / "datalist.json", "--out", place / "prepared")
+        _run("index", *where, "--split", "75/25/0%", "--exclude", *passed_over)
+        _run("prepare", "--datalist", place / "datalist.json", "--out", place / "prepared")
         run = place / f"run{len(list(place.glob('run*')))}"
         words = as_words({"dataset_dir": place / "prepared", "output_dir": run, "weights": self.weights, **options})
-        said = _run("monai.bundle", "run", "--bundle_root", self.bundle_root, "--config_file", files, *words)
-        return {"bundle": self.bundle_root.name, "run": run.name, "log": without_folders(said[-2000:])}
+        log = _run("train", self.bundle_root, *size, *words)
+        return {"bundle": self.bundle_root.name, "run": run.name, "log": without_folders(log[-2000:])}
 
 
 def chosen_for_training(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,13 +76,12 @@ def chosen_for_training(request: Mapping[str, Any]) -> dict[str, Any]:
     return {**chosen, "size": size[0]} if isinstance(size, list) and size else chosen
 
 
-def _run(module: str, *words: Any) -> str:
-    done = subprocess.run([sys.executable, "-m", module, *map(str, words)], capture_output=True, text=True)
+def _run(command: str, *words: Any) -> str:
+    """What `monai-ext` prints; what it refuses in one line is the answer."""
+    done = subprocess.run(
+        [sys.executable, "-m", "monai_ext", command, *map(str, words)], capture_output=True, text=True
+    )
     if done.returncode:
-        raise HTTPException(400, without_folders(_reason(done.stderr)))
+        refusals = [line for line in done.stderr.splitlines() if line.startswith(f"{command}: ")]
+        raise HTTPException(400, without_folders(refusals[-1] if refusals else done.stderr[-1000:]))
     return done.stdout
-
-
-def _reason(said: str) -> str:
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    return lines[-1] if lines else said[-1000:]
