@@ -22,7 +22,7 @@ COMMANDS = {
     "verify": ("monai_ext.zoo.verify", "ask the model zoo's rules of a bundle's folder, offline"),
 }
 
-# MONAI imports them where they are installed, a quarter of the time that its import takes; a synthesis has no use for them.
+# MONAI imports them where they are installed, which takes a quarter of its time; a synthesis has no use for them.
 UNUSED = ("mlflow", "pandas", "pyarrow", "sklearn", "matplotlib")
 
 
