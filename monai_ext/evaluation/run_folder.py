@@ -27,7 +27,8 @@ SLICE_COLUMNS = (*KEY, "slice", *FIGURES)
 MATRIX = "matrix.csv"  # of a method that takes any contrasts: a row a dataset, sources, target and region
 MATRIX_COLUMNS = ("dataset", "sources", "target", "region", "subjects", "psnr", "psnr_sd", "ssim", "ssim_sd")
 CASES = "matrix_cases.csv"  # what its means are of: a row a subject, sources, target and region
-CASE_COLUMNS = ("subject", "dataset", "sources", "target", "region", "psnr", "ssim")
+MEASURED = ("psnr", "ssim")
+CASE_COLUMNS = ("subject", "dataset", "sources", "target", "region", *MEASURED)
 RESULTS = ("volumes", "slices.csv", "subjects.csv", "run.json")  # the last one says that the run is whole
 
 Row = dict[str, Any]

@@ -16,13 +16,12 @@ from monai_ext.data.datalist import SubjectError, report_failures
 from monai_ext.data.prepared_volumes import PreparedVolumes
 from monai_ext.evaluation.metrics import FIGURES, compare_volumes
 from monai_ext.evaluation.protocol import OURS, REGIONS, Protocol
-from monai_ext.evaluation.run_folder import CASE_COLUMNS, CASES, MATRIX, MATRIX_COLUMNS, Row, write_table
+from monai_ext.evaluation.run_folder import CASE_COLUMNS, CASES, MATRIX, MATRIX_COLUMNS, MEASURED, Row, write_table
 from monai_ext.files import absolute, whole_file
 from monai_ext.modalities import canonical
 from monai_ext.networks import PMMSynth
 
 logger = logging.getLogger(__name__)
-MEASURED = ("psnr", "ssim")
 NOBODY = "none"
 
 

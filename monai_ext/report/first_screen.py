@@ -1,13 +1,12 @@
 """The report's first screen: what was compared on what, by which protocol, and what came out, in words."""
 
-import math
 from html import escape
 
 from monai_ext.evaluation.protocol import REGIONS
 from monai_ext.report.charts import key_mark
 from monai_ext.report.runs import Comparison, Run, unharmed
-from monai_ext.report.statistics import ALPHA, PairedTest, mean_interval, smallest_wilcoxon
-from monai_ext.report.tables import REGION_NAMES, better, number, p_value, plural, sources, spread
+from monai_ext.report.statistics import PairedTest, mean_interval, smallest_wilcoxon
+from monai_ext.report.tables import REGION_NAMES, better, in_words, number, plural, sources, spread
 
 NOT_CLINICAL = (
     "Images marked SYNTHETIC were computed by a neural network from other images. They were not acquired, can show "
@@ -83,28 +82,13 @@ def _findings(comparison: Comparison, tests: dict[str, list[PairedTest]]) -> str
         lines.append(f"PSNR of {escape(target)} in the brain, with 95% confidence intervals: {', '.join(told)}.")
         of_brain = [t for t in tests[target] if (t.region, t.metric) == ("brain", "psnr")]
         if len(comparison.targets) * len(of_brain) <= MOST_SENTENCES:  # of more, the table tells
-            lines += [_difference(test, len(tests[target])) for test in of_brain if better(test)]
+            family = len(tests[target])
+            lines += [
+                in_words(test, family, smallest_wilcoxon(test.difference.n) * family)
+                for test in of_brain
+                if better(test)
+            ]
     return "".join(f"<li>{line}</li>" for line in lines)
-
-
-def _difference(test: PairedTest, comparisons: int) -> str:
-    who = better(test)
-    other, sign = (test.second, 1) if who == test.first else (test.first, -1)
-    low, high = sorted((sign * test.difference.low, sign * test.difference.high))
-    interval = f" ({number(low, 2)} to {number(high, 2)})" if not math.isnan(low) else ""
-    said = f"{escape(str(who))} is {number(abs(test.difference.mean), 2)} dB{interval} above {escape(other)}; "
-    if smallest_wilcoxon(test.difference.n) * comparisons >= ALPHA:
-        return f"{said}<b>with {plural(test.difference.n, 'subject')}, too few to call any difference significant</b>."
-    judged = "significant" if test.significant else "<b>not significant</b>"
-    corrected = f"paired t test: {_p(test.t_holm)}, Wilcoxon: {_p(test.wilcoxon_holm)}"
-    return (
-        f"{said}{judged} at {ALPHA:g} after correction for {plural(comparisons, 'comparison')} ({corrected}; "
-        f"uncorrected {_p(test.t)}, {_p(test.wilcoxon)})."
-    )
-
-
-def _p(p: float) -> str:
-    return f"p {p_value(p) if p < 0.001 else f'= {p_value(p)}'}".replace(" ", "&nbsp;")
 
 
 def _methods(comparison: Comparison) -> str:

@@ -4,23 +4,36 @@ import csv
 from collections.abc import Sequence
 from html import escape
 
-from monai_ext.evaluation.run_folder import MATRIX, MATRIX_COLUMNS
+from monai_ext.evaluation.run_folder import MATRIX, MATRIX_COLUMNS, MEASURED
 from monai_ext.report.runs import Run
 from monai_ext.report.tables import LOOKS, number, shades
+
+REGION_WORDS = {"slice": "slices' mean", "volume": "volume", "brain": "brain"}
 
 
 def task_maps(runs: Sequence[Run]) -> str:
     """PSNR and SSIM of each run's tasks; nothing where no run has any."""
     parts = []
     for run in runs:
-        rows = _read(run)
+        rows = matrix_of(run)
         if rows:
             parts += [f"<h3>{escape(run.label)}</h3>" if len(runs) > 1 else ""]
-            parts += [_map(rows, metric) for metric in ("psnr", "ssim")]
+            parts += [_map(rows, metric) for metric in MEASURED]
     return "".join(parts)
 
 
-def _read(run: Run) -> list[dict[str, str]]:
+def matrix_of(run: Run) -> list[dict[str, str]]:
+    """Read a run's matrix of tasks.
+
+    Args:
+        run: that may have one.
+
+    Returns:
+        Its rows of the region that the run's protocol measures; none where there is no matrix.
+
+    Raises:
+        ValueError: it has other columns.
+    """
     path = run.folder / MATRIX
     if not path.is_file():
         return []
@@ -28,19 +41,31 @@ def _read(run: Run) -> list[dict[str, str]]:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != MATRIX_COLUMNS:
             raise ValueError(f"{path} must have the columns {', '.join(MATRIX_COLUMNS)}: evaluate again")
-        region = run.about.get("protocol", {}).get("region", "brain")
+        region = region_of(run)
         return [row for row in reader if row["region"] == region]
+
+
+def region_of(run: Run) -> str:
+    """Tell what a run's protocol measures.
+
+    Args:
+        run: any.
+
+    Returns:
+        One of REGIONS.
+    """
+    return str(run.about.get("protocol", {}).get("region", "brain"))
 
 
 def _map(rows: Sequence[dict[str, str]], metric: str) -> str:
     """The deeper the colour, the better among the ways to make this target in this dataset."""
     look = LOOKS[metric]
-    where = {"slice": "slices' mean", "volume": "volume", "brain": "brain"}[rows[0]["region"]]
+    where = REGION_WORDS[rows[0]["region"]]
     targets = list(dict.fromkeys(row["target"] for row in rows))
     share: dict[tuple[str, str, str], tuple[float, float]] = {}
     for dataset, target in dict.fromkeys((row["dataset"], row["target"]) for row in rows):
         ours = [row for row in rows if (row["dataset"], row["target"]) == (dataset, target)]
-        means = [float(row[metric]) for row in ours]
+        means = [float(row[metric] or "nan") for row in ours]
         for row, mean, deep in zip(ours, means, shades(means, higher=look.higher), strict=True):
             share[dataset, row["sources"], target] = mean, deep
     lines = []

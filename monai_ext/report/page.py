@@ -28,13 +28,14 @@ from monai_ext.report.tables import (
     tests_of,
     tests_table,
 )
+from monai_ext.report.task_tests import task_tests
 
 HARMS = {"translate": "displaced", "rotate": "turned", "motion": "with motion artefacts", "noise": "noisy"}
 MOST_CASES = 18  # drawn: a page must stay one that a browser opens
 CONTENTS = {
     "figures": "Figures", "tests": "Paired tests", "subjects": "Subject by subject", "robustness": "Robustness",
-    "kinds": "By dataset and sources", "tasks": "Every task", "cases": "Cases", "viewer": "Viewer",
-    "how": "How this was made",
+    "kinds": "By dataset and sources", "tasks": "Every task", "task-tests": "Tests over tasks",
+    "cases": "Cases", "viewer": "Viewer", "how": "How this was made",
 }  # fmt: skip
 # no request leaves the page, whatever a script in it does; NiiVue reads its fonts and volumes from data URIs
 POLICY = (
@@ -46,6 +47,7 @@ POLICY = (
 def make_page(comparison: Comparison, *, chosen: Sequence[str] | None = None, viewer: bool = True) -> str:
     """One HTML document that needs no other file; the same input gives the same text but for the time in it."""
     tests = {target: tests_of(comparison, target) for target in comparison.targets}
+    over_tasks = task_tests(comparison.runs)  # before anything is drawn: a fault of its files is told at once
     found = shown_cases(comparison, chosen)
     cases, more = found[:MOST_CASES], max(0, len(found) - MOST_CASES)
     script = niivue_viewer.niivue() if viewer and cases else None
@@ -63,6 +65,7 @@ def make_page(comparison: Comparison, *, chosen: Sequence[str] | None = None, vi
         "robustness": _robustness(comparison),
         "kinds": _kinds(comparison),
         "tasks": task_maps(comparison.runs),
+        "task-tests": over_tasks,
         "cases": _cases(pictures, more),
         "viewer": _viewer(script, volumes) if viewer and cases else "",
         "how": _how(comparison),

@@ -103,7 +103,7 @@ def read_run(folder: Path) -> Run:
     datasets: dict[str, str] = {}
     scores: dict[Key, dict[str, dict[str, float]]] = {}
     path = folder / "subjects.csv"
-    for line, row in _rows(path, SUBJECT_COLUMNS):
+    for line, row in rows_of(path, SUBJECT_COLUMNS):
         try:
             key = Key(row["perturbation"], row["contrast"], float(row["level"]), row["target"], row["region"])
             figures = {name: float(row[name]) if row[name] else math.nan for name in METRICS}
@@ -113,15 +113,26 @@ def read_run(folder: Path) -> Run:
         if scores.setdefault(key, {}).setdefault(row["subject"], figures) is not figures:
             raise ValueError(f"{path}, line {line}: {row['subject']} is there twice for {', '.join(map(str, key))}")
     slices: dict[tuple[str, str], int] = {}
-    for _, row in _rows(folder / "slices.csv", SLICE_COLUMNS):
+    for _, row in rows_of(folder / "slices.csv", SLICE_COLUMNS):
         if row["perturbation"] == "none":
             key_ = (row["subject"], row["target"])
             slices[key_] = slices.get(key_, 0) + 1
     return Run(folder, str(about["name"]), about, datasets, scores, slices)
 
 
-def _rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Each row with its line in the file; there is at least one."""
+def rows_of(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Read a table of a run folder.
+
+    Args:
+        path: of the CSV.
+        columns: that it must have.
+
+    Returns:
+        Each row with its line in the file; there is at least one.
+
+    Raises:
+        ValueError: there is no such file, a column is lacking, there is no row, or one is cut short.
+    """
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}: it is no finished evaluation")
     with path.open(encoding="utf-8", newline="") as file:

@@ -88,9 +88,22 @@ def paired_test(region: str, metric: str, first: tuple[str, Values], second: tup
 
 def paired_tests(values: Mapping[tuple[str, str], Sequence[tuple[str, Values]]]) -> list[PairedTest]:
     """(region, metric) -> [(method, values)] to every pair of methods; all of them are one family for Holm."""
-    tests = [paired_test(*where, *pair) for where, methods in values.items() for pair in combinations(methods, 2)]
-    corrected = zip(tests, holm([t.t for t in tests]), holm([t.wilcoxon for t in tests]), strict=True)
-    return [replace(test, t_holm=t, wilcoxon_holm=rank) for test, t, rank in corrected]
+    return corrected(
+        [paired_test(*where, *pair) for where, methods in values.items() for pair in combinations(methods, 2)]
+    )
+
+
+def corrected(tests: Sequence[PairedTest]) -> list[PairedTest]:
+    """Correct tests by Holm's method, each kind of p value by itself.
+
+    Args:
+        tests: all of them are one family.
+
+    Returns:
+        The same, in their order, with both corrected p values.
+    """
+    both = zip(tests, holm([test.t for test in tests]), holm([test.wilcoxon for test in tests]), strict=True)
+    return [replace(test, t_holm=t, wilcoxon_holm=rank) for test, t, rank in both]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -107,6 +120,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def smallest_wilcoxon(n: int) -> float:
     """What Wilcoxon's test gives at best: all n differences have one sign."""
     return min(1.0, 2.0 ** (1 - n))
+
+
+def least_wilcoxon(tests: Sequence[PairedTest]) -> list[float]:
+    """Bound what Wilcoxon's tests give after the correction, however many subjects each one has.
+
+    Args:
+        tests: a family, as `corrected` takes it.
+
+    Returns:
+        Of each test the corrected p value if all differences of every test had one sign; NaN where there is no test.
+    """
+    return holm([math.nan if math.isnan(t.wilcoxon) else smallest_wilcoxon(t.difference.n) for t in tests])
 
 
 def best_of(methods: Sequence[str], tests: Sequence[PairedTest], *, higher: bool) -> str | None:

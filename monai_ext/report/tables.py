@@ -41,6 +41,7 @@ LOOKS = {
     "nmse": Look("NMSE", 4, False),
     "stripes": Look("Stripes", 4, False),
 }
+FEW = 20  # subjects: below that, the percentile bootstrap is too sure
 REGION_NAMES = {"slice": "Slices", "volume": "Volume", "brain": "Brain"}
 
 
@@ -108,22 +109,35 @@ def tests_table(tests: Sequence[PairedTest], target: str) -> str:
     for region in REGIONS:
         rows.append(f"<tr class=part><th colspan=6 scope=rowgroup>{REGION_NAMES[region]}</th></tr>")
         for test in (t for t in tests if t.region == region):
-            look = LOOKS[test.metric]
-            interval = spread(test.difference, look.digits)
-            who = better(test)
-            said = f"{escape(who)} better" if who and test.significant else "not significant"
             rows.append(
-                f"<tr><th scope=row>{look.name}</th><td class=left>{escape(test.first)} − {escape(test.second)}</td>"
-                f"<td>{number(test.difference.mean, look.digits)}<span class=ci>{interval}</span></td>"
-                f"<td>{p_value(test.t_holm)}<span class=ci>{p_value(test.t)}</span></td>"
-                f"<td>{p_value(test.wilcoxon_holm)}<span class=ci>{p_value(test.wilcoxon)}</span></td>"
-                f"<td class=left>{said}</td></tr>"
+                f"<tr><th scope=row>{LOOKS[test.metric].name}</th>"
+                f"<td class=left>{escape(test.first)} − {escape(test.second)}</td>{cells_of(test)}</tr>"
             )
     caption = f"{escape(target)}: p after Holm's correction over {len(tests)} comparisons; below it p before"
     return (
         f"<div class=scroll><table class=tests><caption>{caption}</caption><thead><tr><th>Figure</th>"
         "<th class=left>Difference of</th><th>Mean</th><th>p, paired t</th><th>p, Wilcoxon</th>"
         f"<th class=left>At {ALPHA:g}</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def cells_of(test: PairedTest, verdict: str | None = None) -> str:
+    """Write a test's part of a table's row.
+
+    Args:
+        test: after the correction.
+        verdict: what is said at the end instead of who is better.
+
+    Returns:
+        The cells of the difference, of both p values, and of who is better.
+    """
+    digits, who = LOOKS[test.metric].digits, better(test)
+    said = f"{who} better" if who and test.significant else "not significant"
+    return (
+        f"<td>{number(test.difference.mean, digits)}<span class=ci>{spread(test.difference, digits)}</span></td>"
+        f"<td>{p_value(test.t_holm)}<span class=ci>{p_value(test.t)}</span></td>"
+        f"<td>{p_value(test.wilcoxon_holm)}<span class=ci>{p_value(test.wilcoxon)}</span></td>"
+        f"<td class=left>{escape(verdict or said)}</td>"
     )
 
 
@@ -135,18 +149,75 @@ def better(test: PairedTest) -> str | None:
     return test.first if (mean > 0) == LOOKS[test.metric].higher else test.second
 
 
+def in_words(test: PairedTest, comparisons: int, least: float) -> str:
+    """Say a difference in a sentence, of a figure where higher is better.
+
+    Args:
+        test: after the correction; its difference favours one of the two.
+        comparisons: how many it was corrected for.
+        least: below which Wilcoxon's corrected p value cannot come with so many subjects.
+
+    Returns:
+        HTML.
+    """
+    digits, unit = LOOKS[test.metric].digits, " dB" if test.metric == "psnr" else ""
+    who = better(test)
+    other, sign = (test.second, 1) if who == test.first else (test.first, -1)
+    low, high = sorted((sign * test.difference.low, sign * test.difference.high))
+    interval = f" ({number(low, digits)} to {number(high, digits)})" if not math.isnan(low) else ""
+    far = f"{number(abs(test.difference.mean), digits)}{unit}{interval}"
+    said = f"{escape(str(who))} is {far} above {escape(other)}; "
+    if least >= ALPHA:
+        return f"{said}<b>with {plural(test.difference.n, 'subject')}, too few to call any difference significant</b>."
+    judged = "significant" if test.significant else "<b>not significant</b>"
+    after = f"paired t test: {_p(test.t_holm)}, Wilcoxon: {_p(test.wilcoxon_holm)}"
+    return (
+        f"{said}{judged} at {ALPHA:g} after correction for {plural(comparisons, 'comparison')} ({after}; "
+        f"uncorrected {_p(test.t)}, {_p(test.wilcoxon)})."
+    )
+
+
+def _p(p: float) -> str:
+    return f"p {p_value(p) if p < 0.001 else f'= {p_value(p)}'}".replace(" ", "&nbsp;")
+
+
 def few_subjects(n: int, comparisons: int) -> str:
     """What so few subjects cannot tell."""
     said = []
     if comparisons and smallest_wilcoxon(n) * comparisons >= ALPHA:
-        least = min(1.0, smallest_wilcoxon(n) * comparisons)
-        said.append(
-            f"With {plural(n, 'subject')} Wilcoxon's test cannot give less than {least:.2g} after the correction, "
-            "whatever the methods do: no difference can be called significant here."
-        )
-    if n < 20:
-        said.append(f"Bootstrap intervals over {plural(n, 'subject')} are narrower than they should be.")
+        said.append(cannot_tell(plural(n, "subject"), min(1.0, smallest_wilcoxon(n) * comparisons)))
+    if n < FEW:
+        said.append(narrow(plural(n, "subject")))
     return " ".join(said)
+
+
+def cannot_tell(subjects: str, least: float, where: str = "here") -> str:
+    """Say that so few subjects show nothing.
+
+    Args:
+        subjects: how many.
+        least: Wilcoxon's p value after the correction, at best.
+        where: that is so.
+
+    Returns:
+        A sentence.
+    """
+    return (
+        f"With {subjects} Wilcoxon's test cannot give less than {least:.2g} after the correction, "
+        f"whatever the methods do: no difference can be called significant {where}."
+    )
+
+
+def narrow(who: str) -> str:
+    """Say that intervals over few subjects are too narrow.
+
+    Args:
+        who: the few.
+
+    Returns:
+        A sentence.
+    """
+    return f"Bootstrap intervals over {who} are narrower than they should be."
 
 
 def has_kinds(comparison: Comparison) -> bool:
