@@ -34,7 +34,7 @@ CALLED_MOST = {
     "monai_ext.data.slices": ("SliceDataset",),
     "monai_ext.data.volumes": ("read_volume",),
     "monai_ext.evaluation.metrics": ("compare_volumes",),
-    "monai_ext.serve.synthesis": ("BundleSynthesiser",),
+    "monai_ext.synthesis.bundle": ("BundleSynthesiser",),
     "monai_ext.catalogue": ("find_bundle",),
     "monai_ext.modalities": ("canonical", "make_task"),
     "monai_ext.weights": ("save_weights", "load_weights"),

@@ -15,6 +15,11 @@ MISSING = "missing"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `synthesise`.
+
+    Args:
+        parser: of the command.
+    """
     add = parser.add_argument
     add("scans", nargs="+", metavar="SCANS", help="image files (their contrast by name, or as T1=FILE); or one folder "
         "of subject folders, BIDS tree, datalist, or DICOM study")  # fmt: skip
@@ -34,7 +39,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Recognise the scans, choose the methods, synthesise; the exit status is 1 if some subject could not be done."""
+    """Recognise the scans, choose the methods, synthesise; the exit status is 1 if some subject could not be done.
+
+    Args:
+        args: of the parser that `configure` filled.
+
+    Raises:
+        ValueError: an option or the scans cannot be as they are; the message says what to type.
+    """
     from monai_ext.files import absolute
     from monai_ext.synthesis.inputs import Study, recognised
 
@@ -68,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(scans, Study):
         return _subjects(synthesiser, scans, targets, out)
 
-    from monai_ext.serve.dicom import named_series
-    from monai_ext.synthesis.study import synthesise_study
+    from monai_ext.synthesis.study import named_series, synthesise_study
 
     series = named_series(args.series)
     for path in synthesise_study(synthesiser, scans.folder, targets, out, series=series, register=args.register):
@@ -124,9 +135,13 @@ def _subjects(synthesiser: "Synthesiser", cases: "Cases", targets: Sequence[str]
 
 
 def said(path: Path) -> str:
-    """A line on what was made, by whom, of what and where it is; from the JSON beside it."""
+    """Say in a line what was made, by whom, of what and where it is; from the JSON beside it.
+
+    Args:
+        path: of the NIfTI.
+    """
     from monai_ext.files import read_json
-    from monai_ext.synthesis.synthesiser import sidecar
+    from monai_ext.synthesis.bundle import sidecar
 
     record = read_json(sidecar(path))
     sources = record["sources"].items()

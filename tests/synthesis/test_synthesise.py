@@ -14,8 +14,10 @@ from installed_weights import collection, scan
 from monai_ext import Synthesiser, catalogue, synthesise
 from monai_ext.__main__ import main
 from monai_ext.files import sha256
-from monai_ext.inference.checks import Finding, Findings
+from monai_ext.inference.alike import Alike
+from monai_ext.inference.checks import Finding, Findings, Pair
 from monai_ext.synthesis import looking
+from monai_ext.synthesis.bundle import BundleSynthesiser
 from monai_ext.synthesis.command import said
 
 
@@ -247,6 +249,40 @@ class TestLooking:
         assert typed(*words, "--trust-names") == 0
         (finding,) = record(tmp_path / "out" / "patient" / "FLAIR_synthetic.nii.gz")["checks"]["findings"]
         assert finding["kind"] == "contrast"
+
+    @pytest.mark.usefixtures("swapped")
+    @pytest.mark.parametrize("command", ["dicom", "synthesise"])
+    def test_a_studys_series_are_looked_at_too_and_say_what_was_seen(self, tmp_path, capsys, command):
+        study = write_study(tmp_path / "study", "T1", "T2")
+        first = ["--study", study, "--out"] if command == "dicom" else [study, "-o"]
+        words = [command, *map(str, first), str(tmp_path / "out"), "--target", "FLAIR"]
+        assert main(words) == 2
+        assert "T1 looks like T2 (99% sure)" in capsys.readouterr().err
+        assert not [*tmp_path.glob("out/*")]
+        assert main([*words, "--trust-names"]) == 0
+        image = pydicom.dcmread(next((tmp_path / "out" / "SYNTHETIC_FLAIR").iterdir()))
+        assert image.ImageComments.startswith("This image is SYNTHETIC")
+        assert "Of its sources: T1 looks like T2 (99% sure)" in image.ImageComments
+
+    @pytest.mark.usefixtures("swapped")
+    def test_a_host_that_synthesises_by_itself_looks_too(self, both, patient, tmp_path):
+        serves = BundleSynthesiser(both / "agi_net")
+        files = {contrast: patient / f"{contrast}.nii.gz" for contrast in ("T1", "T2")}
+        with pytest.raises(ValueError, match="T1 looks like T2"):
+            serves(files, tmp_path / "out")
+        results = serves(files, tmp_path / "out", trust_names=True)
+        assert list(results) == ["FLAIR"]
+        assert record(results["FLAIR"])["checks"]["findings"][0]["kind"] == "contrast"
+
+    @pytest.mark.parametrize(("asked", "done"), [({}, "rigid"), ({"register": "none"}, "none")])
+    def test_what_is_seen_to_lie_apart_is_registered_unless_asked_otherwise(self, both, patient, tmp_path, asked, done):
+        apart = Alike(here=0.1, best=0.9, mirrored=0.2, shift=(9.0, 0.0, 0.0))
+        findings = Findings({}, (Pair(("T1", "T2"), True, apart),))
+        assert findings.registration
+        serves = BundleSynthesiser(both / "agi_net")
+        files = {contrast: patient / f"{contrast}.nii.gz" for contrast in ("T1", "T2")}
+        results = serves(files, tmp_path / "out", findings=findings, **asked)
+        assert record(results["FLAIR"])["preset"]["register"] == done
 
 
 @pytest.mark.usefixtures("installed")

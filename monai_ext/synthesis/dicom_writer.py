@@ -17,6 +17,7 @@ from monai_ext.data.dicom import Series
 from monai_ext.provenance import WARNING
 
 SLOPE = 0.00002  # of [0, 1] as whole numbers up to 50000; exact in the decimals that DICOM writes
+LONGEST_TEXT = 10240  # characters of an LT
 CARRIED = (
     *("SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
     *("PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod"),
@@ -118,7 +119,8 @@ def _say_synthetic(image: Dataset, record: Mapping[str, Any], sources: Sequence[
         f"SYNTHETIC {what}, computed by {made}, weights sha256 {record['weights_sha256']}, from {', '.join(sources)}. "
         f"{WARNING}"
     )
-    image.ImageComments = WARNING
+    seen = [finding["message"] for finding in record.get("checks", {}).get("findings", ())]
+    image.ImageComments = " ".join([WARNING, *(f"Of its sources: {message}." for message in seen)])[:LONGEST_TEXT]
     image.BurnedInAnnotation, image.LossyImageCompression = "NO", "00"
     image.Manufacturer, image.ManufacturerModelName = "monai_ext", record["bundle"]
     image.SoftwareVersions = [__version__, str(record["version"])]

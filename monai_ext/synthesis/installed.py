@@ -37,12 +37,22 @@ class Method:
         return tuple(self.about.get("sites") or ())
 
     def makes(self, target: str, available: Collection[str]) -> bool:
-        """Whether it makes `target` of these contrasts. What is to be made is never a source."""
+        """Say whether it makes `target` of these contrasts. What is to be made is never a source.
+
+        Args:
+            target: a contrast.
+            available: contrasts that there are.
+        """
         sources, _ = self.task.of([contrast for contrast in available if contrast != target])
         return target in self.task.outputs and bool(sources) and not self.task.lacking(set(available) - {target})
 
     def uses(self, target: str, available: Collection[str]) -> tuple[str, ...]:
-        """Which of these contrasts it makes `target` of."""
+        """Say which of these contrasts it makes `target` of.
+
+        Args:
+            target: a contrast.
+            available: contrasts that there are.
+        """
         return tuple(one for one in self.task.inputs if one in available and one != target)
 
     def __str__(self) -> str:
@@ -58,7 +68,15 @@ def installed_methods() -> list[Method]:
 
 
 def method_of(bundle: Path, weights: Path) -> Method:
-    """What these weights make, by their own JSON, or by the bundle's config where they have none."""
+    """Say what these weights make, by their own JSON, or by the bundle's config where they have none.
+
+    Args:
+        bundle: its folder.
+        weights: their file.
+
+    Raises:
+        ValueError: they are another bundle's.
+    """
     config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
     about = about_weights(weights)
     if about.get("bundle", bundle.name) != bundle.name:
@@ -131,7 +149,12 @@ def _refuse_name(method: str, methods: Sequence[Method]) -> None:
 
 
 def choose_method(methods: Sequence[Method], target: str, available: Collection[str]) -> Method:
-    """The one for this patient: made for exactly these contrasts, else from whichever are there, else from a part.
+    """Choose for a patient: made for exactly these contrasts, else from whichever are there, else from a part.
+
+    Args:
+        methods: to choose from.
+        target: what is to be made.
+        available: contrasts that the patient has.
 
     Raises:
         ValueError: none makes the target of what is there; the message says what each would need.

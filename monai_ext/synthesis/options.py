@@ -14,6 +14,7 @@ from monai_ext.modalities import canonical
 
 AMP = (True, False, "bf16", "fp16")
 SIZES = ("compact", "paper")
+OF_IMAGES = ("images", "contrasts", "trust_names")  # what a request may say of its images, beside `INFERENCE`
 Check = Callable[[str, Any], Any]
 
 
@@ -77,6 +78,21 @@ def named_channels(given: Any) -> list[str]:
         ValueError: one is not known.
     """
     return _contrasts("contrasts", given)
+
+
+def yes_or_no(name: str, given: Any) -> bool:
+    """Read what is true or false.
+
+    Args:
+        name: of the option, for the message.
+        given: as it came.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(given, bool):
+        raise ValueError(f"{name} must be true or false, got {short(given)}")
+    return given
 
 
 def short(value: Any) -> str:
