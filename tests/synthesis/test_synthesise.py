@@ -1,6 +1,7 @@
 """monai-ext synthesise as a person types it: what is made, of what and by whom, and each mistake in one line."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from monai_ext.__main__ import main
 from monai_ext.files import sha256
 from monai_ext.inference.alike import Alike
 from monai_ext.inference.checks import Finding, Findings, Pair
-from monai_ext.synthesis import looking
+from monai_ext.synthesis import batch, looking
+from monai_ext.synthesis.batch import summary
 from monai_ext.synthesis.bundle import BundleSynthesiser
-from monai_ext.synthesis.command import said
 
 
 def typed(*words: object) -> int:
@@ -34,6 +35,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     (line,) = printed.err.strip().splitlines()
     assert line.startswith("synthesise: ")
     return line
+
+
+def die(*_: object) -> None:
+    """As a process that the system kills."""
+    os._exit(1)
 
 
 def record(image: Path) -> dict:
@@ -111,6 +117,35 @@ class TestManyPatients:
         assert "p2: has FLAIR" in printed.out + printed.err
         made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.nii.gz"))
         assert made == ["p1/FLAIR_synthetic.nii.gz"]
+
+    def test_several_at_once_give_what_one_after_another_gives(self, both, tmp_path, capsys):
+        root = tmp_path / "patients"
+        for seed, name in enumerate(("p1", "p2", "p3")):
+            for contrast in ("T1", "T2"):
+                scan(root / name / f"{contrast}.nii.gz", seed=seed + len(contrast + name))
+        (root / "p3" / "T2.nii.gz").write_bytes(b"not an image")
+        words = (root, "--target", "FLAIR", "--weights", both / "agi_net" / "models" / "model.pt")
+        images = {}
+        for jobs in (1, 2):
+            out = tmp_path / f"out{jobs}"
+            assert typed(*words, "-o", out, "--jobs", jobs) == 1
+            printed = capsys.readouterr()
+            assert "1 of 3 subjects could not be synthesised" in printed.err
+            assert printed.out.count("FLAIR by agi_net") == 2
+            images[jobs] = {path.parent.name: nib.load(path).get_fdata() for path in out.rglob("*.nii.gz")}
+        assert images[1].keys() == images[2].keys() == {"p1", "p2"}
+        for name, image in images[1].items():
+            np.testing.assert_allclose(images[2][name], image, atol=1e-5)
+
+    def test_a_process_that_dies_is_told_and_not_waited_for(self, both, tmp_path, capsys, monkeypatch):
+        for name in ("p1", "p2"):
+            scan(tmp_path / "patients" / name / "T1.nii.gz")
+        monkeypatch.setattr(batch, "_end_here", die)
+        words = (tmp_path / "patients", "--target", "FLAIR", "--weights", both / "pmm_synth" / "models" / "model.pt")
+        assert typed(*words, "-o", tmp_path / "out", "--jobs", 2) == 1
+        said = capsys.readouterr().err
+        assert "2 of 2 subjects could not be synthesised" in said
+        assert "try fewer --jobs" in said
 
     def test_a_bids_tree_and_a_datalist_are_recognised(self, tmp_path):
         root = tmp_path / "bids"
@@ -216,6 +251,7 @@ class TestMistakes:
             ("--site", "nowhere", "leave --site out"),
             ("--device", "gpu", "cpu, cuda"),
             ("--threads", "0", "at least 1"),
+            ("--jobs", "0", "at least 1"),
             ("--weights", "nothing.pt", "--weights"),
             ("--series", "T1=5", "T1=FILE"),
         ],
@@ -318,5 +354,5 @@ def test_who_was_moved_and_by_how_much_is_said(tmp_path):
         "sources": sources,
     }
     (tmp_path / "FLAIR_synthetic.json").write_text(json.dumps(about))
-    line = said(tmp_path / "FLAIR_synthetic.nii.gz")
+    line = summary(tmp_path / "FLAIR_synthetic.nii.gz")
     assert "from T1 and T2, registered to T1: T2 4.0 mm" in line
