@@ -187,10 +187,11 @@ def trusted_config(archive: Path) -> dict[str, Any]:
         ValueError: no bundle of the archive's name is installed, or its config has another expression or component.
     """
     name = archived(archive, "metadata.json").get("name")
-    there = {ConfigParser.load_config_file(root / "configs" / "metadata.json")["name"]: root for root in _installed()}
-    if not isinstance(name, str) or name not in there:
-        raise ValueError(f"{archive} is of a bundle {name!r}, which is not installed: there are {', '.join(there)}")
-    own: dict[str, Any] = ConfigParser.load_config_file(there[name] / "configs" / "inference.json")
+    named = ((ConfigParser.load_config_file(root / "configs" / "metadata.json")["name"], root) for root in _installed())
+    installed = dict(named)
+    if not isinstance(name, str) or name not in installed:
+        raise ValueError(f"{archive} is of a bundle {name!r}, which is not installed: there are {', '.join(installed)}")
+    own: dict[str, Any] = ConfigParser.load_config_file(installed[name] / "configs" / "inference.json")
     for where, value in _runs(archived(archive, "inference.json")):
         if (where, value) not in set(_runs(own)):
             raise ValueError(

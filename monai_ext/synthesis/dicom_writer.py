@@ -112,12 +112,12 @@ def new_uid(root: str | None, *parts: str) -> str:
 
 
 def _say_synthetic(image: Dataset, record: Mapping[str, Any], sources: Sequence[str]) -> None:
-    what, made = record["target"], f"{record['bundle']} {record['version']}"
+    target, maker = record["target"], f"{record['bundle']} {record['version']}"
     image.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
-    image.SeriesDescription = f"SYNTHETIC {what} ({made}) from {','.join(sources)}"[:64]
+    image.SeriesDescription = f"SYNTHETIC {target} ({maker}) from {','.join(sources)}"[:64]
     image.DerivationDescription = (
-        f"SYNTHETIC {what}, computed by {made}, weights sha256 {record['weights_sha256']}, from {', '.join(sources)}. "
-        f"{WARNING}"
+        f"SYNTHETIC {target}, computed by {maker}, weights sha256 {record['weights_sha256']}, "
+        f"from {', '.join(sources)}. {WARNING}"
     )
     seen = [finding["message"] for finding in record.get("checks", {}).get("findings", ())]
     image.ImageComments = " ".join([WARNING, *(f"Of its sources: {message}." for message in seen)])[:LONGEST_TEXT]

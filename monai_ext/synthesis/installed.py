@@ -114,12 +114,12 @@ def methods_to_choose_from(
     if not methods:
         raise ValueError(NONE_INSTALLED)
     if site is not None:
-        known = [one for one in methods if site in one.sites]
-        if not known:
+        able = [one for one in methods if site in one.sites]
+        if not able:
             sites = sorted({name for one in methods for name in one.sites})
-            there = ", ".join(sites) or f"none: leave --site out ({', '.join(one.name for one in methods)})"
-            raise ValueError(f"no weights know the site {site!r}; the sites that are known: {there}")
-        methods = known
+            names = ", ".join(sites) or f"none: leave --site out ({', '.join(one.name for one in methods)})"
+            raise ValueError(f"no weights know the site {site!r}; the sites that are known: {names}")
+        methods = able
     return methods
 
 
@@ -127,12 +127,12 @@ def _of_file(weights: Path, method: str | None) -> list[Method]:
     if not weights.is_file():
         raise ValueError(f"there are no weights at {weights}: say with --weights where they are")
     if method is None:
-        said, known = about_weights(weights).get("bundle"), bundle_names()
-        if said is None:
-            raise ValueError(f"{weights} does not say which method it is of: say it with --method {known[0]}")
-        if said not in known:  # a path too: weights do not say which configs are run
-            raise ValueError(f"{weights} says that it is of {said!r}, which is none of {', '.join(known)}")
-        method = said
+        bundle, names = about_weights(weights).get("bundle"), bundle_names()
+        if bundle is None:
+            raise ValueError(f"{weights} does not say which method it is of: say it with --method {names[0]}")
+        if bundle not in names:  # a path too: weights do not say which configs are run
+            raise ValueError(f"{weights} says that it is of {bundle!r}, which is none of {', '.join(names)}")
+        method = bundle
     return [method_of(find_bundle(method), weights)]
 
 
@@ -166,10 +166,10 @@ def choose_method(methods: Sequence[Method], target: str, available: Collection[
         others = [one.name for one in installed_methods() if one not in methods and one.makes(target, available)]
         can = f"; {' and '.join(others)} can" if others else ""
         raise ValueError(f"{target} cannot be made of {has}: {asked}{can}")
-    there = set(available) - {target}
+    acquired = set(available) - {target}
 
     def rank(method: Method) -> tuple[int, float]:
-        exact = set(method.uses(target, available)) == there
+        exact = set(method.uses(target, available)) == acquired
         fixed = method.task.every_source
         return (0 if fixed and exact else 1 if not fixed else 2), -_quality(method, target)
 

@@ -97,8 +97,8 @@ def yes_or_no(name: str, given: Any) -> bool:
 
 def short(value: Any) -> str:
     """Show a value in a message: on one line and of no great length."""
-    said = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
-    return said if len(said) <= 80 else f"{said[:77]}..."
+    text = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _checked(options: Mapping[str, Any], known: Mapping[str, Check]) -> dict[str, Any]:

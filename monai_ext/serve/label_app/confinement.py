@@ -13,6 +13,6 @@ def is_image_id(name: str) -> bool:
     return IMAGE.fullmatch(name) is not None and name.isprintable()
 
 
-def without_folders(said: str) -> str:
+def without_folders(message: str) -> str:
     """Reduce the absolute paths in a message to the names of their files."""
-    return FOLDERS.sub("", said)
+    return FOLDERS.sub("", message)
