@@ -89,10 +89,10 @@ def load_weights(network: nn.Module, path: Path | str) -> dict[str, Any]:
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        made = about.get("network_def", "unknown: no JSON beside it says so")
+        arguments = about.get("network_def", "unknown: no JSON beside it says so")
         version = f", by version {about['version']} of the bundle" if about.get("version") else ""
         fault = f"{path} does not fit the network: {'; '.join(faults[:3])}{more}"
-        raise ValueError(f"{fault}; it was made with {made}{version}")
+        raise ValueError(f"{fault}; it was made with {arguments}{version}")
     network.load_state_dict(weights)
     return about
 
@@ -235,8 +235,8 @@ class RoomFor(TorchFunctionMode):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path, self.there = path, path.stat().st_size
-        self.left = self.there + _BESIDE  # a number takes a byte at the least
+        self.path, self.size = path, path.stat().st_size
+        self.left = self.size + _BESIDE  # a number takes a byte at the least
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count what `func` would make before it is made."""
@@ -245,7 +245,7 @@ class RoomFor(TorchFunctionMode):
             self.left -= func(*args, **{**kwargs, "device": "meta"}).numel()
             if self.left < 0:
                 raise ValueError(
-                    f"{self.path} holds {self.there:,} bytes, too few for the network that it is said to be of"
+                    f"{self.path} holds {self.size:,} bytes, too few for the network that it is said to be of"
                 )
         return func(*args, **kwargs)
 
@@ -292,9 +292,9 @@ def trained_network(
     """
     if not Path(weights).is_file():
         raise ValueError(f"there are no weights at {weights}: train the bundle, or name a file with --weights")
-    made = load_weights(network, weights)
+    about = load_weights(network, weights)
     for what, wanted in (("sources", sources), ("target", target)):
         names = [canonical(name) for name in wanted]
-        if what in made and made[what] != names:
-            raise ValueError(f"{weights} was trained with {what} {made[what]}, not {names}: name those with --{what}")
+        if what in about and about[what] != names:
+            raise ValueError(f"{weights} was trained with {what} {about[what]}, not {names}: name those with --{what}")
     return network.eval()

@@ -157,13 +157,13 @@ def _nested(ids: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]
     tree: dict[str, Any] = {}
     for path, value in ids.items():
         *way, last = path.replace("::", "#").split("#")
-        branch, there = tree, config
+        branch, within = tree, config
         for step in way:
-            there = there.get(step, {}) if isinstance(there, Mapping) else {}
-            made = branch.setdefault(step, {"_target_": there["_target_"]} if _is_component(there) else {})
-            if not isinstance(made, dict):
-                raise ValueError(f"{path} is within {step}, which is given as {made!r} too: give one of them")
-            branch = made
+            within = within.get(step, {}) if isinstance(within, Mapping) else {}
+            inner = branch.setdefault(step, {"_target_": within["_target_"]} if _is_component(within) else {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{path} is within {step}, which is given as {inner!r} too: give one of them")
+            branch = inner
         branch[last] = value
     return tree
 
@@ -193,9 +193,9 @@ def check_config(verb: str) -> None:
     each = {path.stem: ConfigParser.load_config_file(path) for path in workflow.config_root_path.glob("*.json")}
     own = [config for name, config in each.items() if name == verb or "imports" not in config]
     refuse_unknown_ids(workflow.parser.get(), [*own, dict.fromkeys(SIZES)])
-    said = {path: WORDS[value] for path, value in _texts(workflow.parser.get()) if value in WORDS}
-    if said:
-        workflow.parser.update(said)
+    words = {path: WORDS[value] for path, value in _texts(workflow.parser.get()) if value in WORDS}
+    if words:
+        workflow.parser.update(words)
         workflow.parser.parse(reset=True)
 
 
@@ -251,8 +251,8 @@ def _unknown(config: Any, known: Sequence[Any], *, path: str) -> Iterator[tuple[
     """Paths that are not known, each with what could have stood there."""
     if not isinstance(config, Mapping):
         return
-    there = [other for other in known if isinstance(other, Mapping)]
-    allowed = {key for other in there for key in other}
+    dictionaries = [other for other in known if isinstance(other, Mapping)]
+    allowed = {key for other in dictionaries for key in other}
     target = config.get("_target_")
     if target is not None:
         arguments = _arguments(target)
@@ -261,14 +261,14 @@ def _unknown(config: Any, known: Sequence[Any], *, path: str) -> Iterator[tuple[
         allowed |= {*arguments, *COMPONENT}
     elif path == "":
         allowed |= set(TRACKING)
-    elif not there:
+    elif not dictionaries:
         return  # a plain dictionary that is a value: whoever it is given to judges it
     for key, value in config.items():
         where = f"{path}::{key}" if path else key
         if key not in allowed:
             yield where, sorted(allowed)
         elif key != "_meta_":
-            yield from _unknown(value, [other[key] for other in there if key in other], path=where)
+            yield from _unknown(value, [other[key] for other in dictionaries if key in other], path=where)
 
 
 def _texts(config: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "monai_ext"
-ROOMS = ("networks", "ops", "data", "inference", "evaluation", "training", "serve")
+ROOMS = ("networks", "ops", "data", "inference", "evaluation", "training", "synthesis", "serve")
 ARGS = re.compile(r"^Args:\n((?: +.*\n|\n)+)", re.MULTILINE)
 NAMES = re.compile(r"^ {4}([\w*]+(?:, [\w*]+)*): \S", re.MULTILINE)
 

@@ -10,11 +10,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "monai_ext"
 # Rooms of one height do not import each other, but for those of one folder.
 HEIGHTS = (
     ("__main__", "verbs"),
-    ("synthesis",),
     ("serve", "zoo"),
+    ("synthesis",),
     ("report",),
     ("training", "inference", "evaluation"),
-    ("networks", "data", "workflow", "installed"),
+    ("networks", "data", "workflow"),
     ("weights", "ops", "provenance", "catalogue"),
     ("claims", "files", "runtime"),
     ("modalities",),

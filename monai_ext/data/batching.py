@@ -61,16 +61,14 @@ def group_by_kind(kinds: Sequence[Hashable]) -> list[np.ndarray]:
     return [np.array(group, dtype=np.int64) for group in groups.values()]
 
 
-def draw_batches(
-    groups: Sequence[np.ndarray], *, batch_size: int, fill: bool, rng: np.random.Generator
-) -> list[np.ndarray]:
+def draw_batches(groups: Sequence[np.ndarray], *, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Draw an epoch's batches, each out of one group, in random order (steps 2 and 3).
+
+    A group's last batch is filled with samples drawn again from the group, as in the paper.
 
     Args:
         groups: the samples' numbers, as `group_by_kind` gives them.
         batch_size: samples a batch.
-        fill: whether a group's last batch is filled with samples drawn again from the group, as in the paper;
-            without, it is short and every sample comes exactly once.
         rng: what draws.
 
     Returns:
@@ -80,7 +78,7 @@ def draw_batches(
     for group in groups:
         order = rng.permutation(group)
         missing = -len(group) % batch_size
-        if fill and missing:
+        if missing:
             again = np.resize(rng.permutation(group), missing)  # a small group goes round as often as it takes
             order = rng.permutation(np.concatenate([order, again]))
         batches += np.split(order, range(batch_size, len(order), batch_size))
@@ -143,7 +141,6 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         kinds: each sample's, as `SliceDataset.kinds`.
         batch_size: samples a batch of all processes together, all of one kind.
         seed: of every draw.
-        fill: False leaves a group's last batch short, so that an epoch has every sample exactly once.
         curriculum: None draws no conditions (sources and target are fixed); n draws one a batch, of one target in the
             first epoch and any number from epoch n on.
         unnamed: the share of batches, by chance, that do not say of which dataset they are, so that a dataset nobody
@@ -169,7 +166,6 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         *,
         batch_size: int = 16,
         seed: int = 0,
-        fill: bool = True,
         curriculum: int | None = None,
         unnamed: float = 0.0,
         rank: int = 0,
@@ -206,7 +202,7 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
                         f"a synthesis condition needs a source and a target, but {len(group)} samples of "
                         f"dataset {kind.dataset!r} have {sum(kind.available)} contrasts; leave them out"
                     )
-        self.batch_size, self.seed, self.fill, self.curriculum = batch_size, seed, fill, curriculum
+        self.batch_size, self.seed, self.curriculum = batch_size, seed, curriculum
         self.unnamed = float(unnamed)
         self.rank, self.world_size = rank, world_size
         self.epoch, self.position = 0, 0
@@ -220,7 +216,7 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         """The epoch's batches from `position` on, which `advance` and `set_epoch` no longer change."""
         epoch, first = self.epoch, self.position
         rng = np.random.default_rng([self.seed, epoch, _ORDER])
-        batches = draw_batches(self._groups, batch_size=self.batch_size, fill=self.fill, rng=rng)
+        batches = draw_batches(self._groups, batch_size=self.batch_size, rng=rng)
         return (self._draws(batches[number], number, epoch) for number in range(first, len(self)))
 
     def _draws(self, batch: np.ndarray, number: int, epoch: int) -> list[Draw]:
@@ -229,7 +225,6 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         if self.curriculum is not None:
             available = self._kinds[batch[0]].available
             condition = draw_condition(available, epoch=epoch, curriculum=self.curriculum, rng=rng)
-        batch = np.resize(batch, -(-len(batch) // self.world_size) * self.world_size)  # each process has as many
         seeds = rng.integers(2**32, size=len(batch))
         named = np.random.default_rng([self.seed, epoch, _NAME, number]).random() >= self.unnamed
         samples = zip(batch.tolist(), seeds.tolist(), strict=True)
@@ -260,7 +255,7 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
         digest = hashlib.sha256()
         for group in self._groups:
             digest.update(repr(tuple(self._kinds[group[0]])).encode() + group.tobytes())
-        names = ("batch_size", "seed", "fill", "curriculum", "unnamed", "world_size")
+        names = ("batch_size", "seed", "curriculum", "unnamed", "world_size")
         return {
             "samples": len(self._kinds),
             "kinds": digest.hexdigest()[:16],

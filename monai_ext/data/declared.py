@@ -70,20 +70,20 @@ def check_count(what: object, sizes: Sequence[int]) -> None:
         )
 
 
-def check_bytes(path: Path, *, needed: int, there: int, packed: bool) -> None:
-    """Refuse a file whose `there` bytes cannot hold the `needed` that its header declares.
+def check_bytes(path: Path, *, needed: int, available: int, packed: bool) -> None:
+    """Refuse a file whose `available` bytes cannot hold the `needed` that its header declares.
 
     Args:
         path: the file.
         needed: bytes of its voxels, unpacked.
-        there: bytes that it has for them.
+        available: bytes that it has for them.
         packed: whether they are compressed, and may be more once unpacked.
 
     Raises:
         ValueError: the file is truncated or damaged.
     """
-    if needed > there * (MOST_INFLATED if packed else 1):
-        held = f"{there:,} bytes{' of compressed data' if packed else ''}"
+    if needed > available * (MOST_INFLATED if packed else 1):
+        held = f"{available:,} bytes{' of compressed data' if packed else ''}"
         raise ValueError(
             f"{path} is truncated or damaged (its header declares {needed:,} bytes, it holds {held}): "
             "copy or download it again"

@@ -131,10 +131,10 @@ def _as_fault_of(what: object) -> Iterator[None]:
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        if said.startswith(str(what)):
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if reason.startswith(str(what)):
             raise
-        raise ValueError(f"{what} is damaged: {said}") from error
+        raise ValueError(f"{what} is damaged: {reason}") from error
 
 
 def contrast_of(header: Any) -> str | None:
@@ -196,7 +196,7 @@ def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[st
     unused = [contrast for contrast in named if contrast not in contrasts]
     if unused:
         raise ValueError(f"--series names {unused[0]}, but the sources are {', '.join(contrasts)}")
-    there = "; the study holds\n  " + "\n  ".join(map(str, study))
+    holds = "; the study holds\n  " + "\n  ".join(map(str, study))
     answer = {}
     for contrast in contrasts:
         what = named.get(contrast)
@@ -209,10 +209,10 @@ def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[st
             matching = [max(matching, key=lambda one: one.b or 0)]  # one series of several b-values: the strongest
         if not matching:
             asked = f"no series is {what!r}, asked for as {contrast}" if what else f"no series shows {contrast}"
-            raise ValueError(f"{asked}: name one with --series {contrast}=NUMBER{there}")
+            raise ValueError(f"{asked}: name one with --series {contrast}=NUMBER{holds}")
         if len(matching) > 1:
             numbers = " and ".join(f"{one.number} {one.description!r}" for one in matching)
-            raise ValueError(f"series {numbers} all match {contrast}: say which with --series {contrast}=NUMBER{there}")
+            raise ValueError(f"series {numbers} all match {contrast}: say which with --series {contrast}=NUMBER{holds}")
         answer[contrast] = matching[0]
     return answer
 

@@ -251,14 +251,14 @@ class SliceDataset(Dataset[dict[str, Any]]):
         targets = [subject.targets.get(contrast, subject.images.get(contrast)) for contrast in self.target]
         found = {**dict(zip(self.target, targets, strict=True)), **dict(zip(self.sources, sources, strict=True))}
         available = tuple(found[contrast] is not None for contrast in self.contrasts)
-        there = [contrast for contrast, present in zip(self.contrasts, available, strict=True) if present]
-        missing = [contrast for contrast in self.contrasts if contrast not in there]
+        present = [contrast for contrast, is_there in zip(self.contrasts, available, strict=True) if is_there]
+        missing = [contrast for contrast in self.contrasts if contrast not in present]
         if missing and not self.allow_missing:
             reason = f"lacks {', '.join(missing)}; leave it out, or take zeros instead with allow_missing"
             raise SubjectError(subject.name, None, reason)
-        if not any(a != b for a in there if a in self.sources for b in there if b in self.target):
+        if not any(a != b for a in present if a in self.sources for b in present if b in self.target):
             reason = (
-                f"has {', '.join(there) or 'none'} of {', '.join(self.contrasts)}: "
+                f"has {', '.join(present) or 'none'} of {', '.join(self.contrasts)}: "
                 "it takes a source and another contrast as target"
             )
             raise SubjectError(subject.name, None, reason)

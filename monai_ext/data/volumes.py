@@ -188,7 +188,7 @@ def _check_nifti_size(path: Path) -> None:
     sizes = [int(size) for size in header["dim"][1 : count + 1]]
     check_count(path, sizes)
     needed = int(offset) + prod(max(size, 0) for size in sizes) * int(header.get_data_dtype().itemsize)
-    check_bytes(path, needed=needed, there=path.stat().st_size, packed=path.name.lower().endswith(".gz"))
+    check_bytes(path, needed=needed, available=path.stat().st_size, packed=path.name.lower().endswith(".gz"))
 
 
 def _nifti_voxels(path: Path, image: Any) -> NDArray[np.float32]:
@@ -232,7 +232,7 @@ def _check_nifti_header(path: Path, image: Any) -> None:
 def _read_itk(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     import itk  # slow to load, and most datasets are NIfTI
 
-    there, packed = check_itk_header(path)
+    available, packed = check_itk_header(path)
     try:
         header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
         if header is None:
@@ -242,7 +242,7 @@ def _read_itk(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         sizes = [header.GetDimensions(axis) for axis in range(header.GetNumberOfDimensions())]
         _three_dimensions(path, sizes)
         check_count(path, sizes)
-        check_bytes(path, needed=prod(sizes) * header.GetComponentSize(), there=there, packed=packed)
+        check_bytes(path, needed=prod(sizes) * header.GetComponentSize(), available=available, packed=packed)
         _check_spacing(path, [header.GetSpacing(axis) for axis in range(3)])
         if header.GetNumberOfComponents() != 1:
             raise ValueError(f"{path} has {header.GetNumberOfComponents()} numbers a voxel, expected one")

@@ -268,7 +268,7 @@ class Evaluation:
         for contrast, stored in zip(self.target, np.load(predicted / f"{result.index}.npy"), strict=True):
             path = folder / f"{contrast}_synthetic.nii.gz"
             write_image(path, stored, affine, description=f"SYNTHETIC {contrast} {by}")
-            said = {
+            record = {
                 "synthetic": True,
                 "warning": WARNING,
                 "target": contrast,
@@ -277,7 +277,7 @@ class Evaluation:
                 "site": self.about.get("site"),
                 **{key: self.about[key] for key in ("bundle", "version", "weights", "software")},
             }
-            write_json(folder / f"{contrast}_synthetic.json", said)
+            write_json(folder / f"{contrast}_synthetic.json", record)
 
     def _record(
         self, results: Sequence[_Result], failures: Sequence[SubjectError], kept: Mapping[str, str]
@@ -325,8 +325,8 @@ def mean(values: Sequence[float]) -> float:
     Returns:
         Their arithmetic mean.
     """
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
+    measured = [value for value in values if not math.isnan(value)]
+    return sum(measured) / len(measured) if measured else math.nan
 
 
 def _contrasts(sources: Sequence[str], target: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

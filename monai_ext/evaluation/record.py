@@ -41,12 +41,12 @@ def describe_run(
     Returns:
         What `Evaluation` takes as `about`.
     """
-    made = about_weights(weights)
+    about = about_weights(weights)
     file = absolute(Path(weights))
     return {
-        "bundle": made.get("bundle", ""),
+        "bundle": about.get("bundle", ""),
         "name": name,
-        "version": made.get("version", __version__),
+        "version": about.get("version", __version__),
         "split": split,
         "datalist_sha256": sha256(named_datalists(datalist)[0][1]),
         "weights": {"file": file.name, "sha256": sha256(file)},

@@ -139,8 +139,8 @@ def summary(rows: Sequence[Row], perturbations: Sequence[Mapping[str, Any]], *, 
         lines.append(f"{target}, {subjects} subject{'s' * (subjects != 1)}, mean ± standard deviation")
         lines.append("  region" + "".join(f"{name:>18}" for name in (*FIGURES, "stripes")))
         for each in REGIONS:
-            there = [row for row in plain if row["region"] == each]
-            cells = (_mean_sd([row.get(name, np.nan) for row in there], name) for name in (*FIGURES, "stripes"))
+            in_region = [row for row in plain if row["region"] == each]
+            cells = (_mean_sd([row.get(name, np.nan) for row in in_region], name) for name in (*FIGURES, "stripes"))
             lines.append(f"  {each:6}" + "".join(f"{cell:>18}" for cell in cells))
         measured = [row for row in ours if row["region"] == region]
         for entry in perturbations:
@@ -157,9 +157,9 @@ def summary(rows: Sequence[Row], perturbations: Sequence[Mapping[str, Any]], *, 
 
 
 def _mean_sd(values: Sequence[float], name: str) -> str:
-    known = [value for value in values if not np.isnan(value)]
-    if not known:
+    measured = [value for value in values if not np.isnan(value)]
+    if not measured:
         return "-"
     digits = 2 if name == "psnr" else 4
-    spread = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
-    return f"{np.mean(known):.{digits}f}{spread}"
+    spread = f" ± {np.std(measured, ddof=1):.{digits}f}" if len(measured) > 1 else ""
+    return f"{np.mean(measured):.{digits}f}{spread}"

@@ -51,13 +51,13 @@ class Predictor:
         """The network's number of the site, or of a subject's dataset; None is nobody's."""
         if self.site is not None:
             return None if self.site == NOBODY else self.network.site_index(self.site)
-        known = self.network.sites
-        if dataset in known:
+        sites = self.network.sites
+        if dataset in sites:
             return self.network.site_index(dataset)
-        if known and dataset not in self._warned:
+        if sites and dataset not in self._warned:
             self._warned.add(dataset)
-            said = "the weights do not know site %r, which is synthesised as nobody's; they know %s"
-            logger.warning(said, dataset, ", ".join(known))
+            message = "the weights do not know site %r, which is synthesised as nobody's; they know %s"
+            logger.warning(message, dataset, ", ".join(sites))
         return None
 
     def __call__(self, image: Tensor, given: Tensor, wanted: Tensor, dataset: str | None) -> Tensor:
@@ -85,14 +85,14 @@ class Predictor:
         """
         every = list(self.network.modalities)
         places = [every.index(canonical(contrast)) for contrast in sources]
-        made = every.index(canonical(target))
+        place = every.index(canonical(target))
         given, wanted = (torch.zeros(len(every), dtype=torch.bool) for _ in range(2))
-        given[places], wanted[made] = True, True
+        given[places], wanted[place] = True, True
 
         def predict(image: Tensor, dataset: str) -> Tensor:
             whole = image.new_zeros(len(every), *image.shape[1:])
             whole[places] = image
-            return self(whole, given, wanted, dataset)[made : made + 1]
+            return self(whole, given, wanted, dataset)[place : place + 1]
 
         return predict
 
@@ -151,7 +151,7 @@ class TaskMatrix:
 
     def _tasks(self, item: dict[str, Any]) -> list[Row]:
         """A row a task and region of one subject."""
-        there = torch.nonzero(item["available"]).flatten().tolist()
+        present = torch.nonzero(item["available"]).flatten().tolist()
         steps = np.linalg.norm(np.asarray(item["affine"])[:3, :3], axis=0)
         measured: dict[str, Any] = {
             "spacing": (float(steps[0]), float(steps[1]), float(steps[2])),
@@ -159,18 +159,18 @@ class TaskMatrix:
             "protocol": self.protocol,
         }
         cases: list[Row] = []
-        counts: Sequence[int] = range(1, len(there))
+        counts: Sequence[int] = range(1, len(present))
         if self.source_counts is not None:
-            counts = sorted({len(there) - 1 if count == -1 else count for count in self.source_counts} & set(counts))
+            counts = sorted({len(present) - 1 if count == -1 else count for count in self.source_counts} & set(counts))
         for many in counts:
-            for sources in combinations(there, many):
+            for sources in combinations(present, many):
                 given = torch.zeros(len(item["available"]), dtype=torch.bool)
                 given[list(sources)] = True
-                made = self.predictor(item["image"], given, item["available"] & ~given, item["dataset"])
-                mask = item["mask"][0].to(made.device)
-                for target in sorted(set(there) - set(sources)):
-                    truth = item["target"][target].to(made.device)
-                    found = compare_volumes(made[target].float().clamp(0, 1), truth, mask=mask, **measured)
+                predicted = self.predictor(item["image"], given, item["available"] & ~given, item["dataset"])
+                mask = item["mask"][0].to(predicted.device)
+                for target in sorted(set(present) - set(sources)):
+                    truth = item["target"][target].to(predicted.device)
+                    found = compare_volumes(predicted[target].float().clamp(0, 1), truth, mask=mask, **measured)
                     task = {"subject": item["subject"], "dataset": item["dataset"], "sources": sources}
                     slices = {name: float(found.slices[name][item["slices"]].nanmean()) for name in FIGURES}
                     for region, figures in zip(REGIONS, (slices, found.volume, found.brain), strict=True):
@@ -188,9 +188,9 @@ class TaskMatrix:
         for (dataset, sources, target, region), ours in sorted(by_task.items(), key=lambda one: _place(one[0])):
             means: Row = {"dataset": dataset, "region": region, "subjects": len(ours), **self._named(sources, target)}
             for name in MEASURED:
-                known = [case[name] for case in ours if not np.isnan(case[name])]
-                means[name] = float(np.mean(known)) if known else float("nan")
-                means[f"{name}_sd"] = float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")
+                measured = [case[name] for case in ours if not np.isnan(case[name])]
+                means[name] = float(np.mean(measured)) if measured else float("nan")
+                means[f"{name}_sd"] = float(np.std(measured, ddof=1)) if len(measured) > 1 else float("nan")
             rows.append(means)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         named = [{**case, **self._named(case["sources"], case["target"])} for case in cases]

@@ -229,13 +229,13 @@ def _known_spacing(preset: Preset, about: Mapping[str, Any], network: nn.Module)
 
     A 2D network sees one slice after another: to it their distance is nothing.
     """
-    known = preset.trained_spacing or _preset(about.get("preset")).trained_spacing
-    if known is None:
+    trained = preset.trained_spacing or _preset(about.get("preset")).trained_spacing
+    if trained is None:
         if about:
             logger.warning("the weights do not say at which voxel size they were trained: each patient's own is used")
         return preset
     volumetric = any(isinstance(module, nn.Conv3d) for module in network.modules())
-    return replace(preset, trained_spacing=(known[0], known[1], known[2] if volumetric else None))
+    return replace(preset, trained_spacing=(trained[0], trained[1], trained[2] if volumetric else None))
 
 
 def _changed(

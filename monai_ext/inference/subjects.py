@@ -286,9 +286,9 @@ def _of_folder(folder: Path) -> Cases:
             if top not in used:
                 found.failures.append(SubjectError(top, folder / top, "holds only DICOM: convert it to NIfTI first"))
     elif not found.failures:
-        there = ", ".join(path.name for path in found.unused[:4]) or ("DICOM" if _has_dicom(folder) else "nothing")
+        holds = ", ".join(path.name for path in found.unused[:4]) or ("DICOM" if _has_dicom(folder) else "nothing")
         raise ValueError(
-            f"{folder} holds no image whose name says its contrast (case1/T1.nii.gz, case1_flair.nii.gz), but {there}; "
+            f"{folder} holds no image whose name says its contrast (case1/T1.nii.gz, case1_flair.nii.gz), but {holds}; "
             "give images for files with other names"
         )
     failures = [_with_index(fault) for fault in found.failures]

@@ -1,6 +1,6 @@
 """MONAI transforms from a patient's scans to a network's input, and from its output to files on the patient's own grid.
 
-{"subject": Subject} -> KeepResultsd -> PrepareSubjectd -> {"image", "subject", "case"} -> network
+{"subject": Subject} -> KeepResultsd -> PrepareSubjectd -> {"image", "subject", "prepared"} -> network
 -> {..., "pred"} -> RestoreSubjectd -> SaveSyntheticd
 """
 
@@ -39,7 +39,7 @@ GEOMETRY = (
 
 
 @dataclass(frozen=True)
-class Case:
+class PreparedSubject:
     """What is kept of a subject beside its image: whose it is, the grid and the way back, a record a source.
 
     Attributes:
@@ -80,12 +80,12 @@ class KeepResultsd(Transform):
         subject: Subject = data["subject"]
         maker = self.maker.of(subject)
         files = [synthetic_file(self.output_dir, subject.name, target) for target in maker.target]
-        there = [] if self.overwrite else [path for path in files if path.exists()]
-        for path in there:
+        existing = [] if self.overwrite else [path for path in files if path.exists()]
+        for path in existing:
             if not self._made_now(path, subject, maker):
                 reason = "is there already, of other weights, options or scans, and is kept"
                 raise SubjectError(subject.name, path, f"{reason}: give another output_dir, or overwrite true")
-        if there == files:
+        if existing == files:
             raise AlreadyDone(subject.name, files[0], "is there already, of the same weights and scans")
         return dict(data)
 
@@ -102,15 +102,15 @@ class KeepResultsd(Transform):
 
 
 class PrepareSubjectd(Transform):
-    """{"subject": Subject, "root": Path} -> {"image": (M, I, J, K) float32 in [0, 1], "subject": name, "case":
-    Case}.
+    """{"subject": Subject, "root": Path} -> {"image": (M, I, J, K) float32 in [0, 1], "subject": name, "prepared":
+    PreparedSubject}.
 
     As `python -m monai_ext prepare` did to the training data with the maker's preset: read by contrast name, moved
     onto the reference if so asked, put on one RAS grid, scaled. But nothing is cut off: the grid holds all of the
     reference, and its voxels are of the size that the weights know. Only the sources are opened, and a contrast that
     the network takes but the subject lacks is zeros. `root` is where a preset's pattern of mask files begins. Where the
-    maker's resolution is not the reference's own, the case's grid is the finer one, and "output_size" is what the
-    network is to write.
+    maker's resolution is not the reference's own, the "prepared" one's grid is the finer one, and "output_size" is what
+    the network is to write.
 
     Args:
         maker: whose network gets the image.
@@ -143,15 +143,15 @@ class PrepareSubjectd(Transform):
         if coverage < LEAST_COVERAGE:
             share = f"{coverage:.0%} of what {gridded.grid.contrast} shows"
             logger.warning("%s: the synthesis covers %s; in the other slices every source is zero", subject.name, share)
-        case = Case(subject, gridded.grid, records, coverage, maker)
-        item = {**data, "image": image, "subject": subject.name, "case": case}
+        prepared = PreparedSubject(subject, gridded.grid, records, coverage, maker)
+        item = {**data, "image": image, "subject": subject.name, "prepared": prepared}
         if self.maker.resolution.own:
             return item
         try:
             grid, item["output_size"] = self.maker.resolution.of(gridded.grid)
         except ValueError as error:
             raise SubjectError(subject.name, subject.images[gridded.grid.contrast], str(error)) from error
-        return {**item, "case": replace(case, grid=grid)}
+        return {**item, "prepared": replace(prepared, grid=grid)}
 
 
 class RestoreSubjectd(Transform):
@@ -161,10 +161,10 @@ class RestoreSubjectd(Transform):
     """
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        grid: Grid = data["case"].grid
+        grid: Grid = data["prepared"].grid
         pred = data["pred"].detach().cpu().float()
-        there = [np.ascontiguousarray(grid.back(channel.numpy()).clip(0, 1)) for channel in pred]
-        restored = MetaTensor(torch.from_numpy(np.stack(there)), affine=torch.from_numpy(grid.stored_affine))
+        volumes = [np.ascontiguousarray(grid.back(channel.numpy()).clip(0, 1)) for channel in pred]
+        restored = MetaTensor(torch.from_numpy(np.stack(volumes)), affine=torch.from_numpy(grid.stored_affine))
         return {**data, "pred": restored, "prepared_pred": pred}
 
 
@@ -184,48 +184,50 @@ class SaveSyntheticd(Transform):
         self.output_dir, self.quick_look = absolute(Path(output_dir)), quick_look
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        case: Case = data["case"]
-        inputs, outputs = case.maker.channels
-        shown = data["image"][[inputs.index(contrast) for contrast in case.maker.sources]]
-        for target in case.maker.target:
+        prepared: PreparedSubject = data["prepared"]
+        inputs, outputs = prepared.maker.channels
+        shown = data["image"][[inputs.index(contrast) for contrast in prepared.maker.sources]]
+        for target in prepared.maker.target:
             channel = outputs.index(target)
             array = np.asarray(data["pred"][channel])
-            path = synthetic_file(self.output_dir, case.subject.name, target)
+            path = synthetic_file(self.output_dir, prepared.subject.name, target)
             path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as together:  # the last to enter is the first to get its name: the volume comes last
                 volume, sidecar = (together.enter_context(whole_file(one)) for one in (path, _beside(path, ".json")))
                 if self.quick_look:
                     picture = together.enter_context(whole_file(_beside(path, ".png")))
-                    self._picture(picture, shown, data["prepared_pred"][channel], case, target)
-                sidecar.write_text(json.dumps(self._sidecar(case, target), indent=2) + "\n", encoding="utf-8")
-                nib.save(_like(case, array, descrip=case.maker.descrip(target)), volume)
+                    self._picture(picture, shown, data["prepared_pred"][channel], prepared, target)
+                sidecar.write_text(json.dumps(self._sidecar(prepared, target), indent=2) + "\n", encoding="utf-8")
+                nib.save(_like(prepared, array, descrip=prepared.maker.descrip(target)), volume)
         return dict(data)
 
-    def _sidecar(self, case: Case, target: str) -> dict[str, Any]:
+    def _sidecar(self, prepared: PreparedSubject, target: str) -> dict[str, Any]:
         sources = {
-            contrast: {"file": path.name, "sha256": sha256(path), **case.images[contrast]}
-            for contrast, path in case.subject.images.items()
+            contrast: {"file": path.name, "sha256": sha256(path), **prepared.images[contrast]}
+            for contrast, path in prepared.subject.images.items()
         }
         return {
-            **case.maker.sidecar(target),
-            "subject": case.subject.name,
+            **prepared.maker.sidecar(target),
+            "subject": prepared.subject.name,
             "sources": sources,
-            "reference": case.grid.contrast,
+            "reference": prepared.grid.contrast,
             "grid": {
-                "shape": list(case.grid.shape),
-                "spacing": [round(float(step), 4) for step in np.linalg.norm(case.grid.affine[:3, :3], axis=0)],
-                "voxel_size": _voxel_size(case),
+                "shape": list(prepared.grid.shape),
+                "spacing": [round(float(step), 4) for step in np.linalg.norm(prepared.grid.affine[:3, :3], axis=0)],
+                "voxel_size": _voxel_size(prepared),
             },
-            "coverage": round(case.coverage, 4),
+            "coverage": round(prepared.coverage, 4),
             "software": software(),
         }
 
-    def _picture(self, path: Path, image: torch.Tensor, pred: torch.Tensor, case: Case, target: str) -> None:
+    def _picture(
+        self, path: Path, image: torch.Tensor, pred: torch.Tensor, prepared: PreparedSubject, target: str
+    ) -> None:
         """A row an image, axial, sagittal and coronal through the middle of what the sources show."""
-        grid = case.grid
-        names = [*case.maker.sources, f"SYNTHETIC {target}, not acquired"]
-        there = resample(Volume(pred.numpy(), grid.affine_of(pred.shape)), grid.shape, grid.affine).array
-        arrays = [*(one.cpu().numpy() for one in image), there]
+        grid = prepared.grid
+        names = [*prepared.maker.sources, f"SYNTHETIC {target}, not acquired"]
+        synthesis = resample(Volume(pred.numpy(), grid.affine_of(pred.shape)), grid.shape, grid.affine).array
+        arrays = [*(one.cpu().numpy() for one in image), synthesis]
         volumes = [isotropic(Volume(one, grid.affine), VIEW_MM).array for one in arrays]
         filled = np.maximum.reduce(volumes[:-1]) > 0
         i, j, k = (round(float(np.flatnonzero(filled.any(axis=tuple({0, 1, 2} - {n}))).mean())) for n in range(3))
@@ -233,11 +235,11 @@ class SaveSyntheticd(Transform):
         montage(rows, titles=[[name, "", ""] for name in names], path=path, white=1.0)
 
 
-def _voxel_size(case: Case) -> str:
+def _voxel_size(prepared: PreparedSubject) -> str:
     """Whether the network was given voxels of the size that its weights know."""
-    if case.maker.preset.trained_spacing is None:
+    if prepared.maker.preset.trained_spacing is None:
         return "the weights do not say which they were trained at: the patient's own was used"
-    grid = case.grid
+    grid = prepared.grid
     own = to_ras(Volume(np.broadcast_to(np.float32(0), grid.stored_shape), grid.stored_affine)).spacing
     same = np.allclose(np.linalg.norm(grid.affine[:3, :3], axis=0), own, rtol=1e-3)
     return "the patient's own, near that of training" if same else "resampled to that of training, and back"
@@ -261,9 +263,9 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name.removesuffix(".nii.gz") + suffix)
 
 
-def _like(case: Case, array: NDArray[np.float32], *, descrip: str) -> nib.Nifti1Image:
+def _like(prepared: PreparedSubject, array: NDArray[np.float32], *, descrip: str) -> nib.Nifti1Image:
     """`array` in the place of the reference image; on the grid of a NIfTI, with the very numbers of its header."""
-    path = case.subject.images[case.grid.contrast]
+    path = prepared.subject.images[prepared.grid.contrast]
     reference: Any = nib.load(path) if path.name.lower().endswith(NIFTI_SUFFIXES) else None
     if reference is not None and reference.shape[:3] == array.shape:
         kind = nib.Nifti2Image if isinstance(reference, nib.Nifti2Image) else nib.Nifti1Image
@@ -271,9 +273,9 @@ def _like(case: Case, array: NDArray[np.float32], *, descrip: str) -> nib.Nifti1
         for key in GEOMETRY:
             image.header[key] = reference.header[key]
     else:  # not a NIfTI, or not of its resolution
-        image = nib.Nifti1Image(array, case.grid.stored_affine, dtype=np.float32)
-        image.set_qform(case.grid.stored_affine, code="scanner")
-        image.set_sform(case.grid.stored_affine, code="scanner")
+        image = nib.Nifti1Image(array, prepared.grid.stored_affine, dtype=np.float32)
+        image.set_qform(prepared.grid.stored_affine, code="scanner")
+        image.set_sform(prepared.grid.stored_affine, code="scanner")
         image.header.set_xyzt_units("mm")
     image.header["descrip"] = descrip.encode()
     image.header["cal_min"], image.header["cal_max"] = 0, 1  # what viewers show as black and white

@@ -4,7 +4,8 @@
 
 The model is a bundle's folder with its weights, the archive that `ckpt_export` writes of one, or a folder that holds
 one of these. The other choices of `python -m monai_ext dicom` stand under `synthesis` in the YAML file that
-HOLOSCAN_CONFIG_PATH names, as Holoscan has it: target, site, series, register, reference, uid_root, reproducible.
+HOLOSCAN_CONFIG_PATH names, as Holoscan has it: target, site, series, register, reference, uid_root, reproducible,
+trust_names.
 
 The study is read by an operator of our own, since the SDK's keeps one image a position: of a series with two echoes or
 two b-values it would drop one.
@@ -18,12 +19,14 @@ from typing import Any
 from monai.deploy.conditions import CountCondition
 from monai.deploy.core import Application, Fragment, Operator, OperatorSpec
 
-from monai_ext.serve.dicom import check_uid_root, named_series, ready, sources_in, synthesised, write_all
-from monai_ext.serve.options import INFERENCE, asked
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.inference.checks import TRUST
+from monai_ext.serve.dicom import check_uid_root, ready
+from monai_ext.synthesis.bundle import BundleSynthesiser
+from monai_ext.synthesis.options import INFERENCE, asked, yes_or_no
+from monai_ext.synthesis.study import named_series, sources_in, synthesised, write_all
 from monai_ext.weights import ARCHIVE
 
-CHOICES = ("target", "site", "series", "register", "reference", "uid_root", "reproducible")
+CHOICES = ("target", "site", "series", "register", "reference", "uid_root", "reproducible", "trust_names")
 
 
 class StudyReader(Operator):
@@ -33,7 +36,7 @@ class StudyReader(Operator):
         fragment: the application.
         folder: with the study.
         synthesiser: whose sources are looked for.
-        choices: of `monai_ext.serve.dicom.sources_in`.
+        choices: of `monai_ext.synthesis.study.sources_in`.
     """
 
     def __init__(self, fragment: Fragment, *, folder: Path, synthesiser: BundleSynthesiser, **choices: Any) -> None:
@@ -69,8 +72,8 @@ class SeriesSynthesis(Operator):
         fragment: the application.
         synthesiser: what synthesises.
         folder: where the new series go.
-        options: of the inference.
-        choices: of `monai_ext.serve.dicom.write_all`.
+        options: of `monai_ext.synthesis.study.synthesised`.
+        choices: of `monai_ext.synthesis.study.write_all`.
     """
 
     def __init__(
@@ -166,7 +169,10 @@ class SynthesisApp(Application):
             self,
             synthesiser=synthesiser,
             folder=Path(context.output_path),
-            options={"register": register, "reference": chosen.get("reference"), "site": chosen.get("site")},
+            options={
+                **{name: chosen.get(name) for name in ("register", "reference", "site")},
+                "trust_names": yes_or_no("trust_names", chosen.get("trust_names", False)),
+            },
             uid_root=chosen.get("uid_root"),
             reproducible=bool(chosen.get("reproducible", False)),
         )
@@ -219,7 +225,7 @@ def main() -> int:
     try:
         SynthesisApp().run()
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error).replace(TRUST, 'trust_names: true')}", file=sys.stderr)
         return 1
     return 0
 

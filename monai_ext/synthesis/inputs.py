@@ -23,7 +23,13 @@ class Study:
 
 
 def recognised(words: Sequence[str]) -> Cases | Study:
-    """Who is meant by files (their contrast by name, or as T1=FILE), a folder, a datalist or a DICOM study.
+    """Tell who is meant by files (their contrast by name, or as T1=FILE), a folder, a datalist or a DICOM study.
+
+    Args:
+        words: of the command line.
+
+    Returns:
+        The subjects with their images, or the folder of a DICOM study.
 
     Raises:
         ValueError: it cannot be told, or they do not go together; the message says what to type.
@@ -50,7 +56,14 @@ def recognised(words: Sequence[str]) -> Cases | Study:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the file's content, or else its name, says that it is DICOM."""
+    """Say whether the file's content, or else its name, says that it is DICOM.
+
+    Args:
+        path: a file.
+
+    Returns:
+        Whether it is; False where it cannot be read.
+    """
     if path.suffix.lower() in DICOM:
         return True
     if stem(path):

@@ -19,6 +19,9 @@ def looked_at(images: Mapping[str, Path | Volume], *, subject: str, trust_names:
         subject: whose they are, for what is said.
         trust_names: go on where only the names, or what they were taken for, are doubted.
 
+    Returns:
+        What was seen, of which nothing refuses.
+
     Raises:
         ValueError: going on would give a wrong picture; the message says what was seen and what to type.
     """

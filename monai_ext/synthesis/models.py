@@ -3,14 +3,27 @@
 import argparse
 from collections.abc import Mapping
 
-from monai_ext.installed import NONE_INSTALLED, Method, installed_methods
+from monai_ext.synthesis.installed import NONE_INSTALLED, Method, installed_methods
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Say what runs: the command has no options.
+
+    Args:
+        parser: of the command.
+    """
     parser.set_defaults(run=run)
 
 
 def run(_: argparse.Namespace) -> int:
+    """Print the methods, or how to come by one; the exit status, 0.
+
+    Args:
+        _: nothing of which is used.
+
+    Returns:
+        The exit status, 0.
+    """
     methods = installed_methods()
     if not methods:
         print(NONE_INSTALLED)
@@ -20,7 +33,14 @@ def run(_: argparse.Namespace) -> int:
 
 
 def described(method: Method) -> list[str]:
-    """A method's name and task, then what its weights' JSON says: one fact a line."""
+    """Say a method's name and task, then what its weights' JSON says.
+
+    Args:
+        method: an installed one.
+
+    Returns:
+        One fact a line.
+    """
     task, about = method.task, method.about
     sources = " + ".join(task.inputs) if task.every_source else f"any of {', '.join(task.inputs)}"
     targets = ", ".join(task.outputs) if task.every_source else "any other of them"

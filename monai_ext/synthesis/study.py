@@ -2,14 +2,22 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from monai_ext.data.dicom import contrast_of, read_series, read_study
+import nibabel as nib
+import numpy as np
+
+from monai_ext.data.dicom import Series, choose, contrast_of, read_series, read_study, sorted_slices
+from monai_ext.data.volumes import write_volume
+from monai_ext.files import read_json
 from monai_ext.modalities import canonical
-from monai_ext.serve.dicom import sources_in, synthesised, write_all
+from monai_ext.synthesis.bundle import BundleSynthesiser, sidecar
+from monai_ext.synthesis.dicom_writer import write_series
 from monai_ext.synthesis.looking import looked_at
-from monai_ext.synthesis.synthesiser import Synthesiser, sidecar
+from monai_ext.synthesis.synthesiser import Synthesiser
 
 
 def synthesise_study(
@@ -31,12 +39,13 @@ def synthesise_study(
         series: contrast -> number, description or UID, where the headers do not tell.
         register: "none" or "rigid".
 
+    Returns:
+        The folders of the series and the files, target by target.
+
     Raises:
         ValueError: the study is of two patients, a target is there already or cannot be made, or results are there.
     """
-    there = read_study(study)
-    shown = dict.fromkeys([*map(canonical, series), *filter(None, (contrast_of(one.headers[0]) for one in there))])
-    plan = synthesiser.plan(tuple(shown), targets)
+    plan = synthesiser.plan(shown_in(read_study(study), series), targets)
     if not plan:
         raise ValueError(f"{study} has every contrast that can be made")
     for target in plan:
@@ -45,19 +54,167 @@ def synthesise_study(
                 f"{out / f'SYNTHETIC_{target}'} is there already and is kept: give another -o, or remove it"
             )
     out.mkdir(parents=True, exist_ok=True)
-    made: list[Path] = []
+    written: list[Path] = []
     for count, (target, method) in enumerate(plan.items()):
         inference = synthesiser.built(method)
-        asked = {} if method.task.every_source else {"target": target}
+        options = {} if method.task.every_source else {"target": target}
         wanted = {name: what for name, what in series.items() if canonical(name) in method.task.inputs}
         sources, number = sources_in(study, inference, target=target, series=wanted, register=register)
-        volumes = {name: read_series(one) for name, one in sources.items()}
-        looked_at(volumes, subject="study", trust_names=synthesiser.trust_names)
-        with synthesised(inference, sources, **asked) as results:
+        with synthesised(inference, sources, trust_names=synthesiser.trust_names, **options) as results:
             one = {target: results[target]}
-            made += write_all(one, sources, out, number=number + count)
-            made.append(_kept(results[target], out))
-    return made
+            written += write_all(one, sources, out, number=number + count)
+            written.append(_kept(results[target], out))
+    return written
+
+
+def named_series(pairs: Sequence[str]) -> dict[str, str]:
+    """Read the command's pairs: ["T1=5"] -> {"T1": "5"}.
+
+    Args:
+        pairs: CONTRAST=SERIES each.
+
+    Returns:
+        contrast -> series, as it was typed.
+
+    Raises:
+        ValueError: a word is no pair, its contrast is not known or named twice.
+    """
+    wrong = [pair for pair in pairs if not all(pair.partition("="))]
+    if wrong:
+        raise ValueError(f"--series takes CONTRAST=SERIES such as T1=5, got {wrong[0]!r}")
+    named: dict[str, str] = {}
+    for given_as, _, series in (pair.partition("=") for pair in pairs):
+        contrast = canonical(given_as)
+        if contrast in named:
+            raise ValueError(f"--series names {contrast} twice: {named[contrast]} and {series}; give one")
+        named[contrast] = series
+    return named
+
+
+def shown_in(found: Sequence[Series], series: Mapping[str, str]) -> tuple[str, ...]:
+    """Which contrasts a study shows.
+
+    Args:
+        found: its series.
+        series: contrast -> number, description or UID, where a person says so.
+
+    Returns:
+        Those that were named, then those that headers tell, each once.
+    """
+    by_header = (contrast_of(one.headers[0]) for one in found)
+    return tuple(dict.fromkeys([*map(canonical, series), *filter(None, by_header)]))
+
+
+def sources_in(
+    study: Path,
+    synthesiser: BundleSynthesiser,
+    *,
+    target: str | None = None,
+    series: Mapping[str, str] | None = None,
+    register: str | None = None,
+) -> tuple[dict[str, Series], int]:
+    """Find the series of each contrast that the bundle starts from, its slices in order.
+
+    Args:
+        study: a folder with the DICOM files.
+        synthesiser: whose sources are looked for.
+        target: what to synthesise.
+        series: contrast -> number, description or UID.
+        register: whether the sources are moved onto each other.
+
+    Returns:
+        contrast -> series, and the study's highest series number.
+
+    Raises:
+        ValueError: a contrast is not there or cannot be told, or a series makes no volume.
+    """
+    found = read_study(study)
+    wanted = synthesiser.contrasts
+    if synthesiser.takes_any:
+        shown = shown_in(found, series or {})
+        wanted = tuple(name for name in wanted if name in shown and (target is None or name != canonical(target)))
+    sources = {name: sorted_slices(one) for name, one in choose(found, wanted, series or {}).items()}
+    _same_frame(sources, register)
+    return sources, max((int(one.number) for one in found if one.number.isdigit()), default=0)
+
+
+@contextmanager
+def synthesised(
+    synthesiser: BundleSynthesiser, sources: Mapping[str, Series], *, trust_names: bool = False, **options: str | None
+) -> Iterator[dict[str, Path]]:
+    """Give the NIfTI that the bundle makes of these series for each contrast, for as long as the block lasts.
+
+    Args:
+        synthesiser: what synthesises.
+        sources: contrast -> series.
+        trust_names: go on where a series does not look like the contrast that it is taken for.
+        options: of the inference, None for the bundle's own.
+
+    Yields:
+        contrast -> NIfTI, in a folder that is removed with the block.
+
+    Raises:
+        ValueError: the series are not what they are taken for, or cannot be used.
+    """
+    volumes = {contrast: read_series(one) for contrast, one in sources.items()}
+    findings = looked_at(volumes, subject="study", trust_names=trust_names)
+    with tempfile.TemporaryDirectory() as work:
+        files = {contrast: Path(work) / f"{contrast}.nii.gz" for contrast in sources}
+        for contrast, path in files.items():
+            write_volume(path, volumes[contrast])
+        given = {name: value for name, value in options.items() if value is not None}
+        yield synthesiser(files, Path(work) / "synthetic", subject="study", findings=findings, **given)
+
+
+def write_all(
+    results: Mapping[str, Path],
+    sources: Mapping[str, Series],
+    out: Path,
+    *,
+    number: int,
+    uid_root: str | None = None,
+    reproducible: bool = False,
+) -> list[Path]:
+    """Write each result as a series in a folder of `out`, whole or not at all.
+
+    Args:
+        results: contrast -> NIfTI, its sidecar beside it.
+        sources: contrast -> series that they were made from.
+        out: where the folders go.
+        number: the new series' numbers follow it.
+        uid_root: of the new UIDs; None makes them UUIDs.
+        reproducible: the same study and weights give the same files.
+
+    Returns:
+        The folders.
+
+    Raises:
+        ValueError: a folder is there already.
+    """
+    folders = []
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as work:
+        for count, (contrast, path) in enumerate(results.items(), 1):
+            folder = out / f"SYNTHETIC_{contrast}"
+            if folder.exists():
+                raise ValueError(f"{folder} is there already and is kept: give another --out, or remove it")
+            record = read_json(sidecar(path))
+            partial = Path(work) / folder.name
+            partial.mkdir()
+            image: Any = nib.load(path)
+            write_series(
+                partial,
+                np.asarray(image.dataobj, dtype=np.float32),
+                record=record,
+                reference=sources[record["reference"]],
+                sources=sources,
+                number=number + count,
+                uid_root=uid_root,
+                reproducible=reproducible,
+            )
+            partial.rename(folder)
+            folders.append(folder)
+    return folders
 
 
 def _kept(image: Path, out: Path) -> Path:
@@ -67,3 +224,19 @@ def _kept(image: Path, out: Path) -> Path:
             if path.exists():
                 (Path(shutil.copy(path, work))).replace(out / path.name)
     return out / image.name
+
+
+def _same_frame(sources: Mapping[str, Series], register: str | None) -> None:
+    """Positions of two frames of reference cannot be compared: the patient may have moved in between."""
+    frames = {contrast: str(one.headers[0].get("FrameOfReferenceUID") or "") for contrast, one in sources.items()}
+    lost = [contrast for contrast, frame in frames.items() if not frame]
+    if lost and len(frames) > 1 and register != "rigid":
+        raise ValueError(
+            f"{' and '.join(lost)} has no FrameOfReferenceUID, so where it lies on the others is not known: "
+            "give --register rigid"
+        )
+    if len(set(frames.values())) > 1 and register != "rigid":
+        raise ValueError(
+            f"{' and '.join(frames)} have different frames of reference, so where they lie on each other is not known: "
+            "give --register rigid"
+        )

@@ -9,10 +9,11 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from monai_ext.files import read_json, write_json
-from monai_ext.installed import Method, choose_method, methods_to_choose_from
+from monai_ext.files import read_json
+from monai_ext.inference.checks import Findings
 from monai_ext.modalities import canonical
-from monai_ext.serve import synthesis
+from monai_ext.synthesis.bundle import BundleSynthesiser, sidecar
+from monai_ext.synthesis.installed import Method, choose_method, methods_to_choose_from
 from monai_ext.synthesis.looking import looked_at
 
 Scan = Path | str | nib.Nifti1Image
@@ -62,7 +63,7 @@ class Synthesiser:
         given = {"register": register, "brain_mask": brain_mask, "site": site, "device": _device(device)}
         self._ids: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         self._ids |= {"overwrite": overwrite, "quick_look": quick_look}
-        self._built: dict[Path, synthesis.BundleSynthesiser] = {}
+        self._built: dict[Path, BundleSynthesiser] = {}
 
     def __call__(self, images: Mapping[str, Scan], target: str) -> nib.Nifti1Image:
         """Synthesise `target` from the scans of one patient.
@@ -86,18 +87,20 @@ class Synthesiser:
                 else:
                     files[canonical(contrast)] = Path(work) / f"{canonical(contrast)}.nii.gz"
                     nib.save(image, files[canonical(contrast)])
-            made = self.write(files, [target], Path(work) / "out", subject="patient")[canonical(target)]
-            there: Any = nib.load(made)
-            header = there.header.copy()
-            array = np.asarray(there.dataobj, dtype=np.float32)
-            return type(there)(array, there.affine, header, extra=read_json(sidecar(made)))
+            written = self.write(files, [target], Path(work) / "out", subject="patient")[canonical(target)]
+            image: Any = nib.load(written)
+            array = np.asarray(image.dataobj, dtype=np.float32)
+            return type(image)(array, image.affine, image.header.copy(), extra=read_json(sidecar(written)))
 
     def plan(self, available: Sequence[str], targets: Sequence[str] | None) -> dict[str, Method]:
-        """target -> the method that makes it of the contrasts that are there.
+        """Choose for each target the method that makes it of the contrasts that are there.
 
         Args:
             available: contrasts, as in `MODALITIES`.
             targets: contrasts; None is each that is missing and can be made.
+
+        Returns:
+            target -> method.
 
         Raises:
             ValueError: one that is there already, or that cannot be made; nothing that is missing can be.
@@ -110,15 +113,17 @@ class Synthesiser:
                 choose_method(self.methods, missing[0], available)  # says why not
             return {target: choose_method(self.methods, target, available) for target in can}
         names = [canonical(target) for target in targets]
-        there = [one for one in names if one in available]
-        if there:
-            raise ValueError(f"{there[0]} is there already: name with --target what is missing, or leave its file out")
+        acquired = [one for one in names if one in available]
+        if acquired:
+            raise ValueError(
+                f"{acquired[0]} is there already: name with --target what is missing, or leave its file out"
+            )
         return {target: choose_method(self.methods, target, available) for target in names}
 
     def write(
         self, images: Mapping[str, Path], targets: Sequence[str] | None, output_dir: Path, *, subject: str
     ) -> dict[str, Path]:
-        """Synthesise into `output_dir`/`subject`: contrast -> the NIfTI there, with its JSON beside it.
+        """Synthesise into `output_dir`/`subject`.
 
         Args:
             images: contrast -> file, contrasts as in `MODALITIES`.
@@ -126,28 +131,32 @@ class Synthesiser:
             output_dir: where results of many subjects go.
             subject: the folder's name there.
 
+        Returns:
+            target -> the NIfTI there, which has its JSON beside it.
+
         Raises:
             ValueError: as `plan`, or the scans cannot be used.
         """
         plan = self.plan(tuple(images), targets)
         used = {name: path for name, path in images.items() if any(name in one.task.inputs for one in plan.values())}
         findings = looked_at(used, subject=subject, trust_names=self.trust_names) if plan else None
-        register = {"register": "rigid"} if findings and findings.registration and "register" not in self._ids else {}
-        made: dict[str, Path] = {}
+        results: dict[str, Path] = {}
         for method in dict.fromkeys(plan.values()):
-            asked = [target for target, other in plan.items() if other is method]
-            made |= self._run(method, images, asked, output_dir, subject, **register)
-        for path in (made[target] for target in plan):
-            if findings is not None:
-                write_json(sidecar(path), {**read_json(sidecar(path)), "checks": findings.record()})
-        return {target: made[target] for target in plan}
+            its_targets = [target for target, other in plan.items() if other is method]
+            results |= self._run(method, images, its_targets, output_dir, subject, findings)
+        return {target: results[target] for target in plan}
 
-    def built(self, method: Method) -> synthesis.BundleSynthesiser:
-        """The method's inference, made at its first use."""
+    def built(self, method: Method) -> BundleSynthesiser:
+        """Give the method's inference, which is made at its first use.
+
+        Args:
+            method: one of `methods`.
+
+        Returns:
+            The same one each time.
+        """
         if method.weights not in self._built:
-            self._built[method.weights] = synthesis.BundleSynthesiser(
-                method.bundle, weights=method.weights, **self._ids
-            )
+            self._built[method.weights] = BundleSynthesiser(method.bundle, weights=method.weights, **self._ids)
         return self._built[method.weights]
 
     def _run(
@@ -157,11 +166,14 @@ class Synthesiser:
         targets: Sequence[str],
         output_dir: Path,
         subject: str,
-        **register: str,
+        findings: Findings | None,
     ) -> dict[str, Path]:
         sources = {name: path for name, path in images.items() if name in method.task.inputs and name not in targets}
         options: dict[str, Any] = {} if method.task.every_source else {"target": list(targets)}
-        return self.built(method)(sources, output_dir, subject=subject, **options, **register)
+        inference = self.built(method)
+        return inference(
+            sources, output_dir, subject=subject, trust_names=self.trust_names, findings=findings, **options
+        )
 
 
 def synthesise(images: Mapping[str, Scan], target: str, **options: Any) -> nib.Nifti1Image:
@@ -184,11 +196,6 @@ def synthesise(images: Mapping[str, Scan], target: str, **options: Any) -> nib.N
         ('agi_net', True)
     """
     return Synthesiser(**options)(images, target)
-
-
-def sidecar(image: Path) -> Path:
-    """The JSON beside a NIfTI of ours."""
-    return image.with_name(image.name.removesuffix(".nii.gz") + ".json")
 
 
 def _device(name: str | None) -> torch.device | None:

@@ -128,9 +128,9 @@ class Checkpoints:
             try:
                 part.load_state_dict(content["parts"][name])
             except (RuntimeError, ValueError, KeyError) as error:
-                made = json.loads(content["about"]).get("network_def")
+                arguments = json.loads(content["about"]).get("network_def")
                 reason = " ".join(str(error).split())[:300]
-                fault = f"its {name} does not fit ({reason}); it was made with network_def {made}"
+                fault = f"its {name} does not fit ({reason}); it was made with network_def {arguments}"
                 raise ValueError(f"{path}: {fault}") from error
         if self.validator is not None and content["best"] is not None:
             self.validator.state.best_metric, self.validator.state.best_metric_epoch = content["best"]

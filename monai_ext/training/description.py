@@ -52,10 +52,10 @@ def describe(
         (['T1'], ['FLAIR'], None, 64)
     """
     workflow = current_workflow()
-    made: dict[str, Any] = {}
+    made_with: dict[str, Any] = {}
     if workflow is not None:
         parser = workflow.parser
-        made = {
+        made_with = {
             "bundle": workflow.config_root_path.parent.name,
             "version": parser.get("_meta_", {}).get("version"),
             "network_def": {key: parser.get_parsed_content(f"network_def::{key}") for key in parser["network_def"]},
@@ -69,7 +69,7 @@ def describe(
         presets[0]["trained_spacing"] = [round(coarser * step[0], 4), round(coarser * step[1], 4), step[2]]
     digests = [sha256(path) for path in paths]
     return {
-        **made,
+        **made_with,
         "sources": [canonical(name) for name in sources],
         "target": [canonical(name) for name in target],
         **({"sites": list(sites)} if sites else {}),
@@ -95,5 +95,5 @@ def prepared_as(datalist: Path | str) -> dict[str, Any] | None:
         return None
     parameters = records[0]["parameters"]
     spacings = np.array([np.linalg.norm(np.array(r["grid"]["affine"])[:3, :3], axis=0) for r in records])
-    said = {field.name: parameters[field.name] for field in fields(Preset) if field.name in parameters}
-    return {**said, "trained_spacing": [round(float(step), 4) for step in np.median(spacings, axis=0)]}
+    preset = {field.name: parameters[field.name] for field in fields(Preset) if field.name in parameters}
+    return {**preset, "trained_spacing": [round(float(step), 4) for step in np.median(spacings, axis=0)]}

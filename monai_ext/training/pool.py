@@ -167,16 +167,16 @@ class PoolSlices(Dataset[dict[str, Any]]):
 
     def _filled(self, subject: Subject, state: _State) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """The slices with brain and those with lesion, counted anew where the folder's files are others than before."""
-        known = self._counted.get(subject.name)
-        if known is None or known[0] != state:
+        counted = self._counted.get(subject.name)
+        if counted is None or counted[0] != state:
             depth = self.shape[2]
             brain = count_foreground(subject.masks["brain"], depth)
             filled = np.flatnonzero(brain > 0.2 * brain.max())
             if not len(filled):
                 raise ValueError("the mask of its brain is empty")
             lesion = count_foreground(subject.masks["lesion"], depth) if "lesion" in subject.masks else brain * 0
-            self._counted[subject.name] = known = state, filled, np.flatnonzero(lesion)
-        return known[1], known[2]
+            self._counted[subject.name] = counted = state, filled, np.flatnonzero(lesion)
+        return counted[1], counted[2]
 
     def _shape(self, subject: Subject) -> tuple[int, int, int]:
         for contrast in self.contrasts:

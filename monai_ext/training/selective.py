@@ -76,8 +76,8 @@ class SelectiveSupervision:
             }
         which = torch.zeros(sources.shape[1], device=sources.device)
         which[batch["wanted"]] = 1
-        made = network(sources, batch["condition"], numbers, which)
-        return {"pred": made[torch.arange(len(made), device=made.device), batch["wanted"]][:, None]}
+        predicted = network(sources, batch["condition"], numbers, which)
+        return {"pred": predicted[torch.arange(len(predicted), device=predicted.device), batch["wanted"]][:, None]}
 
     def discriminator_terms(self, discriminator: Discriminator, batch: Batch, predicted: Mapping[str, Tensor]) -> Terms:
         """Compute least squares on the targets and on what was made of them, summed over the contrasts (Eq. 9).

@@ -89,10 +89,10 @@ class Record:
         client.set_tag(run, "described", "true")
 
 
-def _row(image: torch.Tensor, made: torch.Tensor, truth: torch.Tensor) -> list[np.ndarray]:
+def _row(image: torch.Tensor, predicted: torch.Tensor, truth: torch.Tensor) -> list[np.ndarray]:
     """Sources, then for each target its prediction, truth and error (five times enlarged); a volume's middle slice."""
     channels = [*image]
-    for ours, real in zip(made, truth, strict=True):
+    for ours, real in zip(predicted, truth, strict=True):
         channels += [ours, real, (5 * (ours - real).abs()).clamp(0, 1)]
     flat = [channel if channel.dim() == 2 else channel[..., channel.shape[-1] // 2] for channel in channels]
     return [np.rot90(channel.float().cpu().numpy()) for channel in flat]

@@ -102,7 +102,7 @@ def pack(
             f"{weights} would take {size / 1e6:.0f} MB, the most is {LARGEST / 1e6:.0f}: train a narrower one"
         )
     write_tensors(out, taken)
-    said = {
+    card = {
         **about,
         "version": rules.metadata(root)["version"],  # whose network they fit
         "preset": about.get("preset") or asdict(_preset(slices)),
@@ -112,7 +112,7 @@ def pack(
         **(notes or {}),
         "sha256": sha256(out),
     }
-    write_json(out.with_suffix(".json"), said)
+    write_json(out.with_suffix(".json"), card)
     return about_weights(out)
 
 
@@ -135,6 +135,6 @@ def _agreement(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor
     """PSNR in dB between what the network makes of (B, M, H, W) and what it makes with other weights, in [0, 1]."""
     other = copy.deepcopy(network)
     other.load_state_dict(dict(weights))
-    made, again = (torch.cat([one.eval()(part).clamp(0, 1) for part in images.split(4)]) for one in (network, other))
-    error = float((made - again).square().mean())
+    full, rounded = (torch.cat([one.eval()(part).clamp(0, 1) for part in images.split(4)]) for one in (network, other))
+    error = float((full - rounded).square().mean())
     return min(120.0, -10 * math.log10(max(error, 1e-12))) if math.isfinite(error) else 0.0

@@ -56,23 +56,23 @@ def package(bundle: Path, *, weights: Path, out: Path, url: str | None = None) -
             raise ValueError(f"{path} is there already and is kept: give another --out, or remove it")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".package-") as work:
-        made = Path(work) / bundle.name
+        packed = Path(work) / bundle.name
         try:
-            _fill(made, bundle, weights)
+            _gather(packed, bundle, weights)
         except shutil.Error as error:  # a list with a line for every file of the tree
             first = error.args[0][0]
             raise OSError(f"nothing was packed: {first[0]} could not be copied to {out}: {first[2]}") from error
-        _name_large_files(made, url)
-        faults = [fault for rule in rules.RULES.values() for fault in rule(made)]
+        _name_large_files(packed, url)
+        faults = [fault for rule in rules.RULES.values() for fault in rule(packed)]
         if faults:
             raise ValueError(f"{bundle.name} cannot be packaged:\n  " + "\n  ".join(faults))
         with whole_file(archive) as partial:
-            _zip(made, partial)
-            made.rename(folder)
+            _zip(packed, partial)
+            packed.rename(folder)
     return folder, archive
 
 
-def _fill(made: Path, bundle: Path, weights: Path) -> None:
+def _gather(packed: Path, bundle: Path, weights: Path) -> None:
     about = about_weights(weights)
     version = rules.metadata(bundle)["version"]
     if about.get("bundle", bundle.name) != bundle.name:
@@ -81,27 +81,27 @@ def _fill(made: Path, bundle: Path, weights: Path) -> None:
         raise ValueError(f"{weights} was made by version {about['version']} of {bundle.name}, which is now {version}")
     for part in ("configs", "docs"):
         if (bundle / part).is_dir():
-            shutil.copytree(bundle / part, made / part, ignore=LEFT_BEHIND)
+            shutil.copytree(bundle / part, packed / part, ignore=LEFT_BEHIND)
     if (bundle / "LICENSE").is_file():
-        shutil.copy(bundle / "LICENSE", made / "LICENSE")
-    shutil.copytree(PACKAGE, made / "monai_ext", ignore=LEFT_BEHIND)
-    if not (made / "monai_ext" / "cuda_ops").is_dir():  # a checkout has them beside the package, a wheel within
-        shutil.copytree(PACKAGE.parent / "cuda_ops", made / "monai_ext" / "cuda_ops", ignore=LEFT_BEHIND)
-    for path in (made / "monai_ext").rglob("*.py"):
+        shutil.copy(bundle / "LICENSE", packed / "LICENSE")
+    shutil.copytree(PACKAGE, packed / "monai_ext", ignore=LEFT_BEHIND)
+    if not (packed / "monai_ext" / "cuda_ops").is_dir():  # a checkout has them beside the package, a wheel within
+        shutil.copytree(PACKAGE.parent / "cuda_ops", packed / "monai_ext" / "cuda_ops", ignore=LEFT_BEHIND)
+    for path in (packed / "monai_ext").rglob("*.py"):
         path.write_text(LINTERS + path.read_text(encoding="utf-8"), encoding="utf-8")
     for name in WORKFLOWS:
-        path = made / "configs" / f"{name}.json"
+        path = packed / "configs" / f"{name}.json"
         if path.is_file():
             config = ConfigParser.load_config_file(path)
             if (wanted := fitted(config, about)) != config:
                 write_json(path, wanted)
-    _describe_channels(made / "configs" / "metadata.json", about)
-    _own_commands(made, bundle)
-    inference = opened(ConfigParser.load_config_file(made / "configs" / "inference.json"))
+    _describe_channels(packed / "configs" / "metadata.json", about)
+    _own_commands(packed, bundle)
+    inference = opened(ConfigParser.load_config_file(packed / "configs" / "inference.json"))
     with unwrapped(), RoomFor(weights):
         network = inference.get_parsed_content("network_def")
     load_weights(network, weights)  # refuses what does not fit, by name
-    save_weights(made / "models" / "model.pt", network, {"bundle": bundle.name, "version": version, **about})
+    save_weights(packed / "models" / "model.pt", network, {"bundle": bundle.name, "version": version, **about})
 
 
 def _describe_channels(path: Path, about: Mapping[str, Any]) -> None:
@@ -117,12 +117,12 @@ def _describe_channels(path: Path, about: Mapping[str, Any]) -> None:
     write_json(path, content)
 
 
-def _own_commands(made: Path, bundle: Path) -> None:
+def _own_commands(packed: Path, bundle: Path) -> None:
     """The commands in the README begin in the bundle's own folder now."""
     shared = bundle.parent / "compact.json"
     if shared.is_file():
-        shutil.copy(shared, made / "configs" / shared.name)
-    readme = made / "docs" / "README.md"
+        shutil.copy(shared, packed / "configs" / shared.name)
+    readme = packed / "docs" / "README.md"
     if readme.is_file():
         text = readme.read_text(encoding="utf-8")
         for before, after in (
@@ -135,11 +135,11 @@ def _own_commands(made: Path, bundle: Path) -> None:
         readme.write_text(text, encoding="utf-8")
 
 
-def _name_large_files(made: Path, url: str | None) -> None:
-    large = [path for path in rules.contents(made) if path.stat().st_size > rules.LARGEST]
+def _name_large_files(packed: Path, url: str | None) -> None:
+    large = [path for path in rules.contents(packed) if path.stat().st_size > rules.LARGEST]
     if not large:
         return
-    names = [path.relative_to(made).as_posix() for path in large]
+    names = [path.relative_to(packed).as_posix() for path in large]
     if not url:
         raise ValueError(
             f"{', '.join(names)}: over {rules.LARGEST / 1e6:g} MB, which the zoo takes by address alone: "
@@ -149,7 +149,7 @@ def _name_large_files(made: Path, url: str | None) -> None:
     for path, name in zip(large, names, strict=True):
         lines += [f'- path: "{name}"', f'  url: "{url.rstrip("/")}/{path.name}"']
         lines += [f'  hash_val: "{sha256(path)}"', '  hash_type: "sha256"']
-    (made / "large_files.yml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (packed / "large_files.yml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _zip(folder: Path, path: Path) -> None:

@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
     """0 when the weights are packed, 3 when `--minutes` were up before."""
     root, work = find_bundle(args.bundle), absolute(args.work)
     pool, trained = absolute(args.pool or work / "pool"), work / root.name
-    fill = ["phantom", "--stream", pool, "--contrasts", ",".join(MODALITIES), "--spacing", 2, "--canvas", CANVAS]
-    fill += ["--depth", DEPTH, "--size", args.size, "--validation", args.validation, "--anatomy", args.anatomy]
-    fill += ["--lesions", args.lesions] if args.lesions else []
+    phantoms = ["phantom", "--stream", pool, "--contrasts", ",".join(MODALITIES), "--spacing", 2, "--canvas", CANVAS]
+    phantoms += ["--depth", DEPTH, "--size", args.size, "--validation", args.validation, "--anatomy", args.anatomy]
+    phantoms += ["--lesions", args.lesions] if args.lesions else []
     train = ["train", root, "--size", "phantoms,phantom_train", "--dataset_dir", pool, "--output_dir", trained]
     train += ["--weights", trained / "model.pt"]
     for pair in args.id:
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     if any((trained / "checkpoints").glob("epoch_*.pt")):
         train += ["--resume", "true"]
 
-    _run(_command([*fill, "--once"]))
-    with _beside(_command(fill)):
+    _run(_command([*phantoms, "--once"]))
+    with _beside(_command(phantoms)):
         if not _run(_command(train), seconds=60 * args.minutes if args.minutes else None):
             print(f"{args.minutes:g} minutes are up: the same command goes on from the last whole epoch")
             return UNFINISHED

@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 from monai_ext.data.datalist import read_datalist
 from monai_ext.data.slices import SliceDataset
 from monai_ext.evaluation.metrics import compare_slices
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.synthesis.bundle import BundleSynthesiser
 
 TRAININGS = {"as the paper": 1, "--finest 2": 2}
 SOURCES, TARGET = ["T1", "T2"], "FLAIR"

@@ -31,7 +31,7 @@ from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 from monai_ext.files import absolute, sha256
 from monai_ext.modalities import MODALITIES, canonical
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.synthesis.bundle import BundleSynthesiser
 
 TASKS = (  # of weights that make any contrast from any others
     "T1,T2:FLAIR",

@@ -17,7 +17,7 @@ from running import BUNDLES, smallest_weights
 from monai_ext.__main__ import main
 from monai_ext.data.dicom import choose, contrast_of, read_series, read_study, sorted_slices
 from monai_ext.data.volumes import read_volume, write_volume
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.synthesis.bundle import BundleSynthesiser
 
 HALF_STEP = 1.01e-5
 

@@ -9,7 +9,7 @@ import torch
 from running import BUNDLES, ROOT, here, options, python, smallest_weights
 
 from monai_ext.__main__ import main
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.synthesis.bundle import BundleSynthesiser
 
 
 def snippet(name: str) -> str:

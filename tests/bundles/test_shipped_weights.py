@@ -11,7 +11,7 @@ from running import BUNDLES
 from monai_ext.__main__ import main
 from monai_ext.files import sha256
 from monai_ext.modalities import MODALITIES
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.synthesis.bundle import BundleSynthesiser
 from monai_ext.weights import about_weights, read
 
 SHIPPED = sorted(path for bundle in BUNDLES for path in (bundle / "models").glob("*.pt"))

@@ -18,7 +18,7 @@ from running import BUNDLES, ROOT
 
 from monai_ext.__main__ import main
 from monai_ext.files import sha256
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.synthesis.bundle import BundleSynthesiser
 from monai_ext.zoo import inside, rules
 from monai_ext.zoo.package import package
 from monai_ext.zoo.verify import verify

@@ -491,7 +491,7 @@ def test_kinds_say_what_each_item_is(tmp_path: Path) -> None:
 def test_workers_give_the_batches_that_one_process_gives(tmp_path: Path, start: str) -> None:
     every = ["T1", "T2", "FLAIR"]
     dataset = SliceDataset(mixed(tmp_path), sources=every, target=every, allow_missing=True, transform=augment())
-    sampler = ModalityConsistentBatches(dataset.kinds, batch_size=4, curriculum=0, fill=True)
+    sampler = ModalityConsistentBatches(dataset.kinds, batch_size=4, curriculum=0)
     alone = list(DataLoader(dataset, batch_sampler=sampler))
     workers = DataLoader(dataset, batch_sampler=sampler, num_workers=2, multiprocessing_context=start)
     for ours, theirs in zip(alone, workers, strict=True):

@@ -26,8 +26,8 @@ from monai_ext.__main__ import main as command_line
 from monai_ext.data.dicom import choose, read_series, read_study, sorted_slices
 from monai_ext.data.registration import register_rigid
 from monai_ext.data.volumes import read_volume
-from monai_ext.installed import methods_to_choose_from
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.synthesis.bundle import BundleSynthesiser
+from monai_ext.synthesis.installed import methods_to_choose_from
 from monai_ext.workflow import run_verb
 
 CPU_SECONDS = 10  # of a whole batch; it does not depend on what else the machine does

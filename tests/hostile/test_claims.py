@@ -12,8 +12,8 @@ import pytest
 from running import BUNDLES, smallest_weights
 
 from monai_ext.files import sha256
-from monai_ext.installed import methods_to_choose_from
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.synthesis.bundle import BundleSynthesiser
+from monai_ext.synthesis.installed import methods_to_choose_from
 from monai_ext.weights import about_weights
 from monai_ext.zoo.package import package
 

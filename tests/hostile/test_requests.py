@@ -11,9 +11,9 @@ from dicom_study import write_study
 from running import BUNDLES, options, smallest_weights
 
 from monai_ext.__main__ import main
-from monai_ext.serve.dicom import named_series
-from monai_ext.serve.options import INFERENCE, TRAINING, asked, asked_of_training, named_images
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.synthesis.bundle import BundleSynthesiser
+from monai_ext.synthesis.options import INFERENCE, TRAINING, asked, asked_of_training, named_images
+from monai_ext.synthesis.study import named_series
 from monai_ext.workflow import opened
 
 CODE = "__import__('pathlib').Path({pwned!r}).touch() or 'T1'"

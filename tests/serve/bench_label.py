@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from label_server import ROOT, serving
 
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.synthesis.bundle import BundleSynthesiser
 
 sys.path.append(str(ROOT / "tests" / "benchmarks"))
 write_scans = importlib.import_module("inference").write_scans

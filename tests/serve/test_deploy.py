@@ -11,7 +11,7 @@ from dicom_study import DESCRIPTIONS, write_study
 from running import BUNDLES, ROOT, options, python, smallest_weights
 
 from monai_ext.__main__ import main
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.synthesis.bundle import BundleSynthesiser
 
 DEPLOY = ROOT / ".venv-deploy" / "bin" / "python"
 

@@ -7,7 +7,7 @@ from installed_weights import collection, say_more
 
 from monai_ext import catalogue
 from monai_ext.__main__ import main
-from monai_ext.installed import choose_method, installed_methods
+from monai_ext.synthesis.installed import choose_method, installed_methods
 
 
 @pytest.fixture

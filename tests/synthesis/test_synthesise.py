@@ -1,6 +1,7 @@
 """monai-ext synthesise as a person types it: what is made, of what and by whom, and each mistake in one line."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from installed_weights import collection, scan
 from monai_ext import Synthesiser, catalogue, synthesise
 from monai_ext.__main__ import main
 from monai_ext.files import sha256
-from monai_ext.inference.checks import Finding, Findings
-from monai_ext.synthesis import looking
-from monai_ext.synthesis.command import said
+from monai_ext.inference.alike import Alike
+from monai_ext.inference.checks import Finding, Findings, Pair
+from monai_ext.synthesis import batch, looking
+from monai_ext.synthesis.batch import summary
+from monai_ext.synthesis.bundle import BundleSynthesiser
 
 
 def typed(*words: object) -> int:
@@ -32,6 +35,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     (line,) = printed.err.strip().splitlines()
     assert line.startswith("synthesise: ")
     return line
+
+
+def die(*_: object) -> None:
+    """As a process that the system kills."""
+    os._exit(1)
 
 
 def record(image: Path) -> dict:
@@ -109,6 +117,35 @@ class TestManyPatients:
         assert "p2: has FLAIR" in printed.out + printed.err
         made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.nii.gz"))
         assert made == ["p1/FLAIR_synthetic.nii.gz"]
+
+    def test_several_at_once_give_what_one_after_another_gives(self, both, tmp_path, capsys):
+        root = tmp_path / "patients"
+        for seed, name in enumerate(("p1", "p2", "p3")):
+            for contrast in ("T1", "T2"):
+                scan(root / name / f"{contrast}.nii.gz", seed=seed + len(contrast + name))
+        (root / "p3" / "T2.nii.gz").write_bytes(b"not an image")
+        words = (root, "--target", "FLAIR", "--weights", both / "agi_net" / "models" / "model.pt")
+        images = {}
+        for jobs in (1, 2):
+            out = tmp_path / f"out{jobs}"
+            assert typed(*words, "-o", out, "--jobs", jobs) == 1
+            printed = capsys.readouterr()
+            assert "1 of 3 subjects could not be synthesised" in printed.err
+            assert printed.out.count("FLAIR by agi_net") == 2
+            images[jobs] = {path.parent.name: nib.load(path).get_fdata() for path in out.rglob("*.nii.gz")}
+        assert images[1].keys() == images[2].keys() == {"p1", "p2"}
+        for name, image in images[1].items():
+            np.testing.assert_allclose(images[2][name], image, atol=1e-5)
+
+    def test_a_process_that_dies_is_told_and_not_waited_for(self, both, tmp_path, capsys, monkeypatch):
+        for name in ("p1", "p2"):
+            scan(tmp_path / "patients" / name / "T1.nii.gz")
+        monkeypatch.setattr(batch, "_end_here", die)
+        words = (tmp_path / "patients", "--target", "FLAIR", "--weights", both / "pmm_synth" / "models" / "model.pt")
+        assert typed(*words, "-o", tmp_path / "out", "--jobs", 2) == 1
+        said = capsys.readouterr().err
+        assert "2 of 2 subjects could not be synthesised" in said
+        assert "try fewer --jobs" in said
 
     def test_a_bids_tree_and_a_datalist_are_recognised(self, tmp_path):
         root = tmp_path / "bids"
@@ -214,6 +251,7 @@ class TestMistakes:
             ("--site", "nowhere", "leave --site out"),
             ("--device", "gpu", "cpu, cuda"),
             ("--threads", "0", "at least 1"),
+            ("--jobs", "0", "at least 1"),
             ("--weights", "nothing.pt", "--weights"),
             ("--series", "T1=5", "T1=FILE"),
         ],
@@ -247,6 +285,40 @@ class TestLooking:
         assert typed(*words, "--trust-names") == 0
         (finding,) = record(tmp_path / "out" / "patient" / "FLAIR_synthetic.nii.gz")["checks"]["findings"]
         assert finding["kind"] == "contrast"
+
+    @pytest.mark.usefixtures("swapped")
+    @pytest.mark.parametrize("command", ["dicom", "synthesise"])
+    def test_a_studys_series_are_looked_at_too_and_say_what_was_seen(self, tmp_path, capsys, command):
+        study = write_study(tmp_path / "study", "T1", "T2")
+        first = ["--study", study, "--out"] if command == "dicom" else [study, "-o"]
+        words = [command, *map(str, first), str(tmp_path / "out"), "--target", "FLAIR"]
+        assert main(words) == 2
+        assert "T1 looks like T2 (99% sure)" in capsys.readouterr().err
+        assert not [*tmp_path.glob("out/*")]
+        assert main([*words, "--trust-names"]) == 0
+        image = pydicom.dcmread(next((tmp_path / "out" / "SYNTHETIC_FLAIR").iterdir()))
+        assert image.ImageComments.startswith("This image is SYNTHETIC")
+        assert "Of its sources: T1 looks like T2 (99% sure)" in image.ImageComments
+
+    @pytest.mark.usefixtures("swapped")
+    def test_a_host_that_synthesises_by_itself_looks_too(self, both, patient, tmp_path):
+        serves = BundleSynthesiser(both / "agi_net")
+        files = {contrast: patient / f"{contrast}.nii.gz" for contrast in ("T1", "T2")}
+        with pytest.raises(ValueError, match="T1 looks like T2"):
+            serves(files, tmp_path / "out")
+        results = serves(files, tmp_path / "out", trust_names=True)
+        assert list(results) == ["FLAIR"]
+        assert record(results["FLAIR"])["checks"]["findings"][0]["kind"] == "contrast"
+
+    @pytest.mark.parametrize(("asked", "done"), [({}, "rigid"), ({"register": "none"}, "none")])
+    def test_what_is_seen_to_lie_apart_is_registered_unless_asked_otherwise(self, both, patient, tmp_path, asked, done):
+        apart = Alike(here=0.1, best=0.9, mirrored=0.2, shift=(9.0, 0.0, 0.0))
+        findings = Findings({}, (Pair(("T1", "T2"), True, apart),))
+        assert findings.registration
+        serves = BundleSynthesiser(both / "agi_net")
+        files = {contrast: patient / f"{contrast}.nii.gz" for contrast in ("T1", "T2")}
+        results = serves(files, tmp_path / "out", findings=findings, **asked)
+        assert record(results["FLAIR"])["preset"]["register"] == done
 
 
 @pytest.mark.usefixtures("installed")
@@ -282,5 +354,5 @@ def test_who_was_moved_and_by_how_much_is_said(tmp_path):
         "sources": sources,
     }
     (tmp_path / "FLAIR_synthetic.json").write_text(json.dumps(about))
-    line = said(tmp_path / "FLAIR_synthetic.nii.gz")
+    line = summary(tmp_path / "FLAIR_synthetic.nii.gz")
     assert "from T1 and T2, registered to T1: T2 4.0 mm" in line

@@ -145,13 +145,13 @@ def fill(
     pool = absolute(pool)
     pool.mkdir(parents=True, exist_ok=True)
     slots = [f"v{n:03d}" for n in range(validation)] + [f"s{n:03d}" for n in range(size)]
-    there = {slot for slot in slots if (pool / slot / SIDECAR).exists()}
-    check_room(pool, recipe, subjects=len(slots) - len(there) + 1)
-    _list(pool, recipe, sorted(there))
-    wanted = ((slot, int(slot[1:]) + (FIRST_FIXED if slot[0] == "v" else 0)) for slot in slots if slot not in there)
+    filled = {slot for slot in slots if (pool / slot / SIDECAR).exists()}
+    check_room(pool, recipe, subjects=len(slots) - len(filled) + 1)
+    _list(pool, recipe, sorted(filled))
+    wanted = ((slot, int(slot[1:]) + (FIRST_FIXED if slot[0] == "v" else 0)) for slot in slots if slot not in filled)
     for slot in each(partial(_put, pool, recipe, device), wanted):
-        there.add(slot)
-        _list(pool, recipe, sorted(there))
+        filled.add(slot)
+        _list(pool, recipe, sorted(filled))
         yield slot
 
 

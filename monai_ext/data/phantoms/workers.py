@@ -39,20 +39,20 @@ def workers(anatomies: Sequence[Path], *, step: float, count: int) -> Iterator[E
     context = multiprocessing.get_context("spawn")  # a fork of a process that has torch's threads can hang
     with ProcessPoolExecutor(count, context, _begin) as readers:
         read = list(readers.map(read_anatomy, anatomies, [step] * len(anatomies)))
-    known = [(path, step, anatomy) for path, anatomy in zip(anatomies, read, strict=True)]
+    shared = [(path, step, anatomy) for path, anatomy in zip(anatomies, read, strict=True)]
     for anatomy in read:
         anatomy.stored.share_memory_()
-    pool = ProcessPoolExecutor(count, context, _begin, (known,))
+    pool = ProcessPoolExecutor(count, context, _begin, (shared,))
     try:
         yield lambda call, things: _in_flight(pool, call, things, count)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(known: Iterable[tuple[Path, float, Anatomy]] = ()) -> None:
+def _begin(shared: Iterable[tuple[Path, float, Anatomy]] = ()) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that gives the work out
     torch.set_num_threads(1)
-    for path, step, anatomy in known:
+    for path, step, anatomy in shared:
         remember(path, step, anatomy)
 
 

@@ -21,13 +21,13 @@ def is_image_id(name: str) -> bool:
     return IMAGE.fullmatch(name) is not None and name.isprintable()
 
 
-def without_folders(said: str) -> str:
+def without_folders(message: str) -> str:
     """Reduce the absolute paths in a message to the names of their files.
 
     Args:
-        said: the message; a folder's name with a space or a comma in it ends a path.
+        message: of any text.
 
     Returns:
-        The message as a client may see it.
+        The text without the folders.
     """
-    return FOLDERS.sub("", said)
+    return FOLDERS.sub("", message)

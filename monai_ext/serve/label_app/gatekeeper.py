@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monai_ext.serve.label_app.confinement import PART, is_image_id, without_folders
 from monai_ext.serve.label_app.training_task import chosen_for_training
-from monai_ext.serve.options import asked_of_training, short
+from monai_ext.synthesis.options import asked_of_training, short
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from monai_ext.serve.label_app.gatekeeper import Gatekeeper
 from monai_ext.serve.label_app.studies import Studies
 from monai_ext.serve.label_app.synthesis_task import Synthesis
 from monai_ext.serve.label_app.training_task import Training
-from monai_ext.serve.options import INFERENCE
+from monai_ext.synthesis.options import INFERENCE, OF_IMAGES
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class SynthesisApp(MONAILabelApp):
         if not uploaded and not store.get_image_uri(image):
             known = ", ".join(store.list_images()[:8]) or "none"
             raise HTTPException(404, f"there is no image {image!r} among the studies: there are {known}")
-        given = {key: value for key, value in request.items() if key in (*INFERENCE, "images", "contrasts")}
+        given = {key: value for key, value in request.items() if key in (*INFERENCE, *OF_IMAGES)}
         own = {"model": model, "image": image, "uploaded": uploaded, "save_label": False}
         result: dict[str, Any] = super().infer({**given, **own}, store)
         if isinstance(store, Studies):

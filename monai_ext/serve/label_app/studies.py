@@ -47,12 +47,12 @@ class Studies(LocalDatastore):
             raise HTTPException(400, f"image must be STUDY/FILE, got {image_id!r}")
         if place.exists() or image_id in self._datastore.objects:
             raise HTTPException(409, f"the image {image_id!r} is there already and is kept")
-        made = not place.parent.exists()
+        new = not place.parent.exists()
         place.parent.mkdir(exist_ok=True)
         try:
             return str(super().add_image(image_id, image_filename, image_info))
         except OSError as error:
-            if made:
+            if new:
                 shutil.rmtree(place.parent)
             raise HTTPException(400, f"the image {image_id!r} cannot be stored: {error.strerror}") from error
 

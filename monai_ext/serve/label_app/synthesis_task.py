@@ -1,6 +1,5 @@
 """One bundle's inference as MONAI Label asks for it."""
 
-import json
 import logging
 import os
 import shutil
@@ -14,13 +13,16 @@ import numpy as np
 from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from monai_ext.files import read_json
+from monai_ext.inference.checks import TRUST
 from monai_ext.inference.subjects import SYNTHETIC, find_cases, find_subjects
 from monai_ext.modalities import canonical, make_task
 from monai_ext.serve.label_app.confinement import without_folders
-from monai_ext.serve.options import named_channels, named_images
-from monai_ext.serve.synthesis import BundleSynthesiser
+from monai_ext.synthesis.bundle import BundleSynthesiser, sidecar
+from monai_ext.synthesis.options import named_channels, named_images, yes_or_no
 
 logger = logging.getLogger(__name__)
+UNCHOSEN = {"site": "none", "register": "where needed"}  # what a panel shows for an option that is left alone
 
 
 class Synthesis(InferTask):
@@ -65,26 +67,27 @@ class Synthesis(InferTask):
             raise HTTPException(500, self.fault)
         image = Path(request["image"])
         options = {key: first(request[key]) for key in synthesiser.choices if request.get(key)}
-        if options.get("site") == "none":
-            del options["site"]
+        options = {key: value for key, value in options.items() if value != UNCHOSEN.get(key)}
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 images = self._images(request, image, synthesiser, Path(scratch))
                 subject = "uploaded" if request["uploaded"] else image.parent.name
-                made = synthesiser(images, Path(scratch) / "out", subject=subject, **options)
+                trust = yes_or_no("trust_names", request.get("trust_names", False))
+                results = synthesiser(images, Path(scratch) / "out", subject=subject, trust_names=trust, **options)
             except (ValueError, OSError) as error:
-                raise HTTPException(400, without_folders(str(error))) from error
-            named = {f"{target}_{self.bundle_root.name}{SYNTHETIC}": file for target, file in made.items()}
+                raise HTTPException(400, without_folders(str(error)).replace(TRUST, "trust_names true")) from error
+            named = {f"{target}_{self.bundle_root.name}{SYNTHETIC}": file for target, file in results.items()}
             if not request["uploaded"]:
                 for name, file in named.items():
-                    shutil.copy(_sidecar(file), image.parent / f"{name}.json")
+                    shutil.copy(sidecar(file), image.parent / f"{name}.json")
                     shutil.copy(file, image.parent / f"{name}.nii.gz")
             name, file = next(iter(named.items()))
-            said = json.loads(_sidecar(file).read_text(encoding="utf-8"))
+            record = read_json(sidecar(file))
             handle, answer = tempfile.mkstemp(suffix=f"_{name}.nii.gz")  # the server removes it once it is sent
             os.close(handle)
             shutil.move(file, answer)
-        return answer, {**said, "stored": [] if request["uploaded"] else list(named)}
+        warnings = [finding["message"] for finding in record.get("checks", {}).get("findings", ())]
+        return answer, {**record, "warnings": warnings, "stored": [] if request["uploaded"] else list(named)}
 
     def _load(self) -> BundleSynthesiser | None:
         """The bundle with its weights; those that a training has written since are read anew."""
@@ -112,10 +115,11 @@ class Synthesis(InferTask):
             return {}
         return {
             "target": list(synthesiser.targets),
-            **({"site": ["none", *synthesiser.sites]} if synthesiser.sites else {}),
-            "register": ["none", "rigid"],
+            **({"site": [UNCHOSEN["site"], *synthesiser.sites]} if synthesiser.sites else {}),
+            "register": [UNCHOSEN["register"], "none", "rigid"],
             "images": "",
             "contrasts": "",
+            "trust_names": False,
         }
 
     def _images(
@@ -151,10 +155,6 @@ def first(choice: Any) -> Any:
         The first of a list, anything else as it is; [] too.
     """
     return choice[0] if isinstance(choice, list) and choice else choice
-
-
-def _sidecar(file: Path) -> Path:
-    return file.with_name(file.name.removesuffix(".nii.gz") + ".json")
 
 
 def _inside(folder: Path, name: str) -> Path:

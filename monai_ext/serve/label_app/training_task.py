@@ -12,7 +12,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from monai_ext.inference.subjects import SYNTHETIC
 from monai_ext.serve.label_app.confinement import without_folders
-from monai_ext.serve.options import TRAINING, as_words, asked_of_training
+from monai_ext.synthesis.options import TRAINING, as_words, asked_of_training
 
 
 class Training(TrainTask):

@@ -1,4 +1,4 @@
-"""A bundle's inference for one subject after another, with its network built once: what servers call."""
+"""A bundle's inference for one subject after another, with its network built once: for every command and host."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -8,10 +8,12 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_ext.catalogue import bundle_names, find_bundle
-from monai_ext.files import absolute
-from monai_ext.inference.subjects import SYNTHETIC
+from monai_ext.files import absolute, read_json, write_json
+from monai_ext.inference.checks import Findings
+from monai_ext.inference.transforms import synthetic_file
 from monai_ext.modalities import canonical
-from monai_ext.serve.options import INFERENCE, asked
+from monai_ext.synthesis.looking import looked_at
+from monai_ext.synthesis.options import INFERENCE, asked
 from monai_ext.weights import ARCHIVE, RoomFor, about_weights, archived
 from monai_ext.workflow import fitted, opened, refuse_unknown_ids, unwrapped
 
@@ -106,14 +108,25 @@ class BundleSynthesiser:
         return self.ids.get(name, self.config.get(name))
 
     def __call__(
-        self, images: Mapping[str, Path | str], output_dir: Path | str, *, subject: str | None = None, **ids: Any
+        self,
+        images: Mapping[str, Path | str],
+        output_dir: Path | str,
+        *,
+        subject: str | None = None,
+        trust_names: bool = False,
+        findings: Findings | None = None,
+        **ids: Any,
     ) -> dict[str, Path]:
-        """Synthesise from one subject's images.
+        """Synthesise from one subject's images, which are looked at first: what was seen stands in the sidecar.
+
+        Images that are seen to lie apart are registered, unless `register` says otherwise.
 
         Args:
             images: contrast -> file.
             output_dir: for the results. What is there is written over, unless `overwrite` was made false.
             subject: the name; the images' folder's unless given.
+            trust_names: go on where an image does not look like what it is called.
+            findings: what was seen of the images, where they have been looked at.
             ids: a request's options: data, checked by `options.asked` and never evaluated, as paths are not.
 
         Returns:
@@ -123,13 +136,19 @@ class BundleSynthesiser:
             ValueError: what is wrong with the options or with the subject, which is not printed.
         """
         refuse_unknown_ids(ids, [self.config])
-        files = {contrast: str(absolute(Path(path))) for contrast, path in images.items()}
+        options = asked(ids, self.choices)
+        files = {contrast: absolute(Path(path)) for contrast, path in images.items()}
+        if findings is None:
+            by_name = {canonical(contrast): path for contrast, path in files.items()}
+            findings = looked_at(by_name, subject=subject or "subject", trust_names=trust_names)
+        if findings and findings.registration and "register" not in options and self.get("register") is None:
+            options["register"] = "rigid"
         given = {
-            "images": files,
+            "images": {contrast: str(path) for contrast, path in files.items()},
             "subject": subject,
             "output_dir": str(output_dir),
             "overwrite": self.ids.get("overwrite", True),
-            **asked(ids, self.choices),
+            **options,
         }
         with self._turn:
             parser = opened(self.config, {**self.ids, **given, "network": self.network})
@@ -138,13 +157,29 @@ class BundleSynthesiser:
                 parser.get_parsed_content("evaluator").run()
             if dataset.failures:
                 raise dataset.failures[0]
-            served = [*dataset.done, *dataset.kept]
-            if not served:
+            if not (dataset.done or dataset.kept):
                 raise ValueError(
                     f"there is nothing to make: {', '.join(files)} are there, name the target that you want"
                 )
-        made = sorted((Path(output_dir) / served[0]).glob(f"*{SYNTHETIC}.nii.gz"))
-        return {path.name.removesuffix(f"{SYNTHETIC}.nii.gz"): path for path in made}
+            (who,) = dataset.cases.subjects
+            targets = parser.get_parsed_content("maker").of(who).target
+        results = {target: synthetic_file(absolute(Path(output_dir)), who.name, target) for target in targets}
+        if findings is not None:
+            for path in results.values():
+                write_json(sidecar(path), {**read_json(sidecar(path)), "checks": findings.record()})
+        return results
+
+
+def sidecar(image: Path) -> Path:
+    """Say where the JSON beside a NIfTI of ours is.
+
+    Args:
+        image: the NIfTI.
+
+    Returns:
+        Its path, whether it is there or not.
+    """
+    return image.with_name(image.name.removesuffix(".nii.gz") + ".json")
 
 
 def trusted_config(archive: Path) -> dict[str, Any]:
@@ -161,10 +196,11 @@ def trusted_config(archive: Path) -> dict[str, Any]:
         ValueError: no bundle of the archive's name is installed, or its config has another expression or component.
     """
     name = archived(archive, "metadata.json").get("name")
-    there = {ConfigParser.load_config_file(root / "configs" / "metadata.json")["name"]: root for root in _installed()}
-    if not isinstance(name, str) or name not in there:
-        raise ValueError(f"{archive} is of a bundle {name!r}, which is not installed: there are {', '.join(there)}")
-    own: dict[str, Any] = ConfigParser.load_config_file(there[name] / "configs" / "inference.json")
+    named = ((ConfigParser.load_config_file(root / "configs" / "metadata.json")["name"], root) for root in _installed())
+    installed = dict(named)
+    if not isinstance(name, str) or name not in installed:
+        raise ValueError(f"{archive} is of a bundle {name!r}, which is not installed: there are {', '.join(installed)}")
+    own: dict[str, Any] = ConfigParser.load_config_file(installed[name] / "configs" / "inference.json")
     for where, value in _runs(archived(archive, "inference.json")):
         if (where, value) not in set(_runs(own)):
             raise ValueError(

@@ -37,12 +37,28 @@ class Method:
         return tuple(self.about.get("sites") or ())
 
     def makes(self, target: str, available: Collection[str]) -> bool:
-        """Whether it makes `target` of these contrasts. What is to be made is never a source."""
+        """Say whether it makes `target` of these contrasts. What is to be made is never a source.
+
+        Args:
+            target: a contrast.
+            available: contrasts that there are.
+
+        Returns:
+            True where it has all that it needs.
+        """
         sources, _ = self.task.of([contrast for contrast in available if contrast != target])
         return target in self.task.outputs and bool(sources) and not self.task.lacking(set(available) - {target})
 
     def uses(self, target: str, available: Collection[str]) -> tuple[str, ...]:
-        """Which of these contrasts it makes `target` of."""
+        """Say which of these contrasts it makes `target` of.
+
+        Args:
+            target: a contrast.
+            available: contrasts that there are.
+
+        Returns:
+            They, in the order that its network knows.
+        """
         return tuple(one for one in self.task.inputs if one in available and one != target)
 
     def __str__(self) -> str:
@@ -52,13 +68,28 @@ class Method:
 
 
 def installed_methods() -> list[Method]:
-    """One for each file of weights in the models folder of an installed bundle."""
+    """One for each file of weights in the models folder of an installed bundle.
+
+    Returns:
+        Bundle by bundle, by the names of the files.
+    """
     roots = [find_bundle(name) for name in bundle_names()]
     return [method_of(root, weights) for root in roots for weights in sorted((root / "models").glob("*.pt"))]
 
 
 def method_of(bundle: Path, weights: Path) -> Method:
-    """What these weights make, by their own JSON, or by the bundle's config where they have none."""
+    """Say what these weights make, by their own JSON, or by the bundle's config where they have none.
+
+    Args:
+        bundle: its folder.
+        weights: their file.
+
+    Returns:
+        What they make, of what, and for which sites.
+
+    Raises:
+        ValueError: they are another bundle's.
+    """
     config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
     about = about_weights(weights)
     if about.get("bundle", bundle.name) != bundle.name:
@@ -84,6 +115,9 @@ def methods_to_choose_from(
         weights: a file, in place of what is installed. Its JSON names the bundle, or `method` does.
         site: one that the weights have to know apart.
 
+    Returns:
+        At least one.
+
     Raises:
         ValueError: there is none; the message says which there are, or what to type.
     """
@@ -96,12 +130,12 @@ def methods_to_choose_from(
     if not methods:
         raise ValueError(NONE_INSTALLED)
     if site is not None:
-        known = [one for one in methods if site in one.sites]
-        if not known:
+        able = [one for one in methods if site in one.sites]
+        if not able:
             sites = sorted({name for one in methods for name in one.sites})
-            there = ", ".join(sites) or f"none: leave --site out ({', '.join(one.name for one in methods)})"
-            raise ValueError(f"no weights know the site {site!r}; the sites that are known: {there}")
-        methods = known
+            names = ", ".join(sites) or f"none: leave --site out ({', '.join(one.name for one in methods)})"
+            raise ValueError(f"no weights know the site {site!r}; the sites that are known: {names}")
+        methods = able
     return methods
 
 
@@ -109,12 +143,12 @@ def _of_file(weights: Path, method: str | None) -> list[Method]:
     if not weights.is_file():
         raise ValueError(f"there are no weights at {weights}: say with --weights where they are")
     if method is None:
-        said, known = about_weights(weights).get("bundle"), bundle_names()
-        if said is None:
-            raise ValueError(f"{weights} does not say which method it is of: say it with --method {known[0]}")
-        if said not in known:  # a path too: weights do not say which configs are run
-            raise ValueError(f"{weights} says that it is of {said!r}, which is none of {', '.join(known)}")
-        method = said
+        bundle, names = about_weights(weights).get("bundle"), bundle_names()
+        if bundle is None:
+            raise ValueError(f"{weights} does not say which method it is of: say it with --method {names[0]}")
+        if bundle not in names:  # a path too: weights do not say which configs are run
+            raise ValueError(f"{weights} says that it is of {bundle!r}, which is none of {', '.join(names)}")
+        method = bundle
     return [method_of(find_bundle(method), weights)]
 
 
@@ -131,7 +165,15 @@ def _refuse_name(method: str, methods: Sequence[Method]) -> None:
 
 
 def choose_method(methods: Sequence[Method], target: str, available: Collection[str]) -> Method:
-    """The one for this patient: made for exactly these contrasts, else from whichever are there, else from a part.
+    """Choose for a patient: made for exactly these contrasts, else from whichever are there, else from a part.
+
+    Args:
+        methods: to choose from.
+        target: what is to be made.
+        available: contrasts that the patient has.
+
+    Returns:
+        The best of those that can.
 
     Raises:
         ValueError: none makes the target of what is there; the message says what each would need.
@@ -143,10 +185,10 @@ def choose_method(methods: Sequence[Method], target: str, available: Collection[
         others = [one.name for one in installed_methods() if one not in methods and one.makes(target, available)]
         can = f"; {' and '.join(others)} can" if others else ""
         raise ValueError(f"{target} cannot be made of {has}: {asked}{can}")
-    there = set(available) - {target}
+    acquired = set(available) - {target}
 
     def rank(method: Method) -> tuple[int, float]:
-        exact = set(method.uses(target, available)) == there
+        exact = set(method.uses(target, available)) == acquired
         fixed = method.task.every_source
         return (0 if fixed and exact else 1 if not fixed else 2), -_quality(method, target)
 

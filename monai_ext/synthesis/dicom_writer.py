@@ -17,6 +17,7 @@ from monai_ext.data.dicom import Series
 from monai_ext.provenance import WARNING
 
 SLOPE = 0.00002  # of [0, 1] as whole numbers up to 50000; exact in the decimals that DICOM writes
+LONGEST_TEXT = 10240  # characters of an LT
 CARRIED = (
     *("SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
     *("PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod"),
@@ -114,14 +115,15 @@ def new_uid(root: str | None, *parts: str) -> str:
 
 
 def _say_synthetic(image: Dataset, record: Mapping[str, Any], sources: Sequence[str]) -> None:
-    what, made = record["target"], f"{record['bundle']} {record['version']}"
+    target, maker = record["target"], f"{record['bundle']} {record['version']}"
     image.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
-    image.SeriesDescription = f"SYNTHETIC {what} ({made}) from {','.join(sources)}"[:64]
+    image.SeriesDescription = f"SYNTHETIC {target} ({maker}) from {','.join(sources)}"[:64]
     image.DerivationDescription = (
-        f"SYNTHETIC {what}, computed by {made}, weights sha256 {record['weights_sha256']}, from {', '.join(sources)}. "
-        f"{WARNING}"
+        f"SYNTHETIC {target}, computed by {maker}, weights sha256 {record['weights_sha256']}, "
+        f"from {', '.join(sources)}. {WARNING}"
     )
-    image.ImageComments = WARNING
+    seen = [finding["message"] for finding in record.get("checks", {}).get("findings", ())]
+    image.ImageComments = " ".join([WARNING, *(f"Of its sources: {message}." for message in seen)])[:LONGEST_TEXT]
     image.BurnedInAnnotation, image.LossyImageCompression = "NO", "00"
     image.Manufacturer, image.ManufacturerModelName = "monai_ext", record["bundle"]
     image.SoftwareVersions = [__version__, str(record["version"])]

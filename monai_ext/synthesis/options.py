@@ -14,6 +14,7 @@ from monai_ext.modalities import canonical
 
 AMP = (True, False, "bf16", "fp16")
 SIZES = ("compact", "paper")
+OF_IMAGES = ("images", "contrasts", "trust_names")  # what a request may say of its images, beside `INFERENCE`
 Check = Callable[[str, Any], Any]
 
 
@@ -115,6 +116,24 @@ def named_channels(given: Any) -> list[str]:
     return _contrasts("contrasts", given)
 
 
+def yes_or_no(name: str, given: Any) -> bool:
+    """Read what is true or false.
+
+    Args:
+        name: of the option, for the message.
+        given: as it came.
+
+    Returns:
+        What was given.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(given, bool):
+        raise ValueError(f"{name} must be true or false, got {short(given)}")
+    return given
+
+
 def short(value: Any) -> str:
     """Show a value in a message: on one line and of no great length.
 
@@ -124,8 +143,8 @@ def short(value: Any) -> str:
     Returns:
         At most 80 characters.
     """
-    said = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
-    return said if len(said) <= 80 else f"{said[:77]}..."
+    text = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _checked(options: Mapping[str, Any], known: Mapping[str, Check]) -> dict[str, Any]:
