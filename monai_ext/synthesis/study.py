@@ -162,7 +162,7 @@ def synthesised(
         files = {contrast: Path(work) / f"{contrast}.nii.gz" for contrast in sources}
         for contrast, path in files.items():
             write_volume(path, volumes[contrast])
-        given = {name: value for name, value in options.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         yield synthesiser(files, Path(work) / "synthetic", subject="study", findings=findings, **given)
 
 

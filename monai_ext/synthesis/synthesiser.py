@@ -88,9 +88,9 @@ class Synthesiser:
                     files[canonical(contrast)] = Path(work) / f"{canonical(contrast)}.nii.gz"
                     nib.save(image, files[canonical(contrast)])
             written = self.write(files, [target], Path(work) / "out", subject="patient")[canonical(target)]
-            image: Any = nib.load(written)
-            array = np.asarray(image.dataobj, dtype=np.float32)
-            return type(image)(array, image.affine, image.header.copy(), extra=read_json(sidecar(written)))
+            made: Any = nib.load(written)
+            array = np.asarray(made.dataobj, dtype=np.float32)
+            return type(made)(array, made.affine, made.header.copy(), extra=read_json(sidecar(written)))
 
     def plan(self, available: Sequence[str], targets: Sequence[str] | None) -> dict[str, Method]:
         """Choose for each target the method that makes it of the contrasts that are there.
