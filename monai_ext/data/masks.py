@@ -83,14 +83,14 @@ def otsu_brain(volume: Volume) -> NDArray[np.bool_]:
     """
     coarse = isotropic(volume, _PEELING_SPACING)
     bright = coarse.array > otsu(coarse.array)
-    core = _solid(_depth(bright) > _PEEL)
+    core = _solid(_deeper(bright, _PEEL))
     if not core.any():
         raise ValueError(f"no brain was found: nothing bright is {_PEEL} mm deep; give a mask file")
-    brain = _solid(bright & (_depth(~core) <= _PEEL + _PEELING_SPACING))
+    brain = _solid(bright & ~_deeper(~core, _PEEL + _PEELING_SPACING))
     pad = round(2 * _PEEL / _PEELING_SPACING)
     wider = np.pad(brain, pad)  # else what grows to the image's edge would not shrink back from it
-    closed = _depth(_depth(~wider) <= _PEEL) > _PEEL
-    brain = ndimage.binary_fill_holes(closed[pad:-pad, pad:-pad, pad:-pad])
+    closed = _deeper(~_deeper(~wider, _PEEL), _PEEL)
+    brain = _filled(closed[pad:-pad, pad:-pad, pad:-pad])
     fine = resample(Volume(brain.astype(np.float32), coarse.affine), volume.shape, volume.affine, order=1)
     return fine.array > 0.5
 
@@ -115,9 +115,20 @@ def otsu(values: NDArray[np.float32], *, bins: int = 256) -> float:
     return float(edges[1 + np.argmax(between)])
 
 
-def _depth(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """How far inside the mask each voxel lies, in mm; beyond the image's edge the mask goes on."""
-    return ndimage.distance_transform_edt(mask) * _PEELING_SPACING
+def _deeper(mask: NDArray[np.bool_], depth: float) -> NDArray[np.bool_]:
+    """Which voxels lie more than `depth` mm inside the mask, which goes on beyond the image's edge.
+
+    What a distance transform says, ten times faster: squares of distances, axis by axis and no further than asked.
+    """
+    reach = round(depth / _PEELING_SPACING)
+    square = np.where(mask, np.uint8(255 - reach**2), np.uint8(0))
+    for axis in range(mask.ndim):
+        before = np.moveaxis(square.copy(), axis, 0)
+        after = np.moveaxis(square, axis, 0)
+        for step in range(1, reach + 1):
+            np.minimum(after[step:], before[:-step] + step**2, out=after[step:])
+            np.minimum(after[:-step], before[step:] + step**2, out=after[:-step])
+    return square > reach**2
 
 
 def _solid(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -125,4 +136,11 @@ def _solid(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     pieces, count = ndimage.label(mask)
     if count > 1:
         mask = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
-    return ndimage.binary_fill_holes(mask)
+    return _filled(mask)
+
+
+def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without holes: all that is not joined to what lies around the image."""
+    around = np.pad(~mask, 1, constant_values=True)
+    pieces, _ = ndimage.label(around)
+    return (pieces != pieces[0, 0, 0])[1:-1, 1:-1, 1:-1]

@@ -68,7 +68,7 @@ def trained_of(prepared: Path, bundle_run: Callable, tmp_path_factory: pytest.Te
         with FileLock(folder / ".lock"):
             if not (folder / "done").exists():
                 ids = {"dataset_dir": prepared, "output_dir": folder, "weights": folder / "model.pt", **TINY}
-                bundle_run(bundle, "train", COMPACT, anew=True, **ids, epochs=1, batch_size=4, tracking="mlflow")
+                bundle_run(bundle, "train", COMPACT, **ids, epochs=1, batch_size=4, tracking="mlflow")
                 (folder / "done").touch()
         return folder
 

@@ -1,7 +1,8 @@
 """The bundles that there are, and how tests run them: by MONAI's command line, away from the repository's folder.
 
 A new Python takes seconds to import what it needs, so that most runs are `here`, in the tests' own process and through
-the same `python -m`; what a process of its own can show alone is left to `python`.
+the same `python -m`. One that is to be killed, or to run beside another, is forked from it (`apart`); what a new Python
+can show alone is left to `python`.
 """
 
 import contextlib
@@ -10,8 +11,10 @@ import json
 import logging
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +71,32 @@ def here(module: str, *arguments: object, cwd: Path | None = None, check: bool =
     done = subprocess.CompletedProcess([module, *words], status, out.getvalue(), err.getvalue())
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
+
+
+def apart(said: Path, module: str, *arguments: object, **environment: object) -> int:
+    """The id of a process, forked from this one, that does what `here` does; at its end, what it says is in `said`."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        os.environ.update({name: str(value) for name, value in environment.items()})
+        done = here(module, *arguments, check=False)
+        said.write_text(done.stdout + done.stderr)
+        status = done.returncode
+    finally:
+        os._exit(status)
+
+
+def status_of(process: int, *, seconds: float = 300) -> int:
+    """How a process of `apart` ended; one that takes longer is killed."""
+    deadline = time.monotonic() + seconds
+    while not (ended := os.waitpid(process, os.WNOHANG))[0] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if not ended[0]:
+        os.kill(process, signal.SIGKILL)
+        ended = os.waitpid(process, 0)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -133,36 +134,51 @@ def test_its_network_takes_and_gives_what_the_metadata_say(bundle: Path, tmp_pat
         here("monai.bundle", "verify_net_in_out", "network_def", *options(pairs), cwd=tmp_path)
 
 
-@pytest.fixture(scope="session")
-def image(bundle: Path) -> torch.Tensor:
+def image_for(bundle: Path) -> torch.Tensor:
     channels = config(bundle, "metadata")["network_data_format"]["inputs"]["image"]["num_channels"]
     return torch.rand(1, channels, 40, 36, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="session")
-def expected(bundle: Path, trained: Path, image: torch.Tensor) -> np.ndarray:
+def answer_of(bundle: Path, weights: Path) -> np.ndarray:
+    """What the bundle's network makes of that image."""
     parser = ConfigParser({**config(bundle, "inference")})
     for key, value in tiny().items():
         parser[key] = value
     network = parser.get_parsed_content("network_def").eval()
-    load_weights(network, trained / "model.pt")
+    load_weights(network, weights)
     with torch.no_grad():
-        return network(image).numpy()
+        return network(image_for(bundle)).numpy()
 
 
-def test_its_script_archive_needs_torch_alone_and_gives_the_same(
-    bundle: Path, trained: Path, image: torch.Tensor, expected: np.ndarray, tmp_path: Path
-):
-    pairs = {"filepath": tmp_path / "model.ts", "ckpt_file": trained / "model.pt", **tiny()}
-    pairs |= {"config_file": bundle / "configs/inference.json", "meta_file": bundle / "configs/metadata.json"}
-    here("monai.bundle", "ckpt_export", "network_def", *options(pairs), cwd=tmp_path)
-    torch.save(image, tmp_path / "image.pt")
+@pytest.fixture(scope="session")
+def image(bundle: Path) -> torch.Tensor:
+    return image_for(bundle)
+
+
+@pytest.fixture(scope="session")
+def expected(bundle: Path, trained: Path) -> np.ndarray:
+    return answer_of(bundle, trained / "model.pt")
+
+
+def test_script_archives_need_torch_alone_and_give_the_same(trained_of: Callable[[Path], Path], tmp_path: Path):
+    """Every bundle's, in one Python that has torch and nothing of ours."""
+    for one in BUNDLES:
+        weights = trained_of(one) / "model.pt"
+        pairs = {"filepath": tmp_path / f"{one.name}.ts", "ckpt_file": weights, **tiny()}
+        pairs |= {"config_file": one / "configs/inference.json", "meta_file": one / "configs/metadata.json"}
+        here("monai.bundle", "ckpt_export", "network_def", *options(pairs), cwd=tmp_path)
+        torch.save(image_for(one), tmp_path / f"{one.name}.image")
     code = (
-        "import sys, torch; net = torch.jit.load('model.ts').eval(); assert 'monai' not in sys.modules\n"
-        "torch.save(net(torch.load('image.pt')), 'answer.pt')"
+        "import sys, torch\n"
+        "for name in sys.argv[1:]:\n"
+        "    net = torch.jit.load(f'{name}.ts').eval(); assert 'monai' not in sys.modules\n"
+        "    torch.save(net(torch.load(f'{name}.image')), f'{name}.answer')"
     )
-    python("-c", code, cwd=tmp_path)
-    np.testing.assert_allclose(torch.load(tmp_path / "answer.pt").detach().numpy(), expected, atol=1e-5)
+    python("-c", code, *(one.name for one in BUNDLES), cwd=tmp_path)
+    for one in BUNDLES:
+        answer = torch.load(tmp_path / f"{one.name}.answer").detach().numpy()
+        expected = answer_of(one, trained_of(one) / "model.pt")
+        np.testing.assert_allclose(answer, expected, atol=1e-5, err_msg=one.name)
 
 
 def test_its_onnx_archive_gives_the_same_to_onnxruntime(

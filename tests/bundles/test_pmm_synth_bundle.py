@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
-from running import COMPACT, ROOT, TINY, here, refused
+from running import COMPACT, ROOT, TINY, refused
 
 from monai_ext.inference.subjects import find_cases
 from monai_ext.modalities import make_task
@@ -15,25 +15,26 @@ from monai_ext.networks import PMMSynth
 from monai_ext.weights import save_weights
 
 PMM = ROOT / "bundles" / "pmm_synth"
-SITES = ("glioma", "immune", "stroke", "brats")
+SITES = {
+    "glioma": ("T1", "T2", "T1C", "FLAIR", "DWI", "ADC"), "immune": ("T1", "T2", "FLAIR", "ADC"),
+    "stroke": ("FLAIR", "DWI", "ADC"), "brats": ("T1", "T2", "T1C", "FLAIR"),
+}  # fmt: skip
 WIDTH = {"width": TINY["width"]}
 SIX = ("T1", "T2", "T1C", "FLAIR", "DWI", "ADC")
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A prepared datalist a site."""
+def sites(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A datalist a site, of what it would have of the phantoms: a subject a split."""
     folder = tmp_path_factory.mktemp("sites")
-    lists = {}
-    for site in SITES:
-        raw = folder / "raw" / site
-        here("monai_ext", "phantom", "--out", raw, "--site", site, "--subjects", 3, "--spacing", 8,
-               "--layout", "folder")  # fmt: skip
-        here("monai_ext", "index", "--root", raw, "--out", raw / "index.json", "--split", "1/1/1")
-        here("monai_ext", "prepare", "--datalist", raw / "index.json", "--out", folder / site, "--size", 24,
-               "--brain-mask", "otsu")  # fmt: skip
-        lists[site] = folder / site / "datalist.json"
-    return lists
+    listed = json.loads((prepared / "datalist.json").read_text())
+    for site, contrasts in SITES.items():
+        content = {"name": site, "root": str(prepared)}
+        for split in ("training", "validation", "test"):
+            entry = listed[split][0]
+            content[split] = [{key: entry[key] for key in ("subject", *contrasts)}]
+        (folder / f"{site}.json").write_text(json.dumps(content))
+    return {site: folder / f"{site}.json" for site in SITES}
 
 
 def named(sites: dict[str, Path], *names: str) -> str:
@@ -48,18 +49,18 @@ def voxels(folder: Path) -> dict[str, bytes]:
 
 
 def test_three_sites_are_learnt_resumed_and_evaluated_and_a_fourth_is_added_without_a_bit_of_theirs_changing(
-    sites: dict[str, Path], bundle_run: Callable, tmp_path: Path
+    sites: dict[str, Path], raw: Path, bundle_run: Callable, tmp_path: Path
 ):
     weights = tmp_path / "model.pt"
     ids = {"weights": weights, **WIDTH}
-    train = {**ids, **TINY, "image_size": 24, "slices": "['middle', 2]", "output_dir": tmp_path / "train"}
+    train = {**ids, **TINY, "slices": "['middle', 2]", "output_dir": tmp_path / "train"}
     train |= {"datalist": named(sites, "glioma", "immune", "stroke")}
     bundle_run(PMM, "train", COMPACT, **train, epochs=1)
     assert json.loads(weights.with_suffix(".json").read_text())["sites"] == ["glioma", "immune", "stroke"]
     resumed = bundle_run(PMM, "train", COMPACT, **train, epochs=2, resume="true")
     assert "going on from" in resumed.stderr
 
-    evaluate = {**ids, "datalist": str(sites["glioma"])}
+    evaluate = {**ids, "datalist": str(sites["immune"])}
     bundle_run(PMM, "evaluate", **evaluate, output_dir=tmp_path / "run")
     bundle_run(PMM, "evaluate", **evaluate, output_dir=tmp_path / "nobody", site="none", every_task="false")
     records = [json.loads((tmp_path / run / "run.json").read_text()) for run in ("run", "nobody")]
@@ -67,11 +68,12 @@ def test_three_sites_are_learnt_resumed_and_evaluated_and_a_fourth_is_added_with
     with (tmp_path / "run" / "matrix.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["region"] == "brain"]
     there = {name for row in rows for name in (*row["sources"].split("+"), row["target"])}
+    assert there == set(SITES["immune"])
     n = len(there)
     assert len(rows) == sum(len([s for s in range(2**n) if 0 < s < 2**n - 1 and not s >> t & 1]) for t in range(n))
     assert all(float(row["psnr"]) > 0 and row["subjects"] == "1" for row in rows)
 
-    patient = next((sites["glioma"].parents[1] / "raw" / "glioma").glob("*/*T1.nii.gz"))
+    patient = min(raw.glob("*/T1.nii.gz"))
     infer = {**ids, "images": {"T1": str(patient)}, "site": "glioma"}
     bundle_run(PMM, "inference", **infer, output_dir=tmp_path / "before")
     kept = weights.read_bytes()

@@ -22,7 +22,7 @@ of_each = pytest.mark.parametrize("weights", SHIPPED, ids=[f"{path.parents[1].na
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The scans of one person with plaques, whose anatomy and scanner are none of the training's."""
+    """Slabs of a person's scans, who has plaques, and whose anatomy and scanner are none of the training's."""
     out = tmp_path_factory.mktemp("person") / "phantoms"
     words = {
         "--site": "immune",
@@ -34,7 +34,10 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert main(["phantom", "--out", str(out), *(str(word) for pair in words.items() for word in pair)]) == 0
     (entry,) = [entry for split in json.loads((out / "datalist.json").read_text()).values() for entry in split
                 if isinstance(entry, dict)]  # fmt: skip
-    return {name: out / entry[name] for name in MODALITIES}
+    for name in MODALITIES:
+        scan = nib.load(out / entry[name])
+        nib.save(scan.slicer[:, :, scan.shape[2] // 3 : 2 * scan.shape[2] // 3], out / f"{name}.nii.gz")
+    return {name: out / f"{name}.nii.gz" for name in MODALITIES}
 
 
 def test_every_bundle_comes_with_weights():

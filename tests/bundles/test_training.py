@@ -7,8 +7,6 @@ import re
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigParser, create_workflow
-from running import COMPACT, TINY, options, refused
+from running import BUNDLES, COMPACT, TINY, apart, options, python, refused, status_of
 
 from monai_ext.weights import about_weights
 
@@ -61,15 +59,13 @@ def test_killed_at_any_moment_it_resumes_to_the_same_weights(
 
     pairs = {"bundle_root": bundle, "config_file": [str(bundle / "configs/train.json"), str(COMPACT)], **ids}
     pairs |= {"output_dir": tmp_path / "killed", "weights": tmp_path / "killed.pt"}
-    command = [sys.executable, "-m", "monai.bundle", "run", *options(pairs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = apart(tmp_path / "said.txt", "monai.bundle", "run", *options(pairs))
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed/checkpoints/epoch_00001.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(random.uniform(0, 0.5))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(process, signal.SIGKILL)
+    assert status_of(process) in (-signal.SIGKILL, 0)  # 0: it was done before
 
     again = bundle_run(
         bundle, "train", COMPACT, output_dir=tmp_path / "killed", weights=tmp_path / "killed.pt", resume="true", **ids
@@ -96,17 +92,22 @@ def test_without_a_validation_split_the_weights_of_the_last_epoch_stay(
 
 
 def test_two_processes_train_one_network(bundle: Path, prepared: Path, tmp_path: Path):
+    """Of one bundle through torchrun, of the others as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     configs = [str(bundle / "configs/train.json"), str(bundle / "configs/multi_gpu_train.json"), str(COMPACT)]
     pairs = {"bundle_root": bundle, "config_file": configs, "dataset_dir": prepared, "output_dir": tmp_path}
     pairs |= {"weights": tmp_path / "model.pt", "epochs": 1, "batch_size": 2, **TINY}
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}"]
-    command = [sys.executable, *launch, "-m", "monai.bundle", "run", *options(pairs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd="/")
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = ("monai.bundle", "run", *options(pairs))
+    if bundle == BUNDLES[0]:
+        where = ("--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}")
+        python("-m", "torch.distributed.run", *where, "-m", *words)
+    else:
+        every = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        said = [tmp_path / f"said{rank}.txt" for rank in range(2)]
+        processes = [apart(said[rank], *words, RANK=rank, LOCAL_RANK=rank, **every) for rank in range(2)]
+        assert [status_of(process) for process in processes] == [0, 0], [one.read_text()[-3000:] for one in said]
     assert weights(tmp_path / "model.pt")
     checkpoint = torch.load(tmp_path / "checkpoints/epoch_00001.pt", weights_only=True)
     assert checkpoint["parts"]["sampler"]["world_size"] == 2

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from monai_ext.data.datalist import Subject, SubjectError
 from monai_ext.data.gridded import mask_file
-from monai_ext.data.masks import foreground, has_zero_background, otsu, otsu_brain, zero_background
+from monai_ext.data.masks import _deeper, _filled, foreground, has_zero_background, otsu, otsu_brain, zero_background
 from monai_ext.data.presets import Preset
 from monai_ext.data.resampling import resample
 from monai_ext.data.volumes import Volume, read_volume
@@ -47,6 +48,18 @@ def test_the_brain_is_peeled_out_of_its_skull(with_skull):
     assert dice(brain, RADIUS < 70) > 0.95
     assert not brain[RADIUS > 80].any()
     assert brain[RADIUS < 12].all()
+
+
+@pytest.mark.parametrize("shape", [(30, 41, 23), (40, 1, 3), (2, 25, 60)])
+def test_depth_and_holes_are_those_of_a_distance_transform_and_of_a_flood(shape):
+    rng = np.random.default_rng(0)
+    for share in (0.2, 0.5, 0.7, 0.99, 0.999):
+        mask = rng.random(shape) < share
+        mask[0, 0, 0] = False  # else a distance transform knows no outside
+        for depth in (8.0, 10.0):
+            np.testing.assert_array_equal(_deeper(mask, depth), 2 * ndimage.distance_transform_edt(mask) > depth)
+        np.testing.assert_array_equal(_filled(mask), ndimage.binary_fill_holes(mask))
+    assert _deeper(np.ones(shape, bool), 8.0).all()
 
 
 def test_the_foreground_is_the_whole_head(with_skull):

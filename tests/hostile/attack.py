@@ -349,9 +349,10 @@ def untrained(folder: Path) -> None:
     register_rigid(head, head)
 
 
-def honest_need(kind: str, folder: Path) -> float:
-    """How many MB a batch of good subjects takes, in the way that this kind of attack is made."""
-    ways = {"inference": (good_inference, range(len(BUNDLES))), "weights": (good_weights, range(2 * len(BUNDLES)))}
+def honest_need(kind: str, folder: Path, *, numbers: Sequence[int]) -> float:
+    """How many MB a batch of good subjects takes, in the way that these attacks of a kind are made."""
+    bundles = sorted({number % len(BUNDLES) for number in numbers})
+    ways = {"inference": (good_inference, bundles), "weights": (good_weights, range(2 * len(BUNDLES)))}
     good, seeds = ways.get(kind, (good_batch, [5]))
     most = 0.0
     for seed in seeds:

@@ -46,7 +46,10 @@ def main() -> int:
         kinds = dict.fromkeys(kind for kind, _ in tasks)
         if {"inference", "weights"} & kinds.keys():
             untrained(Path(work))
-        honest = {kind: honest_need(kind, Path(work) / "honest") for kind in kinds}
+        honest = {
+            kind: honest_need(kind, Path(work) / "honest", numbers=[number for one, number in tasks if one == kind])
+            for kind in kinds
+        }
 
         def one(task: tuple[str, int]) -> tuple[str, int, list[str]]:
             kind, number = task
@@ -58,7 +61,8 @@ def main() -> int:
             failed += bool(faults)
             for fault in faults:
                 print(f"{kind}:{number} {fault}", flush=True)
-    tried = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or f"{len(tasks)} cases"
+    parts = [f"{count} {kind}" for kind, count in counts.items() if count]
+    tried = ", ".join([*parts, *([f"{len(args.only)} cases"] if args.only else [])])
     took = ", ".join(f"{need:.0f} MB ({kind})" for kind, need in honest.items())
     print(f"{tried}: {failed} got through, {time.monotonic() - start:.0f} s; a good batch takes {took}")
     return 1 if failed else 0

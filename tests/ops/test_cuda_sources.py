@@ -7,6 +7,7 @@ import ctypes
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
     if compiler is None:
         pytest.skip("no C++ compiler on this machine")
 
+    @cache
     def compiled(name: str) -> dict[str, Callable[..., object]]:
         library = tmp_path_factory.mktemp("emulated") / f"{name}.so"
         source = SOURCES / name / f"{name}_cuda.cu"
