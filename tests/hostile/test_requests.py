@@ -12,7 +12,7 @@ from running import BUNDLES, options, smallest_weights
 
 from monai_ext.__main__ import main
 from monai_ext.synthesis.bundle import BundleSynthesiser
-from monai_ext.synthesis.options import INFERENCE, TRAINING, asked, asked_of_training, named_images
+from monai_ext.synthesis.options import INFERENCE, TRAINING, asked, asked_of_training, named_images, yes_or_no
 from monai_ext.synthesis.study import named_series
 from monai_ext.workflow import opened
 
@@ -136,6 +136,13 @@ def test_a_contrast_that_is_named_twice_is_refused_and_neither_is_taken():
         named_series(["T1=5", "t1w=6"])
     with pytest.raises(ValueError, match="unknown contrast"):
         named_series(["nose=5"])
+
+
+def test_trust_is_given_or_not_and_is_nothing_else(pwned):
+    assert yes_or_no("trust_names", True) is True
+    for attack in [*attacks(pwned), "true", 1, None, []]:
+        with pytest.raises(ValueError, match="trust_names must be true or false"):
+            yes_or_no("trust_names", attack)
 
 
 def test_numbers_have_bounds():

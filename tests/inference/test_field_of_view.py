@@ -129,7 +129,7 @@ def test_coverage_counts_what_no_source_sees_as_not_covered(tmp_path: Path):
     item = PrepareSubjectd(Maker("toy_net", "1", "f" * 64, ("T1",), ("PD",), Preset()))(
         {"subject": written(tmp_path, T1=head)}
     )
-    assert item["case"].coverage == 1
+    assert item["prepared"].coverage == 1
     grid = gridded.Gridded(written(tmp_path, T1=head), preset=Preset(), root=tmp_path, whole=True)
     assert 0.4 < grid.coverage(np.arange(20) < 10) < 0.6
 
@@ -174,7 +174,7 @@ def test_what_training_data_needed_not_a_patient_may(tmp_path: Path, registered:
         network, root / "models" / "model.pt", bundle_root=root, task=make_task(["T1", "T2"], "PD"), register=asked
     )
     item = PrepareSubjectd(maker)({"subject": subject})
-    assert item["case"].images["T2"]["placed_by"] == how
+    assert item["prepared"].images["T2"]["placed_by"] == how
     assert len(registered) == (how == "rigid registration")
 
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_registered_lies_where_its_header_says_and_is_told(tmp_pa
     subject = written(tmp_path, T1=ellipsoid((40, 40, 12), (2.0, 2.0, 5.0)), T2=thin)
     maker = Maker("toy_net", "1", "f" * 64, ("T1", "T2"), ("PD",), Preset(register="differing"))
     item = PrepareSubjectd(maker)({"subject": subject})
-    assert item["case"].images["T2"]["placed_by"] == "its header"
+    assert item["prepared"].images["T2"]["placed_by"] == "its header"
     assert "too little to register" in caplog.text
 
 

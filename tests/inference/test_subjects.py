@@ -166,7 +166,7 @@ def transform(faults: dict[str, Exception]):
         name = data["subject"].name
         if name in faults:
             raise faults[name]
-        return {"image": torch.ones(2, 3, 3, 3), "subject": name, "case": data["subject"]}
+        return {"image": torch.ones(2, 3, 3, 3), "subject": name, "prepared": data["subject"]}
 
     return Compose([one])
 
@@ -228,7 +228,7 @@ def test_a_full_disk_is_no_subjects_fault():
 
 
 def test_a_batch_is_taken_apart_by_monai_into_what_it_was_made_of():
-    item = {"image": torch.rand(2, 3, 4, 5), "subject": "ann", "case": ten()[0], "root": Path("/x")}
+    item = {"image": torch.rand(2, 3, 4, 5), "subject": "ann", "prepared": ten()[0], "root": Path("/x")}
     batch = collate([item])
     assert batch["image"].shape == (1, 2, 3, 4, 5)
     (back,) = decollate_batch(batch)

@@ -93,7 +93,9 @@ def test_the_network_sees_what_prepare_would_have_stored(tmp_path, monkeypatch, 
     assert item["image"].max() == 1
     for channel, contrast in enumerate(("T1", "T2")):
         stored = read_volume(tmp_path / "out" / "ann" / f"{contrast}.nii")
-        index = np.linalg.inv(item["case"].grid.affine) @ stored.affine  # what is seen beyond is the patient's alone
+        index = (
+            np.linalg.inv(item["prepared"].grid.affine) @ stored.affine
+        )  # what is seen beyond is the patient's alone
         first = np.rint(index[:3, 3]).astype(int)
         np.testing.assert_allclose(index[:3], np.c_[np.eye(3), first], atol=1e-5)
         seen = item["image"][channel][tuple(slice(a, a + n) for a, n in zip(first, stored.shape, strict=True))]
@@ -202,7 +204,7 @@ def test_the_result_lies_where_the_reference_lies(tmp_path, name, crop):
             assert made.header[code] == nib.load(path).header[code]
     np.testing.assert_allclose(made.affine, reference.affine, atol=1e-5)
 
-    top = item["case"].images["T1"]["range"][1]
+    top = item["prepared"].images["T1"]["range"][1]
     expected = np.minimum(reference.array / top, 1)
     voxels = made.get_fdata()
     np.testing.assert_array_equal(voxels.astype(np.float32), item["pred"][0].numpy())
@@ -223,7 +225,7 @@ def test_another_spacing_and_size_are_undone(tmp_path):
     item = through(subject, made, tmp_path / "out")
     assert item["prepared_pred"].shape == (1, 72, 70, 10)
     voxels = nib.load(tmp_path / "out" / "ann" / "PD_synthetic.nii.gz").get_fdata()
-    expected = np.minimum(head().array / item["case"].images["T1"]["range"][1], 1)
+    expected = np.minimum(head().array / item["prepared"].images["T1"]["range"][1], 1)
     assert 0 <= voxels.min() < voxels.max() <= 1
     assert np.abs(voxels - expected)[expected > 0.8].mean() < 0.03
     spot = np.unravel_index(voxels.argmax(), SHAPE)
@@ -240,7 +242,7 @@ def test_what_one_source_shows_lies_on_the_reference_after_registration(tmp_path
     monkeypatch.setattr(gridded, "register_rigid", lambda *_: shift)
     subject = written(tmp_path, T1=head(), T2=Volume(head().array, shift @ AFFINE))
     item = through(subject, maker(Preset(register="rigid")), tmp_path / "out", channel=1)
-    expected = np.minimum(head().array / item["case"].images["T2"]["range"][1], 1)
+    expected = np.minimum(head().array / item["prepared"].images["T2"]["range"][1], 1)
     np.testing.assert_allclose(item["pred"][0], expected, atol=1e-5)
     sources = json.loads((tmp_path / "out" / "ann" / "PD_synthetic.json").read_text())["sources"]
     assert sources["T2"]["to_source"] == shift.tolist()
@@ -348,7 +350,7 @@ def test_a_real_case_comes_back_onto_its_own_grid(tmp_path, real_data, case):
     item = through(subject, maker(Preset(crop=(240, 240))), tmp_path)
     made, reference = nib.load(tmp_path / case / "PD_synthetic.nii.gz"), nib.load(paths[0])
     np.testing.assert_array_equal(made.affine, reference.affine)
-    expected = (reference.get_fdata() / item["case"].images["T1"]["range"][1]).clip(0, 1)
+    expected = (reference.get_fdata() / item["prepared"].images["T1"]["range"][1]).clip(0, 1)
     voxels = made.get_fdata()
     shown = voxels > 0
     assert shown.sum() > 0.8 * (expected > 0.05).sum()
@@ -363,5 +365,5 @@ def test_a_real_pair_27_mm_apart_is_brought_together(real_data):
     both = ((t1 > 0.2) & (t2 > 0.2)).sum() / ((t1 > 0.2) | (t2 > 0.2)).sum()
     apart = PrepareSubjectd(maker())({"subject": subject})["image"].numpy()
     before = ((apart[0] > 0.2) & (apart[1] > 0.2)).sum() / ((apart[0] > 0.2) | (apart[1] > 0.2)).sum()
-    assert 10 < item["case"].images["T2"]["moved_mm"] < 40
+    assert 10 < item["prepared"].images["T2"]["moved_mm"] < 40
     assert both > 0.75 > before

@@ -92,6 +92,7 @@ def test_the_result_stays_in_the_study_under_a_name_that_says_what_it_is(bundle:
     name = f"FLAIR_{bundle.name}_synthetic"
     assert json.loads(said)["synthetic"]
     assert json.loads(said)["stored"] == [name]
+    assert json.loads(said)["warnings"] == []
     study = server.studies / image(server, 1).partition("/")[0]
     assert json.loads((study / f"{name}.json").read_text())["synthetic"]
     assert server.ask(f"/datastore/image?image={study.name}/{name}")[0] == 200

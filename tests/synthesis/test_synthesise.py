@@ -118,6 +118,7 @@ class TestManyPatients:
         made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.nii.gz"))
         assert made == ["p1/FLAIR_synthetic.nii.gz"]
 
+    @pytest.mark.long  # new processes
     def test_several_at_once_give_what_one_after_another_gives(self, both, tmp_path, capsys):
         root = tmp_path / "patients"
         for seed, name in enumerate(("p1", "p2", "p3")):
@@ -137,6 +138,7 @@ class TestManyPatients:
         for name, image in images[1].items():
             np.testing.assert_allclose(images[2][name], image, atol=1e-5)
 
+    @pytest.mark.long  # new processes
     def test_a_process_that_dies_is_told_and_not_waited_for(self, both, tmp_path, capsys, monkeypatch):
         for name in ("p1", "p2"):
             scan(tmp_path / "patients" / name / "T1.nii.gz")
