@@ -65,8 +65,14 @@ def test_several_processes_make_the_same_pool_and_renew_it_in_the_same_order(tmp
         assert set(fill(shared, recipe, size=3, validation=1, each=each)) == {"v000", "s000", "s001", "s002"}
         for name in ("v000/FLAIR.nii", "s002/T1_target.nii", "datalist.json"):
             assert (shared / name).read_bytes() == (alone / name).read_bytes()
-        assert set(islice(stream(shared, recipe, size=3, each=each), 3)) == {"s000", "s001", "s002"}
-    assert numbers(shared)["s000"] >= 3
+        renewed = set()  # the slower of two may be overtaken, so that three renewals are not always of three slots
+        for slot in islice(stream(shared, recipe, size=3, each=each), 30):
+            renewed.add(slot)
+            if len(renewed) == 3:
+                break
+    slots = ("s000", "s001", "s002")
+    assert renewed == set(slots)
+    assert all(numbers(shared)[slot] in range(3 + turn, 33, 3) for turn, slot in enumerate(slots))
     with pytest.raises(ValueError, match="--jobs must be at least 1, got 0"), workers((), step=1.0, count=0):
         pass
 
