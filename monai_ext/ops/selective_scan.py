@@ -104,8 +104,7 @@ def selective_scan_reference(
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
         saved.append(state.flatten(1, 2).transpose(1, 2).unsqueeze(1))
-        decay = torch.exp(step[..., start:stop] * A)
-        path = _recurrence(decay, drive[..., start:stop] * B[:, :, None, :, start:stop], state)
+        path = _recurrence(step[..., start:stop] * A, drive[..., start:stop] * B[:, :, None, :, start:stop], state)
         outputs.append((path * C[:, :, None, :, start:stop]).sum(3))
         state = path[..., -1]
     y = torch.cat(outputs, 3).reshape(u.shape)
@@ -148,12 +147,13 @@ def selective_scan_backward_reference(
     for number in reversed(range(saved.shape[1])):
         now = slice(number * chunk, min((number + 1) * chunk, length))
         b, c, dt = B[:, :, None, :, now], C[:, :, None, :, now], step[..., now]
-        decay = torch.exp(dt * rates)
+        exponent = dt * rates
+        decay = torch.exp(exponent)
         before = saved[:, number].transpose(1, 2).reshape([*shape, states])
-        path = _recurrence(decay, dt * x[..., now] * b, before)
+        path = _recurrence(exponent, dt * x[..., now] * b, before)
         earlier = torch.cat([before[..., None], path[..., :-1]], -1)
         # The state's gradient runs the same recurrence from the end: g_t = C_t dy_t + decay_{t+1} g_{t+1}.
-        later = torch.cat([torch.ones_like(decay[..., :1]), decay[..., 1:].flip(-1)], -1)
+        later = torch.cat([torch.zeros_like(exponent[..., :1]), exponent[..., 1:].flip(-1)], -1)
         state_grad = _recurrence(later, (c * dy[..., now]).flip(-1), carry).flip(-1)
         carry = decay[..., 0] * state_grad[..., 0]
         decay_grad = state_grad * earlier * decay
@@ -178,13 +178,17 @@ def _step(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Ten
     return F.softplus(delta) if delta_softplus else delta
 
 
-def _recurrence(decay: Tensor, drive: Tensor, state: Tensor) -> Tensor:
-    """All h_t = decay_t h_{t-1} + drive_t along the last axis, by doubling: log2(T) steps instead of T."""
-    drive = torch.cat([drive[..., :1] + decay[..., :1] * state[..., None], drive[..., 1:]], -1)
+def _recurrence(exponent: Tensor, drive: Tensor, state: Tensor) -> Tensor:
+    """All h_t = exp(exponent_t) h_{t-1} + drive_t along the last axis, by doubling: log2(T) steps instead of T.
+
+    Exponents are added, for products of decays would multiply the rounding of each.
+    """
+    drive = torch.cat([drive[..., :1] + torch.exp(exponent[..., :1]) * state[..., None], drive[..., 1:]], -1)
     reach = 1
     while reach < drive.shape[-1]:
-        drive = torch.cat([drive[..., :reach], drive[..., reach:] + decay[..., reach:] * drive[..., :-reach]], -1)
-        decay = torch.cat([decay[..., :reach], decay[..., reach:] * decay[..., :-reach]], -1)
+        earlier = torch.exp(exponent[..., reach:]) * drive[..., :-reach]
+        drive = torch.cat([drive[..., :reach], drive[..., reach:] + earlier], -1)
+        exponent = torch.cat([exponent[..., :reach], exponent[..., reach:] + exponent[..., :-reach]], -1)
         reach *= 2
     return drive
 
