@@ -63,13 +63,7 @@ def group_pool_reference(
     Nothing is checked, and nothing is cast: all must be of one floating dtype, on one device.
 
     Args:
-        x: ``(B, C, *size)``, two or three spatial axes.
-        weight: ``(C, C / groups, 3, ...)``, of a convolution padded by one.
-        bias: ``(C,)``, the convolution's.
-        gain: ``(C,)``, LayerNorm's weight.
-        shift: ``(C,)``, LayerNorm's bias.
-        groups: of the convolution.
-        scale: ``(B, C)``, what x is multiplied by first, or None.
+        x, weight, bias, gain, shift, groups, scale: as of `group_pool`.
 
     Returns:
         ``(B, C)``

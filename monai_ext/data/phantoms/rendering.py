@@ -397,7 +397,7 @@ def _box_mean(maps: Tensor, width: float) -> Tensor:
     shares = [min(width / 2 + 0.5 - offset, 1) / width for offset in range(int(np.ceil((width + 1) / 2)))]
     for axis in (1, 2, 3):
         total = maps * shares[0]
-        for offset, share in enumerate(shares[1 : maps.shape[axis]], 1):  # ten times faster than a convolution
+        for offset, share in enumerate(shares[1 : maps.shape[axis]], 1):  # which a convolution takes far longer for
             rest = maps.shape[axis] - offset
             total.narrow(axis, offset, rest).add_(maps.narrow(axis, 0, rest), alpha=share)
             total.narrow(axis, 0, rest).add_(maps.narrow(axis, offset, rest), alpha=share)
