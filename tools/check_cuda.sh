@@ -2,7 +2,7 @@
 # Compile every CUDA source for the data-centre architectures in use; where there is no nvcc, say so and pass.
 set -eu
 nvcc=
-for home in "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda; do # as monai_ext/ops/loader.py looks
+for home in "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda; do # as monai_ext/ops/building.py looks
     [ -z "$nvcc" ] && [ -x "$home/bin/nvcc" ] && nvcc=$home/bin/nvcc
 done
 nvcc=${nvcc:-$(command -v nvcc || true)}

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from monai_ext.data.phantoms.acquisition import Grid
 from monai_ext.data.phantoms.anatomy import halved, label_maps, read_anatomy
-from monai_ext.data.phantoms.rendering import draw_subject, render
+from monai_ext.data.phantoms.drawing import draw_subject
+from monai_ext.data.phantoms.rendering import render
 from monai_ext.files import absolute, whole_file
 from monai_ext.inference.coarse import CEILING, STEP, TOP, cube
 from monai_ext.inference.recogniser import (

@@ -16,7 +16,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_ext.files import absolute, sha256, whole_file, write_json
-from monai_ext.ops.loader import PACKAGE
+from monai_ext.ops.building import PACKAGE
 from monai_ext.weights import RoomFor, about_weights, load_weights, save_weights
 from monai_ext.workflow import fitted, opened, unwrapped
 from monai_ext.zoo import rules

@@ -14,7 +14,8 @@ import numpy as np
 from monai_ext.data.layouts import index
 from monai_ext.data.phantoms.acquisition import Grid
 from monai_ext.data.phantoms.anatomy import label_maps, read_anatomy
-from monai_ext.data.phantoms.rendering import draw_subject, render
+from monai_ext.data.phantoms.drawing import draw_subject
+from monai_ext.data.phantoms.rendering import render
 from monai_ext.data.volumes import Volume
 from monai_ext.inference.checks import INTERCHANGED, Findings, look
 from monai_ext.inference.recogniser import UPRIGHT

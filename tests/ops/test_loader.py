@@ -200,7 +200,7 @@ def test_a_fault_is_one_error_where_kernels_are_required(
 ) -> None:
     error = machine.run(**fault(machine), MONAI_EXT_OPS="require", fails=True)[-1]
     assert error.startswith(
-        "monai_ext.ops.loader.BuildError: MONAI_EXT_OPS=require, but float_roll has no cpu kernel: "
+        "monai_ext.ops.building.BuildError: MONAI_EXT_OPS=require, but float_roll has no cpu kernel: "
     )
     assert message in error
 
@@ -260,7 +260,7 @@ def test_a_compiler_that_hangs_is_stopped_with_all_that_it_started(machine: Mach
     child = machine.folder / "child"
     hanging = machine.script(f'sleep 300 & echo $! >"{child}"; wait', "hanging")
     start = time.monotonic()
-    lines = machine.run("import monai_ext.ops.loader as l; l.COMPILE_SECONDS = 1.0" + USE, CXX=str(hanging))
+    lines = machine.run("import monai_ext.ops.building as b; b.COMPILE_SECONDS = 1.0" + USE, CXX=str(hanging))
     assert lines[0] == "kernel: reference"
     assert "was stopped after 1 s without a result" in machine.one_warning(lines)
     assert time.monotonic() - start < 60

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from monai_ext.data.phantoms.acquisition import GRID, Acquisition, Axis, Grid, Stripping
 from monai_ext.data.phantoms.anatomy import Anatomy
+from monai_ext.data.phantoms.drawing import Subject, draw_atrophy, draw_subject, draw_texture
 from monai_ext.data.phantoms.lesions import draw_lesions
-from monai_ext.data.phantoms.rendering import Subject, draw_atrophy, draw_subject, draw_texture, render
+from monai_ext.data.phantoms.rendering import render
 from monai_ext.data.phantoms.sequences import Sequence as Played
 from monai_ext.data.phantoms.sequences import signal
 from monai_ext.data.phantoms.shapes import draw_placement, draw_rigid

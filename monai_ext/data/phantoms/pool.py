@@ -14,7 +14,8 @@ import torch
 from monai_ext import __version__
 from monai_ext.data.datalist import Datalist, Subject, write_datalist
 from monai_ext.data.phantoms.acquisition import Grid
-from monai_ext.data.phantoms.rendering import Rendered, draw_subject, render, scaled
+from monai_ext.data.phantoms.drawing import draw_subject
+from monai_ext.data.phantoms.rendering import Rendered, render, scaled
 from monai_ext.data.phantoms.template import anatomy_by_lot
 from monai_ext.data.phantoms.workers import Each
 from monai_ext.data.volumes import Volume, write_volume

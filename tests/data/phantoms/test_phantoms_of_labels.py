@@ -8,9 +8,10 @@ import torch
 
 from monai_ext.data.phantoms.acquisition import Grid
 from monai_ext.data.phantoms.anatomy import Anatomy
+from monai_ext.data.phantoms.drawing import Subject, draw_subject
 from monai_ext.data.phantoms.lesions import KINDS, draw_lesions
 from monai_ext.data.phantoms.protocols import ADC_TOP, WHITE
-from monai_ext.data.phantoms.rendering import Rendered, Subject, draw_subject, render, scaled
+from monai_ext.data.phantoms.rendering import Rendered, render, scaled
 
 GRID = Grid((36, 36, 34), (4.0, 4.0, 4.0))
 EVERY = ("T1", "T2", "PD", "T1C", "FLAIR", "DWI", "ADC")
