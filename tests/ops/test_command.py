@@ -24,7 +24,7 @@ def test_ops_fails_in_words_where_a_required_kernel_is_missing(
 
     monkeypatch.setenv("MONAI_EXT_OPS", "require")
     monkeypatch.setattr(loader, "_statuses", {})
-    monkeypatch.setattr(loader, "_built", refuse)
+    monkeypatch.setattr(loader, "built", refuse)
     assert main(["ops"]) == 1
     error = capsys.readouterr().err
     assert error == "MONAI_EXT_OPS=require, but float_roll has no cpu kernel: no C++ compiler\n"
