@@ -69,9 +69,9 @@ def config_files(root: Path, verb: str, overlays: Sequence[str] = ()) -> list[Pa
     for overlay in overlays:
         places = [root / "configs" / f"{overlay}.json", root.parent / f"{overlay}.json"]
         places += [bundles_folder() / f"{overlay}.json", Path(overlay)]
-        found = [place for place in places if place.is_file()]
-        if not found:
+        existing = [place for place in places if place.is_file()]
+        if not existing:
             common = sorted(path.stem for path in bundles_folder().glob("*.json"))
             raise ValueError(f"there is no overlay {overlay!r}: name one of {', '.join(common)}, or a JSON file")
-        files.append(found[0])
+        files.append(existing[0])
     return files

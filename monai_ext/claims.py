@@ -53,7 +53,7 @@ def is_plain(value: Any) -> bool:
     A number of sensible size, a boolean, null, a text that means itself, or a list of these, but no dictionary.
     """
     if isinstance(value, list | tuple):
-        return len(value) <= 1000 and all(is_plain(one) and not isinstance(one, list | tuple) for one in value)
+        return len(value) <= 1000 and all(is_plain(item) and not isinstance(item, list | tuple) for item in value)
     if isinstance(value, str):
         return len(value) <= 200 and value.isprintable() and not value.startswith(MARKS) and "#" not in value
     if isinstance(value, int | float):
@@ -61,39 +61,39 @@ def is_plain(value: Any) -> bool:
     return value is None
 
 
-def _definition(given: Any) -> None:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"network_def must be the network's arguments, got {_short(given)}")
-    for key, value in given.items():
+def _definition(definition: Any) -> None:
+    if not isinstance(definition, Mapping):
+        raise ValueError(f"network_def must be the network's arguments, got {_short(definition)}")
+    for key, value in definition.items():
         if key != "_target_" and (not isinstance(key, str) or not key.isidentifier() or key.startswith("_")):
             raise ValueError(f"network_def has {_short(key)}, which is no argument of a network")
         if not is_plain(value):
             raise ValueError(f"network_def's {key} must be a number, a word or a list of them, got {_short(value)}")
 
 
-def _preset(given: Any) -> None:
-    if isinstance(given, str):
-        _word("preset", given)
+def _preset(preset: Any) -> None:
+    if isinstance(preset, str):
+        _word("preset", preset)
         return
-    if not isinstance(given, Mapping):
-        raise ValueError(f"preset must be a preset's fields, got {_short(given)}")
-    for key, value in given.items():
+    if not isinstance(preset, Mapping):
+        raise ValueError(f"preset must be a preset's fields, got {_short(preset)}")
+    for key, value in preset.items():
         name = f"preset's {key}"
         if not isinstance(key, str) or not key.isidentifier() or not is_plain(value):
             raise ValueError(f"{_short(name)} must be a number, a word or a list of them, got {_short(value)}")
-    if given.get("reference") is not None:
-        _contrasts("preset's reference", given["reference"])
+    if preset.get("reference") is not None:
+        _contrasts("preset's reference", preset["reference"])
     for key, count in (("spacing", 3), ("crop", 2), ("size", 2)):
-        values = given.get(key)
+        values = preset.get(key)
         if values is not None and not (
-            isinstance(values, list | tuple) and len(values) == count and all(_positive(one) for one in values)
+            isinstance(values, list | tuple) and len(values) == count and all(_positive(number) for number in values)
         ):
             raise ValueError(f"preset's {key} must be {count} numbers above 0, got {_short(values)}")
-    if given.get("register", "none") not in REGISTRATIONS:
-        raise ValueError(f"preset's register must be {' or '.join(REGISTRATIONS)}, got {_short(given['register'])}")
-    if given.get("percentile_of", "foreground") not in OVER:
-        raise ValueError(f"preset's percentile_of must be {' or '.join(OVER)}, got {_short(given['percentile_of'])}")
-    mask = given.get("brain_mask", "")
+    if preset.get("register", "none") not in REGISTRATIONS:
+        raise ValueError(f"preset's register must be {' or '.join(REGISTRATIONS)}, got {_short(preset['register'])}")
+    if preset.get("percentile_of", "foreground") not in OVER:
+        raise ValueError(f"preset's percentile_of must be {' or '.join(OVER)}, got {_short(preset['percentile_of'])}")
+    mask = preset.get("brain_mask", "")
     if not isinstance(mask, str) or mask.startswith(("/", "~")) or ".." in mask or "\\" in mask:
         raise ValueError(f"preset's brain_mask must name files below the subject's folder, got {_short(mask)}")
 
@@ -102,21 +102,25 @@ def _positive(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
 
 
-def _contrasts(name: str, given: Any) -> None:
-    if not isinstance(given, list | tuple) or not given or not all(one in MODALITIES for one in given):
-        raise ValueError(f"{name} must be a list of {', '.join(MODALITIES)}, got {_short(given)}")
+def _contrasts(name: str, contrasts: Any) -> None:
+    if (
+        not isinstance(contrasts, list | tuple)
+        or not contrasts
+        or not all(contrast in MODALITIES for contrast in contrasts)
+    ):
+        raise ValueError(f"{name} must be a list of {', '.join(MODALITIES)}, got {_short(contrasts)}")
 
 
-def _words(name: str, given: Any) -> None:
-    if not isinstance(given, list | tuple):
-        raise ValueError(f"{name} must be a list of words, got {_short(given)}")
-    for one in given:
-        _word(name, one)
+def _words(name: str, words: Any) -> None:
+    if not isinstance(words, list | tuple):
+        raise ValueError(f"{name} must be a list of words, got {_short(words)}")
+    for word in words:
+        _word(name, word)
 
 
-def _word(name: str, given: Any) -> None:
-    if not isinstance(given, str) or not given or not is_plain(given):
-        raise ValueError(f"{name} must be a word, got {_short(given)}")
+def _word(name: str, word: Any) -> None:
+    if not isinstance(word, str) or not word or not is_plain(word):
+        raise ValueError(f"{name} must be a word, got {_short(word)}")
 
 
 def _short(value: Any) -> str:

@@ -71,7 +71,7 @@ class Task:
             The sources and the targets, in the order of the network's channels.
         """
         has = [contrast for contrast in self.inputs if contrast in available]
-        targets = tuple(one for one in self.outputs if one not in has) if self.targets is None else self.targets
+        targets = tuple(name for name in self.outputs if name not in has) if self.targets is None else self.targets
         return tuple(c for c in has if c not in targets and (self.sources is None or c in self.sources)), targets
 
     def lacking(self, available: Collection[str]) -> tuple[str, ...]:
@@ -111,9 +111,9 @@ def make_task(
     """
     chosen = _names("source", sources)
     targets = _names("target", [target] if isinstance(target, str) else target)
-    both = [contrast for contrast in chosen or () if contrast in (targets or ())]
-    if both:
-        raise ValueError(f"{both[0]} is a source and the target: what is to be synthesised cannot be a source")
+    shared = [contrast for contrast in chosen or () if contrast in (targets or ())]
+    if shared:
+        raise ValueError(f"{shared[0]} is a source and the target: what is to be synthesised cannot be a source")
     if modalities is None:
         if not chosen or not targets:
             raise ValueError(f"there must be a source and a target, got sources={chosen}, target={targets}")
@@ -128,12 +128,12 @@ def make_task(
     return Task(every, every, chosen, targets)
 
 
-def _names(what: str, given: Sequence[str] | None) -> tuple[str, ...] | None:
-    if isinstance(given, str):
-        raise ValueError(f"{what}s must be a list of contrasts such as ['T1', 'T2'], got {given!r}")
-    if given is None:
+def _names(what: str, contrasts: Sequence[str] | None) -> tuple[str, ...] | None:
+    if isinstance(contrasts, str):
+        raise ValueError(f"{what}s must be a list of contrasts such as ['T1', 'T2'], got {contrasts!r}")
+    if contrasts is None:
         return None
-    names = tuple(canonical(contrast) for contrast in given)
+    names = tuple(canonical(contrast) for contrast in contrasts)
     for contrast in names:
         if names.count(contrast) > 1:
             raise ValueError(f"each {what} is given once, got {contrast} twice: {', '.join(names)}")

@@ -63,16 +63,16 @@ def parsed(words: Sequence[str], config: Mapping[str, Any]) -> tuple[dict[str, s
     """
     options: dict[str, str] = {}
     ids: dict[str, Any] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
+    unread = list(words)
+    while unread:
+        word = unread.pop(0)
         if not word.startswith("--") or word == "--":
             raise ValueError(f"expected --ID VALUE, got {word!r}; --help lists the ids")
         name, equals, text = word[2:].partition("=")
         if not equals:
-            if not rest:
+            if not unread:
                 raise ValueError(f"--{name} has no value")
-            text = rest.pop(0)
+            text = unread.pop(0)
         if name in options or name in ids:
             raise ValueError(f"--{name} is given twice")
         if name in OPTIONS:
@@ -134,7 +134,7 @@ def described(name: str, verb: str, config: Mapping[str, Any]) -> str:
     for key, value in config.items():
         if key in ("imports", "initialize", "run", "finalize") or isinstance(value, dict):
             continue
-        if isinstance(value, list) and any(isinstance(one, dict | list) for one in value):
+        if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
             continue
         lines.append(f"  --{key:20} {json.dumps(value)}")
     parts = [key for key, value in config.items() if isinstance(value, dict)]

@@ -137,7 +137,7 @@ def archived(path: Path, name: str) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            (member,) = [one for one in archive.infolist() if one.filename.endswith(f"/extra/{name}")]
+            (member,) = [entry for entry in archive.infolist() if entry.filename.endswith(f"/extra/{name}")]
             with archive.open(member) as file:
                 text = file.read(_LARGEST_CONFIG + 1)  # whatever size it declares
             if len(text) > _LARGEST_CONFIG:
@@ -164,8 +164,8 @@ def _about_archive(path: Path) -> dict[str, Any]:
     about["sites"] = definition.pop("sites", None)
     named = {key: _followed(value, config) for key, value in definition.items()}
     about["network_def"] = {key: value for key, value in named.items() if not _is_expression(value)}
-    given = {key: value for key, value in about.items() if value is not None}
-    return checked(given, of=f"{path}'s inference.json") | {"sha256": sha256(path)}
+    claims = {key: value for key, value in about.items() if value is not None}
+    return checked(claims, of=f"{path}'s inference.json") | {"sha256": sha256(path)}
 
 
 def _by_todays_names(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,8 +207,8 @@ def read(path: Path) -> dict[str, Any]:
     except (MemoryError, OSError):
         raise
     except Exception as error:  # torch's reader meets what its bytes happen to say
-        found = (str(error).splitlines() or ["it ends too early"])[0]
-        raise ValueError(f"{path} is cut short or damaged ({found})") from error
+        message = (str(error).splitlines() or ["it ends too early"])[0]
+        raise ValueError(f"{path} is cut short or damaged ({message})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights")
     return content

@@ -58,10 +58,10 @@ class Workflow(ConfigWorkflow):
 
     def __init__(self, config_file: str | Sequence[str], **ids: Any) -> None:
         files = [config_file] if isinstance(config_file, str) else list(config_file)
-        known = [ConfigParser.load_config_file(path) for path in files]
+        configs = [ConfigParser.load_config_file(path) for path in files]
         own = {key: ids.pop(key) for key in _arguments_of_monai() & set(ids)}
         ids = {key: WORDS.get(value, value) if isinstance(value, str) else value for key, value in ids.items()}
-        refuse_unknown_ids(_nested(ids, known[0]), known)
+        refuse_unknown_ids(_nested(ids, configs[0]), configs)
         keep_freed_memory()
         super().__init__(config_file=files, **own, **ids)
 
@@ -231,27 +231,27 @@ def current_workflow() -> ConfigWorkflow | None:
     return None
 
 
-def refuse_unknown_ids(config: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> None:
-    """Make sure that every id of `config` is one of `known`'s, or an argument of the component it belongs to.
+def refuse_unknown_ids(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> None:
+    """Make sure that every id of `config` is one of those in `configs`, or an argument of the component it belongs to.
 
     Args:
         config: what was given, ids within ids.
-        known: configs.
+        configs: a bundle's own.
 
     Raises:
         ValueError: one is none; the message names the nearest.
     """
-    for path, allowed in _unknown(config, known, path=""):
+    for path, allowed in _unknown(config, configs, path=""):
         near = difflib.get_close_matches(path.rpartition("::")[2], allowed, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(allowed))}"
         raise ValueError(f"no config of this bundle has the id {path.replace('::', '#')!r}; {hint}")
 
 
-def _unknown(config: Any, known: Sequence[Any], *, path: str) -> Iterator[tuple[str, list[str]]]:
+def _unknown(config: Any, configs: Sequence[Any], *, path: str) -> Iterator[tuple[str, list[str]]]:
     """Paths that are not known, each with what could have stood there."""
     if not isinstance(config, Mapping):
         return
-    dictionaries = [other for other in known if isinstance(other, Mapping)]
+    dictionaries = [other for other in configs if isinstance(other, Mapping)]
     allowed = {key for other in dictionaries for key in other}
     target = config.get("_target_")
     if target is not None:
@@ -286,12 +286,12 @@ def _arguments(target: Any) -> set[str] | None:
     """The names that a component's `_target_` takes, None if it takes any or cannot be asked."""
     if not isinstance(target, str) or target.startswith(("$", "@", "%")):
         return None
-    found: Any = locate(target)
-    if found is None:
+    component: Any = locate(target)
+    if component is None:
         modules = ComponentLocator().get_component_module_name(target)
-        found = locate(f"{modules[0] if isinstance(modules, list) else modules}.{target}") if modules else None
+        component = locate(f"{modules[0] if isinstance(modules, list) else modules}.{target}") if modules else None
     try:
-        parameters = inspect.signature(found).parameters.values()
+        parameters = inspect.signature(component).parameters.values()
     except (TypeError, ValueError):
         return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -319,14 +319,14 @@ def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any
     if "preset" in config and config["preset"] is None and about.get("preset"):
         config["preset"] = about["preset"]  # for the archive that is made of this config has no JSON beside it
     definition = dict(config["network_def"])
-    known = _arguments(definition.get("_target_"))
+    arguments = _arguments(definition.get("_target_"))
     for key, value in about.get("network_def", {}).items():
         own = definition.get(key)
         if key == "_target_":
             if value != own:
                 raise ValueError(f"the weights were made with the network {value!r}, this bundle's is {own!r}")
             continue
-        if known is not None and key not in known:
+        if arguments is not None and key not in arguments:
             raise ValueError(f"the weights were made with {key!r}, which {definition['_target_']} does not have")
         reference = own[1:] if isinstance(own, str) and own.startswith("@") else None
         if reference in config:

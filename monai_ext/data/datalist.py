@@ -129,8 +129,8 @@ def read_datalist(path: Path | str, *, failures: list[SubjectError] | None = Non
     content = _read_json(path)
     unknown = sorted(set(content) - {"name", "root", *SPLITS})
     if unknown:
-        known = ", ".join(("name", "root", *SPLITS))
-        raise ValueError(f"{path}: unknown key '{_shown(unknown[0])}'; a datalist has {known}")
+        allowed = ", ".join(("name", "root", *SPLITS))
+        raise ValueError(f"{path}: unknown key '{_shown(unknown[0])}'; a datalist has {allowed}")
     name, root = content.get("name", path.stem), content.get("root", ".")
     if not _is_text(name) or not _is_text(root):
         raise ValueError(f"{path}: name and root must be text, got '{_shown(name)}' and '{_shown(root)}'")
@@ -145,7 +145,7 @@ def read_datalist(path: Path | str, *, failures: list[SubjectError] | None = Non
         entries = content.get(split, [])
         if not isinstance(entries, list):
             raise ValueError(f"{path}: {split} must be a list of subjects, got {type(entries).__name__}")
-        kept = []
+        subjects = []
         for number, entry in enumerate(entries):
             try:
                 subject = _subject(entry, where=f"{split}[{number}]", dataset=name, root=folder)
@@ -161,8 +161,8 @@ def read_datalist(path: Path | str, *, failures: list[SubjectError] | None = Non
                 failures.append(fault)
             else:
                 names.add(subject.name)
-                kept.append(subject)
-        splits[split] = tuple(kept)
+                subjects.append(subject)
+        splits[split] = tuple(subjects)
     return Datalist(name=name, root=folder, splits=splits)
 
 
@@ -271,12 +271,12 @@ def _subject(entry: Any, *, where: str, dataset: str, root: Path) -> Subject:
 
 
 def _check_group(value: Any, *, key: str, subject: str) -> None:
-    known = GROUPS[key]
+    allowed = GROUPS[key]
     if not isinstance(value, dict) or not all(_is_text(path) for path in value.values()):
         raise SubjectError(subject, None, f"{key} must be an object of one path a name, got {_shown(repr(value))}")
     for name in value:
-        if name not in known:
-            reason = f"{key} has the unknown name '{_shown(name)}'; known are {', '.join(known)}"
+        if name not in allowed:
+            reason = f"{key} has the unknown name '{_shown(name)}'; known are {', '.join(allowed)}"
             raise SubjectError(subject, None, reason)
 
 
@@ -311,7 +311,7 @@ def _wrong_in(value: str, *, needed: bool) -> str:
         (RESERVED.fullmatch(value) is not None, "Windows has a device of that name"),
         (size > LONGEST_NAME, f"it takes {size} bytes, at most {LONGEST_NAME} fit"),
     )
-    return next((said for broken, said in rules if broken), "")
+    return next((fault for broken, fault in rules if broken), "")
 
 
 def _file(relative: str, subject: str, root: Path) -> Path:

@@ -46,8 +46,8 @@ def check_regular(path: Path) -> int:
     kind = path.stat()
     if not stat.S_ISREG(kind.st_mode):
         kinds = {stat.S_IFIFO: "pipe", stat.S_IFDIR: "folder", stat.S_IFSOCK: "socket"}
-        found = kinds.get(stat.S_IFMT(kind.st_mode), "device")
-        raise ValueError(f"{path} is a {found}, expected a regular file")
+        kind_name = kinds.get(stat.S_IFMT(kind.st_mode), "device")
+        raise ValueError(f"{path} is a {kind_name}, expected a regular file")
     return kind.st_size
 
 
@@ -132,9 +132,9 @@ def _fields(text: str) -> dict[str, str]:
     """Of "key = value" and "key: value" lines, the keys in small letters, up to MetaImage's last one."""
     fields = {}
     for line in text.splitlines():
-        found = re.match(r"([A-Za-z][A-Za-z ]*?)\s*(?:=|:)\s*(\S.*?)\s*$", line)
-        if found:
-            fields[found[1].lower()] = found[2]
-            if found[1].lower() == "elementdatafile":
+        match = re.match(r"([A-Za-z][A-Za-z ]*?)\s*(?:=|:)\s*(\S.*?)\s*$", line)
+        if match:
+            fields[match[1].lower()] = match[2]
+            if match[1].lower() == "elementdatafile":
                 break
     return fields

@@ -75,7 +75,7 @@ def read_study(folder: Path) -> list[Series]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: a study is a folder of DICOM files")
-    found: dict[tuple[Any, ...], list[tuple[Path, Any]]] = {}
+    grouped: dict[tuple[Any, ...], list[tuple[Path, Any]]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with _as_fault_of(path):
             try:
@@ -88,14 +88,16 @@ def read_study(folder: Path) -> list[Series]:
                     raise ValueError("it has no SeriesInstanceUID or no SOPInstanceUID")
                 key = (uid, str(header.get("EchoTime")), _b(header), "ADC" in image_type)
                 contrast_of(header)  # reads what tells a contrast: a value that cannot be read shows here
-                found.setdefault(key, []).append((path, header))
-    if not found:
+                grouped.setdefault(key, []).append((path, header))
+    if not grouped:
         raise ValueError(f"{folder} holds no MR image in DICOM")
-    headers = [header for instances in found.values() for _, header in instances]
+    headers = [header for instances in grouped.values() for _, header in instances]
     _check_one_patient(folder, headers)
     _check_one(folder, headers, "StudyInstanceUID", what="studies")
-    series = [Series(*(tuple(part) for part in zip(*instances, strict=True))) for instances in found.values()]
-    return sorted(series, key=lambda one: (int(one.number) if one.number.isdigit() else 0, one.b or 0, one.description))
+    series = [Series(*(tuple(part) for part in zip(*instances, strict=True))) for instances in grouped.values()]
+    return sorted(
+        series, key=lambda entry: (int(entry.number) if entry.number.isdigit() else 0, entry.b or 0, entry.description)
+    )
 
 
 def _check_one_patient(folder: Path, headers: Sequence[Any]) -> None:
@@ -201,17 +203,18 @@ def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[st
     for contrast in contrasts:
         what = named.get(contrast)
         if what is None:
-            matching = [one for one in study if contrast_of(one.headers[0]) == contrast]
+            matching = [series for series in study if contrast_of(series.headers[0]) == contrast]
         else:
             names = {what.lower()}
-            matching = [one for one in study if names & {one.number, one.description.lower(), _uid(one)}]
-        if contrast == "DWI" and len({_uid(one) for one in matching}) == 1:
-            matching = [max(matching, key=lambda one: one.b or 0)]  # one series of several b-values: the strongest
+            matching = [series for series in study if names & {series.number, series.description.lower(), _uid(series)}]
+        if contrast == "DWI" and len({_uid(series) for series in matching}) == 1:
+            # one series of several b-values: the strongest
+            matching = [max(matching, key=lambda series: series.b or 0)]
         if not matching:
             asked = f"no series is {what!r}, asked for as {contrast}" if what else f"no series shows {contrast}"
             raise ValueError(f"{asked}: name one with --series {contrast}=NUMBER{holds}")
         if len(matching) > 1:
-            numbers = " and ".join(f"{one.number} {one.description!r}" for one in matching)
+            numbers = " and ".join(f"{series.number} {series.description!r}" for series in matching)
             raise ValueError(f"series {numbers} all match {contrast}: say which with --series {contrast}=NUMBER{holds}")
         answer[contrast] = matching[0]
     return answer
@@ -270,7 +273,7 @@ def _sorted_slices(series: Series, name: str) -> Series:
         at, step = along[wrong[0]], steps[wrong[0]]
         times = step / usual
         if times > 1.5 and abs(times - round(times)) < 2 * SAME_STEP * round(times):
-            missing = sum(round(float(steps[one]) / usual) - 1 for one in wrong)
+            missing = sum(round(float(steps[place]) / usual) - 1 for place in wrong)
             gap = f"after {at:.2f} mm comes {at + step:.2f} mm, where the others are {usual:.2f} mm apart"
             raise ValueError(f"{name} lacks {missing} slice{'s' * (missing > 1)}: {gap}")
         raise ValueError(f"{name} has unequal spacing: {step:.2f} mm after {at:.2f} mm, elsewhere {usual:.2f} mm")
@@ -320,7 +323,7 @@ def read_series(series: Series) -> Volume:
     affine[:3, 1] = column * float(first.PixelSpacing[0])
     affine[:3, 2] = (end - start) / (len(slices) - 1)
     affine[:3, 3] = start
-    return Volume(np.stack([one.T for one in slices], axis=-1), LPS_TO_RAS @ affine)
+    return Volume(np.stack([plane.T for plane in slices], axis=-1), LPS_TO_RAS @ affine)
 
 
 def _pixels(path: Path) -> NDArray[np.float32]:
@@ -364,8 +367,8 @@ def _b(header: Any) -> float | None:
                 return float(header[tag].value)
             except (TypeError, ValueError):
                 continue
-    found = re.search(r"ep_b(\d+)t?$", str(header.get("SequenceName", "")))
-    return float(found[1]) if found else None
+    match = re.search(r"ep_b(\d+)t?$", str(header.get("SequenceName", "")))
+    return float(match[1]) if match else None
 
 
 def _uid(series: Series) -> str:
@@ -378,7 +381,7 @@ def _image_type(header: Any) -> list[str]:
 
 def _values(header: Any, keyword: str) -> list[str]:
     value = header.get(keyword) or []
-    return [value] if isinstance(value, str) else [str(one) for one in value]
+    return [value] if isinstance(value, str) else [str(item) for item in value]
 
 
 def _number(header: Any, keyword: str) -> float | None:

@@ -152,11 +152,11 @@ class Gridded:
                 percentile is 0.
         """
         volume, path, to_source = self.read[contrast], self.subject.images[contrast], self.placed[contrast]
-        there = apply_affine(to_source, self.points)
-        seen = share_inside(volume, there)
-        if seen < LEAST_SEEN:
+        source_points = apply_affine(to_source, self.points)
+        share = share_inside(volume, source_points)
+        if share < LEAST_SEEN:
             shown = (
-                f"{contrast} sees {seen:.0%} of what {self.grid.contrast} shows: their fields of view do not overlap"
+                f"{contrast} sees {share:.0%} of what {self.grid.contrast} shows: their fields of view do not overlap"
             )
             raise SubjectError(self.subject.name, path, f"{shown}; if a header is wrong, try --register rigid")
         image = resample(volume, self.grid.shape, self.grid.affine, to_volume=to_source, touching=self.whole).array
@@ -172,8 +172,8 @@ class Gridded:
         )  # interpolation undershoots, and the brightest half percent
         if self.preset.brain_mask:
             scaled[~self.mask] = 0
-        moved_mm = float(np.linalg.norm(there - self.points, axis=1).mean())
-        return Scaled(scaled, top, to_source, moved_mm, seen, self.placed_by[contrast])
+        moved_mm = float(np.linalg.norm(source_points - self.points, axis=1).mean())
+        return Scaled(scaled, top, to_source, moved_mm, share, self.placed_by[contrast])
 
     def coverage(self, computed: NDArray[np.bool_]) -> float:
         """Estimate the share of the mask that lies in slices that are computed, from about 4000 of its voxels.
@@ -231,8 +231,8 @@ def mask_file(subject: Subject, *, preset: Preset, root: Path) -> Path | None:
     fields = re.findall(r"{[^{}]*}?", preset.brain_mask)  # not str.format, which would follow {name.__class__} too
     for field in fields:
         if field[1:-1] not in names or not field.endswith("}"):
-            known = ", ".join(f"{{{name}}}" for name in names)
-            raise SubjectError(subject.name, None, f"brain_mask may have {known} in it, got {preset.brain_mask!r}")
+            allowed = ", ".join(f"{{{name}}}" for name in names)
+            raise SubjectError(subject.name, None, f"brain_mask may have {allowed} in it, got {preset.brain_mask!r}")
     return root / re.sub(r"{(\w+)}", lambda field: names[field[1]], preset.brain_mask)
 
 
@@ -249,8 +249,8 @@ def _reference(subject: Subject, preset: Preset) -> str:
     for contrast in preset.reference:
         if contrast in subject.images:
             return contrast
-    found, wanted = ", ".join(subject.images), " or ".join(preset.reference)
-    raise SubjectError(subject.name, None, f"has {found}, but the grid is to come from {wanted}")
+    has, wanted = ", ".join(subject.images), " or ".join(preset.reference)
+    raise SubjectError(subject.name, None, f"has {has}, but the grid is to come from {wanted}")
 
 
 def _grid(
@@ -264,7 +264,7 @@ def _grid(
         return shape, affine
     own = [float(step) for step in np.linalg.norm(affine[:3, :3], axis=0)]
     pairs = zip(own, preset.trained_spacing, strict=True)
-    wanted = [known if known and not 1 / NEAR < step / known < NEAR else step for step, known in pairs]
+    wanted = [trained if trained and not 1 / NEAR < step / trained < NEAR else step for step, trained in pairs]
     if wanted == own:
         return shape, affine
     return slice_grid(reference, spacing=wanted, crop=preset.size or preset.crop, size=None, keep=mask, whole=True)
@@ -299,8 +299,8 @@ def _placed(
     return placed, how
 
 
-def _same_grid(one: Volume, other: Volume) -> bool:
-    return one.shape == other.shape and np.allclose(one.affine, other.affine, atol=0.01)
+def _same_grid(first: Volume, second: Volume) -> bool:
+    return first.shape == second.shape and np.allclose(first.affine, second.affine, atol=0.01)
 
 
 def _mask(
@@ -314,12 +314,12 @@ def _mask(
 ) -> NDArray[np.bool_]:
     """On the reference's voxels: the brain, if it is to be cut out, else the foreground."""
     reference = read[chosen]
-    given = mask_file(subject, preset=preset, root=root)
-    if given is not None:
-        volume = _read(subject, given, allow_constant=True)
+    mask_path = mask_file(subject, preset=preset, root=root)
+    if mask_path is not None:
+        volume = _read(subject, mask_path, allow_constant=True)
         mask = resample(volume, reference.shape, reference.affine, order=0).array > 0
         if not mask.any():
-            raise SubjectError(subject.name, given, "the mask marks nothing in the reference's field of view")
+            raise SubjectError(subject.name, mask_path, "the mask marks nothing in the reference's field of view")
         return mask
     method = {"zero": zero_background, "otsu": otsu_brain, "": foreground}[preset.brain_mask]
     try:
@@ -331,8 +331,8 @@ def _mask(
         for contrast in (name for name in ANATOMICAL if name in read and name != chosen):
             with suppress(ValueError):  # one in which no brain is found adds none
                 brain = Volume(otsu_brain(read[contrast]).astype(np.float32), read[contrast].affine)
-                seen = resample(brain, reference.shape, reference.affine, to_volume=placed[contrast], order=1)
-                mask |= seen.array > 0.5
+                resampled = resample(brain, reference.shape, reference.affine, to_volume=placed[contrast], order=1)
+                mask |= resampled.array > 0.5
     return mask
 
 

@@ -98,8 +98,8 @@ def detect(files: Sequence[Path]) -> str:
         counts.update([next(layouts, "folder")])
     named = [layout for layout, _ in counts.most_common() if layout != "folder"]
     if len(named) > 1:
-        seen = ", ".join(f"{layout} ({counts[layout]} files)" for layout in named)
-        raise ValueError(f"the names are of several datasets: {seen}; give --layout, or index one --root each")
+        listed = ", ".join(f"{layout} ({counts[layout]} files)" for layout in named)
+        raise ValueError(f"the names are of several datasets: {listed}; give --layout, or index one --root each")
     return named[0] if named else "folder"
 
 
@@ -146,8 +146,8 @@ def index(
     images = [file for file in files if stem(file)]
     layout = detect(images) if layout == "auto" else layout
     dataset = dataset or (root.name if layout in {"bids", "folder"} else layout)
-    found = Index(layout=layout, dataset=dataset, failures=failures)
-    visits, found.unused = _visits(files, layout, root)
+    indexed = Index(layout=layout, dataset=dataset, failures=failures)
+    visits, indexed.unused = _visits(files, layout, root)
     choices = choices or Choices()
     choices.look_at([visit.files for visit in visits], root=root)
 
@@ -165,18 +165,18 @@ def index(
                 reason = f"has no image with a contrast's name, only {_some(every, root)}; {how}"
                 raise SubjectError(visit.name, None, reason)
         except SubjectError as fault:
-            found.failures.append(fault)
+            indexed.failures.append(fault)
             continue
-        found.unused += sorted(set(every) - set(picked.values()))
+        indexed.unused += sorted(set(every) - set(picked.values()))
         label = picked.pop(LABEL, None)
         lacking = [contrast for contrast in require if contrast not in picked]
         if not picked:
-            found.left_out[visit.name] = "none of " + ", ".join(MODALITIES)
+            indexed.left_out[visit.name] = "none of " + ", ".join(MODALITIES)
         elif lacking:
-            found.left_out[visit.name] = "no " + ", ".join(lacking)
+            indexed.left_out[visit.name] = "no " + ", ".join(lacking)
         else:
-            found.subjects.append(Subject(visit.subject, dataset, picked, visit.session, label))
-    return found
+            indexed.subjects.append(Subject(visit.subject, dataset, picked, visit.session, label))
+    return indexed
 
 
 def _visits(files: Sequence[Path], layout: str, root: Path) -> tuple[list[Visit], list[Path]]:
@@ -185,13 +185,13 @@ def _visits(files: Sequence[Path], layout: str, root: Path) -> tuple[list[Visit]
     strange = []
     every = set(files)
     for file in files:
-        found = LAYOUTS[layout](file.relative_to(root)) if stem(file) else None
-        if found:
-            key = (found.subject or root.name, found.session)
-            series = found.kind == "DWI" and file.with_name(f"{stem(file)}.bvec") in every  # many directions
+        named = LAYOUTS[layout](file.relative_to(root)) if stem(file) else None
+        if named:
+            key = (named.subject or root.name, named.session)
+            series = named.kind == "DWI" and file.with_name(f"{stem(file)}.bvec") in every  # many directions
             visit = visits.setdefault(key, Visit(*key))
-            visit.files["" if series else found.kind].append(file)
-            visit.homes.add(found.home)
+            visit.files["" if series else named.kind].append(file)
+            visit.homes.add(named.home)
         elif stem(file):
             strange.append(file)
     return [visits[key] for key in sorted(visits)], strange
@@ -200,9 +200,9 @@ def _visits(files: Sequence[Path], layout: str, root: Path) -> tuple[list[Visit]
 def _dicom(files: Sequence[Path], root: Path) -> list[SubjectError]:
     """One fault for each folder of `root` that has DICOM files."""
     dicom = [file for file in files if file.suffix.lower() in DICOM]
-    found = {root.joinpath(*file.relative_to(root).parts[:-1][:1]): f"*{file.suffix}" for file in dicom}
+    patterns = {root.joinpath(*file.relative_to(root).parts[:-1][:1]): f"*{file.suffix}" for file in dicom}
     how = "is DICOM, which index does not read: convert it to NIfTI first, or pass over it with --exclude"
-    return [SubjectError(top.name, top, f'{how} "{pattern}"') for top, pattern in found.items()]
+    return [SubjectError(top.name, top, f'{how} "{pattern}"') for top, pattern in patterns.items()]
 
 
 def walk(folder: Path, failures: list[SubjectError], above: tuple[Path, ...] = ()) -> Iterator[Path]:
@@ -298,7 +298,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: an option that may not be, or nothing to index.
     """
     root, split, choices = absolute(args.root), parse_split(args.split), Choices(args.choose)
-    found = index(
+    indexed = index(
         root,
         layout=args.layout,
         dataset=args.name,
@@ -306,26 +306,26 @@ def run(args: argparse.Namespace) -> int:
         exclude=args.exclude,
         require=[canonical(name) for name in args.require],
     )
-    total = len(found.subjects) + len(found.failures) + len(found.left_out)
-    status = report_failures(found.failures, total=total, what="indexed")
+    total = len(indexed.subjects) + len(indexed.failures) + len(indexed.left_out)
+    status = report_failures(indexed.failures, total=total, what="indexed")
     left_out = [
         f"{len(names)} visits left out, {reason}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-        for reason in sorted(set(found.left_out.values()))
-        for names in [[name for name, why in found.left_out.items() if why == reason]]
+        for reason in sorted(set(indexed.left_out.values()))
+        for names in [[name for name, why in indexed.left_out.items() if why == reason]]
     ]
-    if not found.subjects:
-        there = [f"images there: {_some(found.unused, root)}"] if found.unused else []
-        raise ValueError("; ".join([f"nothing to index under {root}, read as {found.layout}", *left_out, *there]))
+    if not indexed.subjects:
+        unused = [f"images there: {_some(indexed.unused, root)}"] if indexed.unused else []
+        raise ValueError("; ".join([f"nothing to index under {root}, read as {indexed.layout}", *left_out, *unused]))
 
-    splits = split_subjects(found.subjects, split=split, seed=args.seed)
-    datalist = Datalist(name=found.dataset, root=root, splits=splits)
+    splits = split_subjects(indexed.subjects, split=split, seed=args.seed)
+    datalist = Datalist(name=indexed.dataset, root=root, splits=splits)
     write_datalist(args.out, datalist)
-    print(f"{found.dataset}: {root}, read as {found.layout}\n\n{table(datalist)}\n")
+    print(f"{indexed.dataset}: {root}, read as {indexed.layout}\n\n{table(datalist)}\n")
     print(*left_out, sep="\n", end="\n" if left_out else "")
-    beyond = len(found.subjects) - len(datalist.subjects)
+    beyond = len(indexed.subjects) - len(datalist.subjects)
     if beyond:
         print(f"{beyond} visits more than --split {args.split} asks for: in no split")
-    if found.unused:
-        print(f"{len(found.unused)} images not used: {_some(found.unused, root)}")
+    if indexed.unused:
+        print(f"{len(indexed.unused)} images not used: {_some(indexed.unused, root)}")
     print(f"written: {args.out}")
     return status

@@ -214,7 +214,7 @@ def folder(path: PurePath) -> Found | None:
     name = stem(path)
     if not name:
         return None
-    starts = [0, *(found.end() for found in re.finditer(r"[_\-. ]+", name))]
+    starts = [0, *(separator.end() for separator in re.finditer(r"[_\-. ]+", name))]
     start = next((at for at in starts if kind_of(name[at:])), None)
     kind = "" if start is None else kind_of(name[start:])
     prefix = name if start is None else name[:start].rstrip("_-. ")

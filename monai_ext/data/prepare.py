@@ -127,11 +127,11 @@ def prepare(datalist: Datalist, out: Path, *, preset: Preset, jobs: int = 1, qc:
     dataset = dataset_of(out / "datalist.json", key="name")
     if dataset not in (None, datalist.name):
         raise ValueError(f"{out} holds dataset {dataset!r}, not {datalist.name!r}: choose another --out")
-    one = partial(prepare_one, out=out, root=datalist.root, preset=preset, qc=qc)
+    prepare_subject = partial(prepare_one, out=out, root=datalist.root, preset=preset, qc=qc)
     subjects = datalist.subjects
     ends: dict[str, Done] = {}
     with alone(out), tqdm(total=len(subjects), desc="prepare", unit="subject") as bar:
-        for end in _ends(one, subjects, jobs=jobs):
+        for end in _ends(prepare_subject, subjects, jobs=jobs):
             ends[end.subject.name] = end
             bar.update()
     splits = {
@@ -147,25 +147,27 @@ def prepare(datalist: Datalist, out: Path, *, preset: Preset, jobs: int = 1, qc:
     return [ends[subject.name] for subject in subjects]
 
 
-def _ends(one: Any, subjects: Sequence[Subject], *, jobs: int) -> Iterator[Done]:
+def _ends(prepare_subject: Any, subjects: Sequence[Subject], *, jobs: int) -> Iterator[Done]:
     if jobs == 1 or len(subjects) < 2:
-        yield from map(one, subjects)
+        yield from map(prepare_subject, subjects)
         return
     # Fresh processes, because ITK's threads do not survive a fork; one thread each, because there are many.
     for library in ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(library, "1")
     waiting = list(subjects)
     while waiting:
-        unfinished = yield from _side_by_side(one, waiting, jobs=jobs)
+        unfinished = yield from _side_by_side(prepare_subject, waiting, jobs=jobs)
         # A process that dies takes the pool with it. They begin in order: one of the first `jobs` was its end.
         for subject in unfinished[:jobs]:
-            if (yield from _side_by_side(one, [subject], jobs=1)):
+            if (yield from _side_by_side(prepare_subject, [subject], jobs=1)):
                 reason = "its process was killed, alone too: most likely it needs more memory than there is"
                 yield Done(subject, failure=SubjectError(subject.name, None, reason))
         waiting = unfinished[jobs:]
 
 
-def _side_by_side(one: Any, subjects: Sequence[Subject], *, jobs: int) -> Generator[Done, None, list[Subject]]:
+def _side_by_side(
+    prepare_subject: Any, subjects: Sequence[Subject], *, jobs: int
+) -> Generator[Done, None, list[Subject]]:
     """The ends from a pool of `jobs` processes; returned are those that a process's death left without one."""
     finished = set()
     with ProcessPoolExecutor(min(jobs, len(subjects)), mp_context=get_context("spawn")) as pool:
@@ -173,7 +175,7 @@ def _side_by_side(one: Any, subjects: Sequence[Subject], *, jobs: int) -> Genera
         try:
             with suppress(BrokenProcessPool):  # before all were handed over
                 for subject in subjects:
-                    futures[pool.submit(one, subject)] = subject
+                    futures[pool.submit(prepare_subject, subject)] = subject
             for future in as_completed(futures):
                 with suppress(BrokenProcessPool):
                     yield future.result()
@@ -372,10 +374,10 @@ def chosen_preset(args: argparse.Namespace) -> Preset:
         preset = replace(preset, percentile_of=args.percentile_of)
     mask = preset.brain_mask
     try:
-        known = not mask or mask in MASKS or mask_file(Subject("s", "d", {}), preset=preset, root=Path()) is not None
+        allowed = not mask or mask in MASKS or mask_file(Subject("s", "d", {}), preset=preset, root=Path()) is not None
     except (KeyError, IndexError, ValueError):
-        known = False
-    if not known:
+        allowed = False
+    if not allowed:
         raise ValueError(
             f"--brain-mask must be none, {', '.join(MASKS)}, or a file with {{subject}}, {{session}} or {{name}} "
             f"in it, got {mask!r}"

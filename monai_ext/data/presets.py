@@ -44,14 +44,14 @@ class Preset:
     def __post_init__(self) -> None:
         if self.percentile_of not in OVER:
             raise ValueError(f"percentile_of must be {' or '.join(OVER)}, got {self.percentile_of!r}")
-        known = self.trained_spacing
-        if known is None:
+        steps = self.trained_spacing
+        if steps is None:
             return
-        numbers = [step for step in known if step is not None] if isinstance(known, tuple) and len(known) == 3 else None
+        numbers = [step for step in steps if step is not None] if isinstance(steps, tuple) and len(steps) == 3 else None
         plain = numbers is not None and all(type(step) in (int, float) for step in numbers)
         if numbers is None or not plain or not all(LEAST_SPACING <= step < 100 for step in numbers):
             wanted = f"three voxel sizes in mm, each from {LEAST_SPACING} to 100 or null"
-            raise ValueError(f"trained_spacing must be {wanted}, got {known!r}")
+            raise ValueError(f"trained_spacing must be {wanted}, got {steps!r}")
 
 
 ONE_MM = (1.0, 1.0, None)

@@ -27,14 +27,14 @@ def named_datalists(datalist: Datalists) -> list[tuple[str, Path]]:
         ValueError: it has another form, or a file is not there.
     """
     each = [datalist] if isinstance(datalist, str | Path) else list(datalist)
-    pairs = [("", one) if isinstance(one, str | Path) else tuple(one) for one in each]
+    pairs = [("", entry) if isinstance(entry, str | Path) else tuple(entry) for entry in each]
     if not pairs or any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"datalist must be a path, or a list of paths or of [name, path], got {datalist!r}")
-    found = [(str(pair[0]), absolute(Path(pair[1]))) for pair in pairs]
-    for name, path in found:
+    named = [(str(pair[0]), absolute(Path(pair[1]))) for pair in pairs]
+    for name, path in named:
         if not path.is_file():
             raise ValueError(f"{path}: there is no such datalist" + (f", which {name!r} names" if name else ""))
-    return found
+    return named
 
 
 def select_subjects(
@@ -71,7 +71,7 @@ def select_subjects(
     chosen: list[Subject] = []
     for name, path in named_datalists(datalist):
         subjects = read_datalist(path).splits.get(split, ())
-        subjects = [replace(one, dataset=name) for one in subjects] if name else list(subjects)
+        subjects = [replace(subject, dataset=name) for subject in subjects] if name else list(subjects)
         for dataset in dict.fromkeys(subject.dataset for subject in subjects):
             if dataset in owner:
                 raise ValueError(
@@ -85,10 +85,10 @@ def select_subjects(
         raise ValueError(f"{datalist}: no subject of its {split} split has {', '.join(wanted)}")
     never = [contrast for contrast in wanted if not any(contrast in subject.images for subject in chosen)]
     if supervised and never:
-        rest = [contrast for contrast in wanted if contrast not in never]
+        trainable = [contrast for contrast in wanted if contrast not in never]
         raise ValueError(
             f"{', '.join(never)} never has ground truth in the {split} split of {', '.join(owner)}, so nothing could "
-            f'train it: give data that have it, or --modalities "{rest}"'
+            f'train it: give data that have it, or --modalities "{trainable}"'
         )
     return chosen
 

@@ -62,9 +62,9 @@ def prepared_shape(path: Path, *, image: bool) -> tuple[int, int, int]:
     if axes != "RAS":
         raise ValueError(f"has orientation {axes}, expected RAS; {ADVICE}")
     needed = header.get_data_offset() + int(np.prod(shape)) * header.get_data_dtype().itemsize
-    found = path.stat().st_size
-    if found < needed:
-        raise ValueError(f"is truncated: {found} bytes, its header asks for {needed}; {ADVICE}")
+    size = path.stat().st_size
+    if size < needed:
+        raise ValueError(f"is truncated: {size} bytes, its header asks for {needed}; {ADVICE}")
     if image and not _within_unit_range(header):
         raise ValueError(f"is not whole numbers scaled to [0, 1]; {ADVICE}")
     return shape

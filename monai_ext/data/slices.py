@@ -214,12 +214,12 @@ class SliceDataset(Dataset[dict[str, Any]]):
             item[name] = self._keep(plain, getattr(self, name), available)
         return item
 
-    def _keep(self, images: torch.Tensor, contrasts: Sequence[str], kept: Sequence[bool]) -> torch.Tensor:
+    def _keep(self, images: torch.Tensor, contrasts: Sequence[str], available: Sequence[bool]) -> torch.Tensor:
         """Images with every channel of a contrast that is not kept set to zero."""
-        if all(kept):
+        if all(available):
             return images
         for channels, contrast in zip(images.chunk(len(contrasts)), contrasts, strict=True):
-            if not kept[self.contrasts.index(contrast)]:
+            if not available[self.contrasts.index(contrast)]:
                 channels.zero_()
         return images
 
@@ -227,15 +227,15 @@ class SliceDataset(Dataset[dict[str, Any]]):
         around = np.arange(number - self.neighbours, number + self.neighbours + 1).clip(0, row.depth - 1)
         sources = np.zeros((len(self.sources), len(around), *row.kind.size), dtype=np.float32)
         target = np.zeros((len(self.target), *row.kind.size), dtype=np.float32)
-        seen: dict[str, np.ndarray] = {}
+        own_slices: dict[str, np.ndarray] = {}
         for image, path in zip(sources, row.sources, strict=True):
             if path is not None:
                 first = int(around[0])
                 read = self._slices(row, path, first, int(around[-1]) + 1)
-                image[...], seen[path] = read[around - first], read[number - first]
+                image[...], own_slices[path] = read[around - first], read[number - first]
         for image, path in zip(target, row.targets, strict=True):
             if path is not None:
-                image[...] = seen[path] if path in seen else self._slices(row, path, number, number + 1)[0]
+                image[...] = own_slices[path] if path in own_slices else self._slices(row, path, number, number + 1)[0]
         return sources.reshape(-1, *row.kind.size), target
 
     def _read_masks(self, row: _Row, number: int) -> np.ndarray:
@@ -249,8 +249,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         """A subject's row and its chosen slices, or a SubjectError that says why it cannot serve."""
         sources = [subject.images.get(contrast) for contrast in self.sources]
         targets = [subject.targets.get(contrast, subject.images.get(contrast)) for contrast in self.target]
-        found = {**dict(zip(self.target, targets, strict=True)), **dict(zip(self.sources, sources, strict=True))}
-        available = tuple(found[contrast] is not None for contrast in self.contrasts)
+        path_of = {**dict(zip(self.target, targets, strict=True)), **dict(zip(self.sources, sources, strict=True))}
+        available = tuple(path_of[contrast] is not None for contrast in self.contrasts)
         present = [contrast for contrast, is_there in zip(self.contrasts, available, strict=True) if is_there]
         missing = [contrast for contrast in self.contrasts if contrast not in present]
         if missing and not self.allow_missing:

@@ -83,8 +83,8 @@ def read_volume(path: str | Path, *, allow_constant: bool = False) -> Volume:
     path = Path(path)
     is_itk = path.name.lower().endswith(ITK_SUFFIXES)
     if not is_itk and not path.name.lower().endswith(NIFTI_SUFFIXES):
-        known = " ".join(NIFTI_SUFFIXES + ITK_SUFFIXES)
-        raise ValueError(f"{path} is not an image by its name: expected one of {known}")
+        suffixes = " ".join(NIFTI_SUFFIXES + ITK_SUFFIXES)
+        raise ValueError(f"{path} is not an image by its name: expected one of {suffixes}")
     check_regular(path)
     _check_first_bytes(path, is_itk=is_itk)
     array, affine = _read_itk(path) if is_itk else _read_nifti(path)
@@ -137,8 +137,8 @@ def _check_first_bytes(path: Path, *, is_itk: bool) -> None:
     gzipped, named_gz = head.startswith(b"\x1f\x8b"), path.name.lower().endswith(".gz")
     if (head.startswith(b"NRRD") or b"NDims" in head) if is_itk else (gzipped or b"\0" in head):
         if gzipped != named_gz:
-            found = "is gzip-compressed, which its name does not say" if gzipped else "is not gzip-compressed"
-            raise ValueError(f"{path} {found}: name it .nii.gz if compressed, .nii if not")
+            fault = "is gzip-compressed, which its name does not say" if gzipped else "is not gzip-compressed"
+            raise ValueError(f"{path} {fault}: name it .nii.gz if compressed, .nii if not")
         return
     with contextlib.suppress(UnicodeDecodeError):
         line = head.decode().strip().split("\n")[0][:40]
@@ -202,10 +202,10 @@ def _nifti_voxels(path: Path, image: Any) -> NDArray[np.float32]:
         file.seek(proxy.offset)
         at = 0
         while at < len(room):
-            got = file.readinto(room[at : at + _BLOCK])
-            if not got:
+            count = file.readinto(room[at : at + _BLOCK])
+            if not count:
                 raise EOFError(f"Expected {len(room)} bytes, got {at} bytes")
-            at += got
+            at += count
     slope, inter = (np.asanyarray(factor) for factor in (proxy.slope, proxy.inter))
     return np.asarray(apply_read_scaling(stored, slope, inter), dtype=np.float32)
 
@@ -261,8 +261,8 @@ def _read_itk(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
 
 def _damaged(path: Path, error: Exception, *, line: int) -> ValueError:
     """With the one line of a library's message that says what it found."""
-    found = (str(error).strip().splitlines() or [type(error).__name__])[line].strip()
-    return ValueError(f"{path} is truncated or damaged ({found}): copy or download it again")
+    message = (str(error).strip().splitlines() or [type(error).__name__])[line].strip()
+    return ValueError(f"{path} is truncated or damaged ({message}): copy or download it again")
 
 
 def _three_dimensions(path: Path, sizes: Any) -> tuple[int, ...]:

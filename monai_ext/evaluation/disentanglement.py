@@ -47,7 +47,7 @@ def picture(network: FDGAN, data: SliceDataset, *, path: Path | str, slices: int
         ("anatomy", colours(content)),
         (f"SYNTHETIC {target}", prediction[:, 0]),
         (f"{target}, acquired", torch.stack([item["target"][0] for item in items])),
-        *((f"in {name}'s style", made[:, 0]) for name, made in zip(data.sources, swapped, strict=True)),
+        *((f"in {name}'s style", restyled[:, 0]) for name, restyled in zip(data.sources, swapped, strict=True)),
     ]
     rows = [[upright(images[number]) for _, images in columns] for number in range(len(items))]
     return montage(rows, titles=[name for name, _ in columns], path=absolute(Path(path)), height=ROW, white=1.0)

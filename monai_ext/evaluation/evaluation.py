@@ -73,14 +73,14 @@ class _Result:
     def add(
         self, figures: Mapping[str, VolumeFigures], perturbation: Perturbation, level: float, slices: Sequence[int]
     ) -> None:
-        for target, found in figures.items():
+        for target, measured in figures.items():
             values = (self.subject, self.dataset, perturbation.kind, perturbation.contrast, level, target)
             key = dict(zip(KEY, values, strict=True))
-            chosen = [{name: float(found.slices[name][k]) for name in FIGURES} for k in slices]
+            chosen = [{name: float(measured.slices[name][k]) for name in FIGURES} for k in slices]
             self.slice_rows += [{**key, "slice": int(k), **row} for k, row in zip(slices, chosen, strict=True)]
             means = {name: mean([row[name] for row in chosen]) for name in FIGURES}
-            for region, one in zip(REGIONS, (means, found.volume, found.brain), strict=True):
-                self.rows.append({**key, "region": region, **one})
+            for region, region_figures in zip(REGIONS, (means, measured.volume, measured.brain), strict=True):
+                self.rows.append({**key, "region": region, **region_figures})
 
 
 class Evaluation:
@@ -134,8 +134,8 @@ class Evaluation:
         lacking = [key for key in ABOUT if key not in about]
         if lacking:
             raise ValueError(f"about must tell {', '.join(ABOUT)}; it lacks {', '.join(lacking)}")
-        given = [p if isinstance(p, Perturbation) else Perturbation(**p) for p in perturbations]
-        self.perturbations = [Perturbation("none"), *(p for p in given if p.kind != "none")]
+        chosen = [p if isinstance(p, Perturbation) else Perturbation(**p) for p in perturbations]
+        self.perturbations = [Perturbation("none"), *(p for p in chosen if p.kind != "none")]
         for perturbation in self.perturbations[1:]:
             if perturbation.contrast not in self.sources:
                 wanted = f"{perturbation.kind} {perturbation.contrast}"
@@ -158,14 +158,14 @@ class Evaluation:
             if not results:
                 raise ValueError(f"none of {len(failures)} subjects could be evaluated: nothing was written")
             rows = [row for result in results for row in result.rows]
-            kept = chosen_cases(rows) if self.keep == "three" else {}
+            kept_cases = chosen_cases(rows) if self.keep == "three" else {}
             (folder / "volumes").mkdir()
             for result in results:
-                if self.keep == "all" or result.subject in kept.values():
+                if self.keep == "all" or result.subject in kept_cases.values():
                     self._write_volumes(folder / "volumes" / result.subject, result, predicted)
             write_table(folder / "subjects.csv", SUBJECT_COLUMNS, rows)
             write_table(folder / "slices.csv", SLICE_COLUMNS, [row for result in results for row in result.slice_rows])
-            write_json(folder / "run.json", self._record(results, failures, kept))
+            write_json(folder / "run.json", self._record(results, failures, kept_cases))
         perturbations = [perturbation.described() for perturbation in self.perturbations]
         print(summary(rows, perturbations, region=self.protocol.region))
         print(f"written to {self.output_dir}")
@@ -280,7 +280,7 @@ class Evaluation:
             write_json(folder / f"{contrast}_synthetic.json", record)
 
     def _record(
-        self, results: Sequence[_Result], failures: Sequence[SubjectError], kept: Mapping[str, str]
+        self, results: Sequence[_Result], failures: Sequence[SubjectError], kept_cases: Mapping[str, str]
     ) -> dict[str, Any]:
         clipped = {"data_range": DATA_RANGE, "clipped_to": [0, 1], "seed": self.seed}
         return {
@@ -295,7 +295,7 @@ class Evaluation:
             "perturbations": [perturbation.described() for perturbation in self.perturbations],
             "subjects": len(results),
             "failed": [{"subject": fault.subject, "reason": fault.reason} for fault in failures],
-            "kept": dict(kept),
+            "kept": dict(kept_cases),
         }
 
 

@@ -186,8 +186,8 @@ def check_pair(
             raise ValueError(f"{name} has {bad} of {image.numel()} voxels that are NaN or infinite")
     if mask is not None:
         if mask.dtype != torch.bool or mask.shape != truth.shape:
-            found = f"{mask.dtype} {tuple(mask.shape)}"
-            raise ValueError(f"mask must be torch.bool of the truth's shape {tuple(truth.shape)}, got {found}")
+            described = f"{mask.dtype} {tuple(mask.shape)}"
+            raise ValueError(f"mask must be torch.bool of the truth's shape {tuple(truth.shape)}, got {described}")
         if not mask.any():
             raise ValueError("mask is empty: it must mark at least one voxel")
     if not (math.isfinite(data_range) and data_range > 0):
@@ -208,12 +208,12 @@ def _sums(
         windows = [ssim_map(p, t, data_range=data_range, protocol=protocol)]
         windows.append(torch.ones_like(windows[0]))
         for done, mask in zip(batches, masks, strict=True):
-            terms, seen = [*voxels, *windows], t
+            terms, real = [*voxels, *windows], t
             if mask is not None:
                 inside = mask[batch]
                 centres = inside[:, half:-half, half:-half]
-                terms, seen = [*(term * inside for term in voxels), *(term * centres for term in windows)], t * inside
-            done.append(torch.stack([*(term.sum(dim=(1, 2)) for term in terms), seen.amax(dim=(1, 2))]))
+                terms, real = [*(term * inside for term in voxels), *(term * centres for term in windows)], t * inside
+            done.append(torch.stack([*(term.sum(dim=(1, 2)) for term in terms), real.amax(dim=(1, 2))]))
     names = ("squared", "absolute", "power", "voxels", "similar", "windows", "peak")
     return [dict(zip(names, torch.cat(done, dim=1).cpu().double(), strict=True)) for done in batches]
 
@@ -270,8 +270,8 @@ def _roughness(error: Tensor, mask: Tensor | None, *, axis: int, step: int) -> f
     size = error.shape[axis] - 2 * step
     if size < 1:
         return math.nan
-    before, here, after = (error.narrow(axis, first, size) for first in (0, step, 2 * step))
-    squared = (before - 2 * here + after).square()
+    before, middle, after = (error.narrow(axis, first, size) for first in (0, step, 2 * step))
+    squared = (before - 2 * middle + after).square()
     if mask is None:
         return float(squared.mean()) / 6
     inside = mask.narrow(axis, 0, size) & mask.narrow(axis, step, size) & mask.narrow(axis, 2 * step, size)

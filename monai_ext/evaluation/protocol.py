@@ -39,9 +39,11 @@ class Protocol:
     region: str = "brain"
 
     def __post_init__(self) -> None:
-        for name, known in (("peak", PEAKS), ("ssim", WINDOWS), ("region", REGIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"a protocol's {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name, allowed in (("peak", PEAKS), ("ssim", WINDOWS), ("region", REGIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"a protocol's {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
 
     @property
     def window(self) -> int:

@@ -51,9 +51,9 @@ def whole_run(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         ValueError: there are some, and they may not.
         FileNotFoundError: the block left one out; what was there stays.
     """
-    found = [name for name in RESULTS if (folder / name).exists()]
-    if found and not overwrite:
-        raise ValueError(f"{folder} holds results already ({', '.join(found)}): choose another, or set overwrite")
+    existing = [name for name in RESULTS if (folder / name).exists()]
+    if existing and not overwrite:
+        raise ValueError(f"{folder} holds results already ({', '.join(existing)}): choose another, or set overwrite")
     partial, existed = folder / ".evaluating", folder.exists()
     shutil.rmtree(partial, ignore_errors=True)  # left by a kill
     partial.mkdir(parents=True)
@@ -149,9 +149,9 @@ def summary(rows: Sequence[Row], perturbations: Sequence[Mapping[str, Any]], *, 
             curve = []
             for level in entry["levels"]:
                 key = (entry["kind"], entry["contrast"], level)
-                found = [row["psnr"] for row in measured if (row["perturbation"], row["contrast"], row["level"]) == key]
-                if found:
-                    curve.append(f"{level:g}: {np.mean(found):.2f}")
+                psnrs = [row["psnr"] for row in measured if (row["perturbation"], row["contrast"], row["level"]) == key]
+                if psnrs:
+                    curve.append(f"{level:g}: {np.mean(psnrs):.2f}")
             lines.append(f"  {region} psnr, {entry['contrast']} {entry['kind']} [{entry['unit']}]  {'  '.join(curve)}")
     return "\n".join(lines)
 

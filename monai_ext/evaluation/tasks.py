@@ -60,15 +60,15 @@ class Predictor:
             logger.warning(message, dataset, ", ".join(sites))
         return None
 
-    def __call__(self, image: Tensor, given: Tensor, wanted: Tensor, dataset: str | None) -> Tensor:
+    def __call__(self, image: Tensor, is_source: Tensor, wanted: Tensor, dataset: str | None) -> Tensor:
         """(M, I, J, K), which of them are sources (M,), which to make (M,) -> (M, I, J, K), zeros for the others"""
         number = self._number(dataset)
-        given, wanted = given.to(self.device), wanted.to(self.device)
-        image = torch.where(given[:, None, None, None], image.to(self.device), 0.0)
+        is_source, wanted = is_source.to(self.device), wanted.to(self.device)
+        image = torch.where(is_source[:, None, None, None], image.to(self.device), 0.0)
 
         def network(x: Tensor) -> Tensor:
             own = None if number is None else torch.full((len(x),), number, device=x.device)
-            return self.network(x, given.expand(len(x), -1), own, wanted)
+            return self.network(x, is_source.expand(len(x), -1), own, wanted)
 
         with torch.no_grad():
             return self.inferer(image[None], network)[0]
@@ -86,13 +86,13 @@ class Predictor:
         every = list(self.network.modalities)
         places = [every.index(canonical(contrast)) for contrast in sources]
         place = every.index(canonical(target))
-        given, wanted = (torch.zeros(len(every), dtype=torch.bool) for _ in range(2))
-        given[places], wanted[place] = True, True
+        is_source, wanted = (torch.zeros(len(every), dtype=torch.bool) for _ in range(2))
+        is_source[places], wanted[place] = True, True
 
         def predict(image: Tensor, dataset: str) -> Tensor:
             whole = image.new_zeros(len(every), *image.shape[1:])
             whole[places] = image
-            return self(whole, given, wanted, dataset)[place : place + 1]
+            return self(whole, is_source, wanted, dataset)[place : place + 1]
 
         return predict
 
@@ -164,16 +164,16 @@ class TaskMatrix:
             counts = sorted({len(present) - 1 if count == -1 else count for count in self.source_counts} & set(counts))
         for many in counts:
             for sources in combinations(present, many):
-                given = torch.zeros(len(item["available"]), dtype=torch.bool)
-                given[list(sources)] = True
-                predicted = self.predictor(item["image"], given, item["available"] & ~given, item["dataset"])
+                is_source = torch.zeros(len(item["available"]), dtype=torch.bool)
+                is_source[list(sources)] = True
+                predicted = self.predictor(item["image"], is_source, item["available"] & ~is_source, item["dataset"])
                 mask = item["mask"][0].to(predicted.device)
                 for target in sorted(set(present) - set(sources)):
                     truth = item["target"][target].to(predicted.device)
-                    found = compare_volumes(predicted[target].float().clamp(0, 1), truth, mask=mask, **measured)
+                    compared = compare_volumes(predicted[target].float().clamp(0, 1), truth, mask=mask, **measured)
                     task = {"subject": item["subject"], "dataset": item["dataset"], "sources": sources}
-                    slices = {name: float(found.slices[name][item["slices"]].nanmean()) for name in FIGURES}
-                    for region, figures in zip(REGIONS, (slices, found.volume, found.brain), strict=True):
+                    slices = {name: float(compared.slices[name][item["slices"]].nanmean()) for name in FIGURES}
+                    for region, figures in zip(REGIONS, (slices, compared.volume, compared.brain), strict=True):
                         values = {name: float(figures[name]) for name in MEASURED}
                         cases.append({**task, "target": target, "region": region, **values})
         return cases
@@ -185,7 +185,7 @@ class TaskMatrix:
             key = (case["dataset"], case["sources"], case["target"], case["region"])
             by_task.setdefault(key, []).append(case)
         rows = []
-        for (dataset, sources, target, region), ours in sorted(by_task.items(), key=lambda one: _place(one[0])):
+        for (dataset, sources, target, region), ours in sorted(by_task.items(), key=lambda entry: _place(entry[0])):
             means: Row = {"dataset": dataset, "region": region, "subjects": len(ours), **self._named(sources, target)}
             for name in MEASURED:
                 measured = [case[name] for case in ours if not np.isnan(case[name])]

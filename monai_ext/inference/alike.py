@@ -92,19 +92,19 @@ class _Edges:
         return [fft.rfftn(part, shape) for part in (*self.tensor, self.power, np.ones_like(self.power))]
 
 
-def _edges(seen: Glance) -> _Edges:
-    filled = [np.flatnonzero(seen.head.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+def _edges(glance: Glance) -> _Edges:
+    filled = [np.flatnonzero(glance.head.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     first = np.array([max(line[0] - MARGIN, 0) for line in filled])
-    last = [min(line[-1] + MARGIN + 1, n) for line, n in zip(filled, seen.head.shape, strict=True)]
+    last = [min(line[-1] + MARGIN + 1, n) for line, n in zip(filled, glance.head.shape, strict=True)]
     box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
-    image = ndimage.gaussian_filter(np.minimum(seen.array[box], 1), 0.6)
+    image = ndimage.gaussian_filter(np.minimum(glance.array[box], 1), 0.6)
     gradient = np.stack(np.gradient(image) if min(image.shape) > 1 else [np.zeros_like(image)] * 3)
-    gradient *= ndimage.binary_dilation(seen.head[box])
+    gradient *= ndimage.binary_dilation(glance.head[box])
     normal = gradient / np.sqrt((gradient**2).sum(axis=0) + FAINT**2)
     squared = (normal**2).sum(axis=0)
     tensor = np.stack([normal[i] * normal[j] - (squared / 3 if i == j else 0) for i, j in _PAIRS])
     power = sum(w * part**2 for w, part in zip(_WEIGHTS, tensor, strict=True))
-    start = seen.affine[:3, 3] + STEP * first
+    start = glance.affine[:3, 3] + STEP * first
     return _Edges(tensor, power, start)
 
 

@@ -108,7 +108,9 @@ class Findings:
         Returns:
             Those of `found`, in its order; [] to go on.
         """
-        return [one for one in self.found if one.severity == "refuse" and not (trust_names and one.trusted)]
+        return [
+            finding for finding in self.found if finding.severity == "refuse" and not (trust_names and finding.trusted)
+        ]
 
     def warnings(self, *, trust_names: bool = False) -> list[Finding]:
         """Give what is to be said.
@@ -120,7 +122,7 @@ class Findings:
             Those of `found` that `refusals` has not.
         """
         refused = self.refusals(trust_names=trust_names)
-        return [one for one in self.found if one not in refused]
+        return [finding for finding in self.found if finding not in refused]
 
     def admitted(self, *, trust_names: bool = False) -> list[str]:
         """Give the warnings, a line each, to go on with.
@@ -134,10 +136,10 @@ class Findings:
         Raises:
             ValueError: something is refused; a line for each.
         """
-        refused = [one.message for one in self.refusals(trust_names=trust_names)]
+        refused = [finding.message for finding in self.refusals(trust_names=trust_names)]
         if refused:
             raise ValueError("\n".join(refused))
-        return [one.message for one in self.warnings(trust_names=trust_names)]
+        return [finding.message for finding in self.warnings(trust_names=trust_names)]
 
     @property
     def registration(self) -> bool:
@@ -181,8 +183,10 @@ class Findings:
             }
             for pair in self.pairs
         ]
-        found = [{"kind": one.kind, "severity": one.severity, "message": one.message} for one in self.found]
-        return {"images": images, "pairs": pairs, "findings": found}
+        findings = [
+            {"kind": finding.kind, "severity": finding.severity, "message": finding.message} for finding in self.found
+        ]
+        return {"images": images, "pairs": pairs, "findings": findings}
 
 
 def look(images: Mapping[str, Path | str | Volume]) -> Findings:
@@ -200,7 +204,7 @@ def look(images: Mapping[str, Path | str | Volume]) -> Findings:
         'T1 (T2.nii.gz) looks like T2 (99% sure): name it T2=FILE, or go on with --trust-names'
     """
     looks: dict[str, Look] = {}
-    found: list[Finding] = []
+    findings: list[Finding] = []
     volumes: dict[str, Volume] = {}
     glances: dict[str, Glance] = {}
     for name, image in images.items():
@@ -208,43 +212,43 @@ def look(images: Mapping[str, Path | str | Volume]) -> Findings:
         try:
             volume = image if isinstance(image, Volume) else read_volume(image)
         except (ValueError, OSError) as error:
-            found.append(Finding("unreadable", "refuse", (name,), f"{name}: {error}", trusted=False))
+            findings.append(Finding("unreadable", "refuse", (name,), f"{name}: {error}", trusted=False))
             looks[name] = Look(None, (0.0, 0.0, 0.0))
             continue
         i, j, k = (float(size) for size in volume.spacing)
         fault = _no_scan(name, called, volume)
         try:
-            seen = None if fault else glance(volume)
+            glanced = None if fault else glance(volume)
         except ValueError as error:
             fault = Finding("constant", "refuse", (name,), f"{called}: {error}", trusted=False)
-            seen = None
-        if fault or seen is None:
-            found += [fault] if fault else []
+            glanced = None
+        if fault or glanced is None:
+            findings += [fault] if fault else []
             looks[name] = Look(None, (i, j, k))
             continue
-        volumes[name], glances[name] = volume, seen
-        looks[name] = Look(recognise(seen), (i, j, k))
-        found += _of_image(name, called, volume, seen, looks[name])
+        volumes[name], glances[name] = volume, glanced
+        looks[name] = Look(recognise(glanced), (i, j, k))
+        findings += _of_image(name, called, volume, glanced, looks[name])
     pairs: list[Pair] = []
     for pair in combinations(volumes, 2):
         first, second = (volumes[name] for name in pair)
         if _same_image(first, second):
             message = f"{' and '.join(pair)} are the same image: give the file of each contrast, or go on with {TRUST}"
-            found.append(Finding("duplicate", "refuse", pair, message))
+            findings.append(Finding("duplicate", "refuse", pair, message))
             continue
         compared = Pair(pair, _same_grid(first, second), alike(glances[pair[0]], glances[pair[1]]))
         pairs.append(compared)
         if all(looks[name].seen.pose == UPRIGHT for name in pair):  # type: ignore[union-attr]
-            found += _of_pair(compared)
-    kinds = {name: one.skull for name, one in looks.items() if one.skull is not None}
+            findings += _of_pair(compared)
+    kinds = {name: its_look.skull for name, its_look in looks.items() if its_look.skull is not None}
     if len(set(kinds.values())) > 1:
         stripped = [name for name, skull in kinds.items() if not skull]
         message = (
             f"{' and '.join(stripped)} has no skull, {' and '.join(n for n in kinds if n not in stripped)} has: "
             "strip all or none, or give --brain-mask"
         )
-        found.append(Finding("skulls", "warn", tuple(kinds), message))
-    return Findings(looks, tuple(pairs), tuple(found))
+        findings.append(Finding("skulls", "warn", tuple(kinds), message))
+    return Findings(looks, tuple(pairs), tuple(findings))
 
 
 def _no_scan(name: str, called: str, volume: Volume) -> Finding | None:
@@ -261,12 +265,12 @@ def _no_scan(name: str, called: str, volume: Volume) -> Finding | None:
     return None
 
 
-def _of_image(name: str, called: str, volume: Volume, seen: Glance, one: Look) -> Iterator[Finding]:
-    assert one.seen is not None
-    if max(one.spacing) > THICKEST:
+def _of_image(name: str, called: str, volume: Volume, glanced: Glance, look: Look) -> Iterator[Finding]:
+    assert look.seen is not None
+    if max(look.spacing) > THICKEST:
         message = (
-            f"{called} has slices of {max(one.spacing):.1f} mm, and more than {THICKEST:g} mm tells too little between "
-            f"them: take another series, or go on with {TRUST}"
+            f"{called} has slices of {max(look.spacing):.1f} mm, and more than {THICKEST:g} mm tells too little "
+            f"between them: take another series, or go on with {TRUST}"
         )
         yield Finding("thick", "refuse", (name,), message)
     clipped = _clipped(volume)
@@ -274,8 +278,8 @@ def _of_image(name: str, called: str, volume: Volume, seen: Glance, one: Look) -
         message = f"{called} is clipped: {clipped:.0%} of the bright voxels have the highest value"
         yield Finding("clipped", "warn", (name,), message)
     model = trained()
-    pose = one.seen.pose
-    sure = float(one.seen.poses[pose])
+    pose = look.seen.pose
+    sure = float(look.seen.poses[pose])
     if pose != UPRIGHT and sure >= model.sure_of_pose:
         message = (
             f"{called} lies {pose_in_words(pose)}, where its header calls it upright ({_percent(sure)} sure): "
@@ -283,26 +287,26 @@ def _of_image(name: str, called: str, volume: Volume, seen: Glance, one: Look) -
         )
         yield Finding("pose", "refuse", (name,), message, sure)
     else:
-        yield from _of_contrast(name, called, one.seen, model.implausible)
-    sides = _cut(seen, skull=one.skull)
+        yield from _of_contrast(name, called, look.seen, model.implausible)
+    sides = _cut(glanced, skull=look.skull)
     if sides:
         area = max(sides.values())
         message = f"{called} is cropped: {area:.0f} cm2 of the head lie on its {' and '.join(sides)} edge"
         yield Finding("cropped", "warn", (name,), message)
-    if one.seen.distance > 1:
+    if look.seen.distance > 1:
         message = (
-            f"{called} lies {one.seen.distance:.1f} times as far from what the weights were trained on as 99% of "
+            f"{called} lies {look.seen.distance:.1f} times as far from what the weights were trained on as 99% of "
             "what they know: look at the result with care"
         )
         yield Finding("far", "warn", (name,), message)
 
 
-def _of_contrast(name: str, called: str, seen: Seen, implausible: float) -> Iterator[Finding]:
+def _of_contrast(name: str, called: str, recognised: Seen, implausible: float) -> Iterator[Finding]:
     def share(contrast: str) -> float:
-        return sum(seen.contrasts[one] for one in (INTERCHANGED if contrast in INTERCHANGED else {contrast}))
+        return sum(recognised.contrasts[each] for each in (INTERCHANGED if contrast in INTERCHANGED else {contrast}))
 
-    likeliest = max(seen.contrasts, key=share)
-    if name not in seen.contrasts or share(name) == share(likeliest):
+    likeliest = max(recognised.contrasts, key=share)
+    if name not in recognised.contrasts or share(name) == share(likeliest):
         return
     looks = " or ".join(sorted(INTERCHANGED)) if likeliest in INTERCHANGED else likeliest
     if {likeliest, name} == NEXT_OF_KIN:
@@ -320,8 +324,8 @@ def _of_contrast(name: str, called: str, seen: Seen, implausible: float) -> Iter
 
 def _of_pair(pair: Pair) -> Iterator[Finding]:
     first, second = pair.images
-    both = pair.likeness
-    if both.mirrored > both.best + MIRRORED:
+    likeness = pair.likeness
+    if likeness.mirrored > likeness.best + MIRRORED:
         message = (
             f"{second} is {first}'s mirror image: left and right are exchanged in one of them; correct its header, or "
             f"go on with {TRUST}"
@@ -336,14 +340,14 @@ def _of_pair(pair: Pair) -> Iterator[Finding]:
     elif pair.own < HARDLY:
         message = f"{first} and {second} hardly agree ({pair.own:.2f} of 1): are they of one patient?"
         yield Finding("other_head", "warn", pair.images, message)
-    elif both.apart > FAR_APART:
-        message = f"{first} and {second} lie {both.apart:.0f} mm apart by their headers: they have to be registered"
+    elif likeness.apart > FAR_APART:
+        message = f"{first} and {second} lie {likeness.apart:.0f} mm apart by their headers: they have to be registered"
         yield Finding("apart", "warn", pair.images, message)
 
 
-def _cut(seen: Glance, *, skull: bool | None) -> dict[str, float]:
+def _cut(glanced: Glance, *, skull: bool | None) -> dict[str, float]:
     """cm2 of head on each side of the field of view where a head should end; below, a neck may go on."""
-    bright = seen.head & (seen.array > CUT_DEPTH)
+    bright = glanced.head & (glanced.array > CUT_DEPTH)
     sides = {"left": (0, 0), "right": (0, -1), "back": (1, 0), "front": (1, -1), "top": (2, -1)}
     if skull is False:
         sides["lower"] = (2, 0)

@@ -75,11 +75,11 @@ def foreground(array: NDArray[np.float32]) -> NDArray[np.bool_]:
     bright = array[array > 0]
     if not bright.size:
         return np.zeros(array.shape, dtype=bool)
-    found = array > max(float(np.percentile(bright, TOP)) / 12, 2.5 * _noise(array))
-    pieces, count = ndimage.label(found)
+    head = array > max(float(np.percentile(bright, TOP)) / 12, 2.5 * _noise(array))
+    pieces, count = ndimage.label(head)
     if count > 1:
-        found = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
-    return ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(found, 2), iterations=2))[2:-2, 2:-2, 2:-2]
+        head = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    return ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(head, 2), iterations=2))[2:-2, 2:-2, 2:-2]
 
 
 def scaled(array: NDArray[np.float32], head: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -137,9 +137,9 @@ def _pooled(volume: Volume) -> Volume:
         count = min(int(STEP / size + 0.25), array.shape[axis])
         if count < 2:
             continue
-        kept = array.shape[axis] // count * count
-        starts = np.arange(0, kept, count)
-        cut = array.take(range(kept), axis=axis) if kept < array.shape[axis] else array
+        whole = array.shape[axis] // count * count
+        starts = np.arange(0, whole, count)
+        cut = array.take(range(whole), axis=axis) if whole < array.shape[axis] else array
         array = np.add.reduceat(cut, starts, axis=axis, dtype=np.float32) / count
         affine[:3, 3] += affine[:3, axis] * (count - 1) / 2
         affine[:3, axis] *= count

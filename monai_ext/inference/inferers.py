@@ -67,9 +67,9 @@ class SlicesInferer(Inferer):
             around = self.margin + 8  # beyond the volume's own planes too, so that what is around the head is its alone
             wide = pad(inputs, (0, 0, around, around, around, around))
             rows, columns = filled_box(wide[0].permute(0, 3, 1, 2), margin=self.margin, multiple=8)
-            seen = self._planes(wide[:, :, rows, columns], network, *args, **kwargs)
-            result = seen.new_zeros(1, seen.shape[1], *wide.shape[2:])
-            result[:, :, rows, columns] = seen
+            cropped = self._planes(wide[:, :, rows, columns], network, *args, **kwargs)
+            result = cropped.new_zeros(1, cropped.shape[1], *wide.shape[2:])
+            result[:, :, rows, columns] = cropped
             return result[:, :, around:-around, around:-around]
         return self._planes(inputs, network, *args, **kwargs)
 
@@ -82,10 +82,10 @@ class SlicesInferer(Inferer):
         batches = filled.split(self.batch_size) if len(filled) else ()
         with autocast(inputs.device, self.amp):
             for which in tqdm(batches, desc="slices", unit="batch", leave=False, disable=not self.progress):
-                found = network(self._with_neighbours(slices, which).contiguous(memory_format=layout), *args, **kwargs)
-                if found.shape[1:] != result.shape[1:]:
-                    result = slices.new_zeros(len(slices), *found.shape[1:])
-                result[which] = found.float().clamp(0, 1)
+                answer = network(self._with_neighbours(slices, which).contiguous(memory_format=layout), *args, **kwargs)
+                if answer.shape[1:] != result.shape[1:]:
+                    result = slices.new_zeros(len(slices), *answer.shape[1:])
+                result[which] = answer.float().clamp(0, 1)
         return result.permute(1, 2, 3, 0)[None]
 
     def _with_neighbours(self, slices: Tensor, which: Tensor) -> Tensor:
@@ -113,13 +113,13 @@ class AnySourcesInferer(SlicesInferer):
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         """(1, M, I, J, K) -> (1, M, I, J, K), zeros where nothing was wanted; a source that is all zero is not there"""
         assert self.maker.task is not None
-        given = (inputs[0] != 0).flatten(1).any(1)
+        is_source = (inputs[0] != 0).flatten(1).any(1)
         targets, site, (_, outputs) = self.maker.task.targets, self.maker.site, self.maker.channels
-        wanted = ~given if targets is None else torch.tensor([c in targets for c in outputs], device=inputs.device)
+        wanted = ~is_source if targets is None else torch.tensor([c in targets for c in outputs], device=inputs.device)
 
         def through(x: Tensor) -> Tensor:
             number = None if site is None else torch.full((len(x),), network.site_index(site), device=x.device)
-            return network(x, given.expand(len(x), -1), number, wanted)
+            return network(x, is_source.expand(len(x), -1), number, wanted)
 
         return super().__call__(inputs, through, *args, **kwargs)
 

@@ -165,40 +165,20 @@ def load_maker(
         ('agi_net', 'untrained', ('T1', 'T2'), ('FLAIR',))
     """
     root = absolute(Path(bundle_root))
-    wanted, targets = task.sources or task.inputs, task.targets or task.outputs
-    if not task.every_source:
-        wanted, targets = task.inputs, task.outputs
+    sources, targets = _asked_for(task)
     files = [adapters] if isinstance(adapters, str | Path) else list(adapters or ())
-    about: dict[str, Any] = {}
-    digest = UNTRAINED
-    if weights not in (None, UNTRAINED):
-        assert weights is not None
-        path = absolute(Path(weights))
-        if not path.is_file():
-            raise ValueError(f"{path}: there are no weights; train first, or say with weights where they are")
-        about = about_weights(path)
-        made_from, makes = tuple(about.get("sources", wanted)), tuple(about.get("target", targets))
-        if (made_from, makes) != (wanted, targets):
-            asked = f"{','.join(targets)} from {','.join(wanted)}"
-            raise ValueError(f"{path} synthesises {','.join(makes)} from {','.join(made_from)}; asked for was {asked}")
-        if isinstance(network, PMMSynth):
-            personalized_network(network, path, adapters=files)
-        else:
-            load_weights(network, path)
-        digest = about.get("sha256") or sha256(path)
+    about, digest = _load(network, weights, sources=sources, targets=targets, adapters=files)
     if site is not None:
-        if not isinstance(network, PMMSynth):
-            raise ValueError(f"{root.name} knows no sites apart, got site={site!r}: leave it out")
-        network.site_index(site)
+        _check_site(network, site, bundle=root.name)
     return Maker(
         bundle=about.get("bundle") or root.name,
         version=about.get("version") or _version(root),
         weights=digest,
-        sources=wanted,
+        sources=sources,
         target=targets,
         preset=_changed(
             _known_spacing(_preset(preset if preset is not None else about.get("preset")), about, network),
-            sources=wanted,
+            sources=sources,
             register=register,
             brain_mask=brain_mask,
             reference=reference,
@@ -210,13 +190,60 @@ def load_maker(
     )
 
 
-def _preset(given: str | Mapping[str, Any] | None) -> Preset:
-    if isinstance(given, str):
-        if given not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, or a preset's fields, got {given!r}")
-        return PRESETS[given]
+def _asked_for(task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The contrasts that the outputs may be made of and may show, before a subject says which it has."""
+    if task.every_source:
+        return task.sources or task.inputs, task.targets or task.outputs
+    return task.inputs, task.outputs
+
+
+def _load(
+    network: nn.Module,
+    weights: Path | str | None,
+    *,
+    sources: tuple[str, ...],
+    targets: tuple[str, ...],
+    adapters: Sequence[Path | str],
+) -> tuple[Mapping[str, Any], str]:
+    """The weights into the network; what they say of themselves, and their sha256."""
+    if weights is None or weights == UNTRAINED:
+        return {}, UNTRAINED
+    path = absolute(Path(weights))
+    if not path.is_file():
+        raise ValueError(f"{path}: there are no weights; train first, or say with weights where they are")
+    about = about_weights(path)
+    _check_task(path, about, sources, targets)
+    if isinstance(network, PMMSynth):
+        personalized_network(network, path, adapters=adapters)
+    else:
+        load_weights(network, path)
+    return about, about.get("sha256") or sha256(path)
+
+
+def _check_task(path: Path, about: Mapping[str, Any], sources: tuple[str, ...], targets: tuple[str, ...]) -> None:
+    """Refuse weights that were trained for other contrasts. Weights that say nothing of it are taken."""
+    trained_from, trained_for = tuple(about.get("sources", sources)), tuple(about.get("target", targets))
+    if (trained_from, trained_for) != (sources, targets):
+        trained = f"{','.join(trained_for)} from {','.join(trained_from)}"
+        asked = f"{','.join(targets)} from {','.join(sources)}"
+        raise ValueError(f"{path} synthesises {trained}; asked for was {asked}")
+
+
+def _check_site(network: nn.Module, site: str, *, bundle: str) -> None:
+    """Refuse a site that the network does not tell apart."""
+    if not isinstance(network, PMMSynth):
+        raise ValueError(f"{bundle} knows no sites apart, got site={site!r}: leave it out")
+    network.site_index(site)
+
+
+def _preset(chosen: str | Mapping[str, Any] | None) -> Preset:
+    """By its name or its fields; None is one with no field set."""
+    if isinstance(chosen, str):
+        if chosen not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, or a preset's fields, got {chosen!r}")
+        return PRESETS[chosen]
     values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in (given or {}).items()
+        key: tuple(value) if isinstance(value, list) else value for key, value in (chosen or {}).items()
     }
     unknown = sorted(set(values) - {field.name for field in fields(Preset)})
     if unknown:
@@ -250,8 +277,8 @@ def _changed(
         preset = replace(preset, register=DIFFERING)
     if brain_mask is not None:
         if brain_mask not in ("none", *MASKS) and "{" not in brain_mask:
-            known = ", ".join(("none", *MASKS))
-            raise ValueError(f"brain_mask must be one of {known}, or a file with {{name}} in it, got {brain_mask!r}")
+            allowed = ", ".join(("none", *MASKS))
+            raise ValueError(f"brain_mask must be one of {allowed}, or a file with {{name}} in it, got {brain_mask!r}")
         preset = replace(preset, brain_mask="" if brain_mask == "none" else brain_mask)
     if reference is not None and canonical(reference) not in sources:
         raise ValueError(f"reference must be one of the sources {', '.join(sources)}, got {reference!r}")

@@ -58,13 +58,13 @@ def profile(image: NDArray[np.float32]) -> NDArray[np.float32]:
         values, near = image[inside], around[inside]
         detail = values - near
         spread, count = float(detail.std()) if values.size else 0.0, max(values.size, 1)
-        both = values.size and values.std() > 1e-6 and near.std() > 1e-6
+        varied = values.size and values.std() > 1e-6 and near.std() > 1e-6
         figures += [
             np.histogram(np.minimum(values, 1.19), LEVELS)[0] / count,
             np.percentile(values, PERCENTILES) if values.size else np.zeros(len(PERCENTILES)),
             np.histogram(np.minimum(slope[inside], 0.39), SLOPES)[0] / count,
             [
-                np.corrcoef(values, near)[0, 1] if both else 0.0,
+                np.corrcoef(values, near)[0, 1] if varied else 0.0,
                 float((detail**3).sum()) / count / (spread**3 + 1e-6),
                 float((values > DARK).sum()) / count,
                 spread,

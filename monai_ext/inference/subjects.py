@@ -76,8 +76,8 @@ def find_cases(
     """
     for contrast in images or {}:
         if not task.every_source and canonical(contrast) not in task.inputs:
-            known = ", ".join(task.inputs)
-            raise ValueError(f"{canonical(contrast)} is none of the contrasts that these weights know: {known}")
+            allowed = ", ".join(task.inputs)
+            raise ValueError(f"{canonical(contrast)} is none of the contrasts that these weights know: {allowed}")
     cases = find_subjects(images=images, folder=folder, datalist=datalist, split=split, name=name)
     subjects = []
     for subject in cases.subjects:
@@ -120,8 +120,8 @@ def find_subjects(
     Raises:
         ValueError: several of the three are given, or an option that does not go with the one.
     """
-    given = {"images": images, "dataset_dir": folder, "datalist": datalist}
-    chosen = [key for key, value in given.items() if value]
+    inputs = {"images": images, "dataset_dir": folder, "datalist": datalist}
+    chosen = [key for key, value in inputs.items() if value]
     if len(chosen) > 1:
         raise ValueError(f"{WHO}, got {' and '.join(chosen)}")
     for key, value, needs in (("split", split, "datalist"), ("name", name, "images")):
@@ -187,8 +187,8 @@ class SubjectVolumes(IterableDataset):
             SystemExit: something could not be done.
         """
         total = len(self.cases.subjects) + len(self.cases.failures)
-        kept = f", {len(self.kept)} were there already, of the same weights and scans" if self.kept else ""
-        print(f"{len(self.done)} of {total} subjects synthesised{kept}", flush=True)
+        remark = f", {len(self.kept)} were there already, of the same weights and scans" if self.kept else ""
+        print(f"{len(self.done)} of {total} subjects synthesised{remark}", flush=True)
         status = report_failures(self.failures, total=total, what="synthesised")
         if status:
             sys.exit(status)
@@ -242,8 +242,8 @@ def subject_fault(error: BaseException, subject: Subject) -> SubjectError:
     root = causes[-1]
     if isinstance(root, OSError):
         raise root
-    said = " ".join(str(root).split()) or "no more was said"
-    return SubjectError(subject.name, None, f"cannot be prepared: {type(root).__name__}: {said}")
+    message = " ".join(str(root).split()) or "no more was said"
+    return SubjectError(subject.name, None, f"cannot be prepared: {type(root).__name__}: {message}")
 
 
 def _of_images(images: Mapping[str, Path | str], name: str | None) -> Cases:
@@ -276,23 +276,23 @@ def _of_folder(folder: Path) -> Cases:
         )
     dicom = [f"*{suffix}" for end in DICOM for suffix in (end, end.upper())]
     ours = [f"*{SYNTHETIC}{end}" for end in EXTENSIONS]
-    found = index(folder, exclude=[*dicom, *ours])
-    if found.subjects:
+    indexed = index(folder, exclude=[*dicom, *ours])
+    if indexed.subjects:
         unread: list[SubjectError] = []
-        used = {path.relative_to(folder).parts[0] for case in found.subjects for path in case.images.values()}
+        used = {path.relative_to(folder).parts[0] for case in indexed.subjects for path in case.images.values()}
         for top in dict.fromkeys(
             file.relative_to(folder).parts[0] for file in walk(folder, unread) if file.suffix.lower() in DICOM
         ):
             if top not in used:
-                found.failures.append(SubjectError(top, folder / top, "holds only DICOM: convert it to NIfTI first"))
-    elif not found.failures:
-        holds = ", ".join(path.name for path in found.unused[:4]) or ("DICOM" if _has_dicom(folder) else "nothing")
+                indexed.failures.append(SubjectError(top, folder / top, "holds only DICOM: convert it to NIfTI first"))
+    elif not indexed.failures:
+        holds = ", ".join(path.name for path in indexed.unused[:4]) or ("DICOM" if _has_dicom(folder) else "nothing")
         raise ValueError(
             f"{folder} holds no image whose name says its contrast (case1/T1.nii.gz, case1_flair.nii.gz), but {holds}; "
             "give images for files with other names"
         )
-    failures = [_with_index(fault) for fault in found.failures]
-    return Cases(found.subjects, failures, folder)
+    failures = [_with_index(fault) for fault in indexed.failures]
+    return Cases(indexed.subjects, failures, folder)
 
 
 def _with_index(fault: SubjectError) -> SubjectError:

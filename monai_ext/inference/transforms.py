@@ -193,7 +193,7 @@ class SaveSyntheticd(Transform):
             path = synthetic_file(self.output_dir, prepared.subject.name, target)
             path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as together:  # the last to enter is the first to get its name: the volume comes last
-                volume, sidecar = (together.enter_context(whole_file(one)) for one in (path, _beside(path, ".json")))
+                volume, sidecar = (together.enter_context(whole_file(file)) for file in (path, _beside(path, ".json")))
                 if self.quick_look:
                     picture = together.enter_context(whole_file(_beside(path, ".png")))
                     self._picture(picture, shown, data["prepared_pred"][channel], prepared, target)
@@ -227,11 +227,11 @@ class SaveSyntheticd(Transform):
         grid = prepared.grid
         names = [*prepared.maker.sources, f"SYNTHETIC {target}, not acquired"]
         synthesis = resample(Volume(pred.numpy(), grid.affine_of(pred.shape)), grid.shape, grid.affine).array
-        arrays = [*(one.cpu().numpy() for one in image), synthesis]
-        volumes = [isotropic(Volume(one, grid.affine), VIEW_MM).array for one in arrays]
+        arrays = [*(channel.cpu().numpy() for channel in image), synthesis]
+        volumes = [isotropic(Volume(array, grid.affine), VIEW_MM).array for array in arrays]
         filled = np.maximum.reduce(volumes[:-1]) > 0
         i, j, k = (round(float(np.flatnonzero(filled.any(axis=tuple({0, 1, 2} - {n}))).mean())) for n in range(3))
-        rows = [[one[:, :, k].T[::-1], one[i].T[::-1], one[:, j].T[::-1]] for one in volumes]
+        rows = [[volume[:, :, k].T[::-1], volume[i].T[::-1], volume[:, j].T[::-1]] for volume in volumes]
         montage(rows, titles=[[name, "", ""] for name in names], path=path, white=1.0)
 
 

@@ -170,8 +170,8 @@ def save_adapter(
         path: the file; a JSON of its name is written beside it.
         about: what else the JSON says.
     """
-    said = {"site": adapter.name, "rank": adapter.rank, "network_sha256": fingerprint(network)}
-    save_weights(path, adapter, {**(about or {}), **said})
+    identity = {"site": adapter.name, "rank": adapter.rank, "network_sha256": fingerprint(network)}
+    save_weights(path, adapter, {**(about or {}), **identity})
 
 
 def load_adapter(network: PMMSynth, path: Path | str) -> Adapter:
@@ -258,13 +258,15 @@ def personalized_network(
     if not path.is_file():
         raise ValueError(f"there are no weights at {path}: train the bundle, or name a file with --weights")
     about = load_weights(network, path)
-    made = about.get("target")
-    if made is not None and made != list(network.modalities):
-        raise ValueError(f"{path} was trained for {made}, not {list(network.modalities)}: name those with --modalities")
+    trained_for = about.get("target")
+    if trained_for is not None and trained_for != list(network.modalities):
+        raise ValueError(
+            f"{path} was trained for {trained_for}, not {list(network.modalities)}: name those with --modalities"
+        )
     if "sites" in about:
         know_sites(network, about["sites"])
-    for one in [adapters] if isinstance(adapters, str | Path) else adapters or ():
-        load_adapter(network, one)
+    for file in [adapters] if isinstance(adapters, str | Path) else adapters or ():
+        load_adapter(network, file)
     return network
 
 

@@ -116,10 +116,10 @@ class DFUM(nn.Module):
         self.fuse = ConvBlock(3 * channels, channels, 1, embedding=embedding)
 
     def forward(
-        self, common: Tensor, specific: list[Tensor], given: Tensor, embedding: Tensor | None, change: int
+        self, common: Tensor, specific: list[Tensor], present: Tensor, embedding: Tensor | None, change: int
     ) -> Tensor:
         """(B, C, H, W), n of (B, C, H, W), which of them a sample has (B, n) -> (B, C, H, W)"""
-        missing = ~given[:, :, None, None, None]
+        missing = ~present[:, :, None, None, None]
         features = torch.stack(specific, 1)
         scores = torch.stack([self.score(feature, change) for feature in specific], 1)
         hard = features.masked_fill(missing, -math.inf).amax(1)
@@ -230,8 +230,8 @@ class PMMSynth(nn.Module):
             ValueError: it knows none of this name.
         """
         if name not in self.sites:
-            known = ", ".join(self.sites)
-            raise ValueError(f"unknown site {name!r}; the known ones: {known}; null means none of them")
+            names = ", ".join(self.sites)
+            raise ValueError(f"unknown site {name!r}; the known ones: {names}; null means none of them")
         return self.sites.index(name)
 
     def forward(
@@ -253,64 +253,66 @@ class PMMSynth(nn.Module):
         if x.shape[1] != contrasts:
             raise ValueError(f"x must have {contrasts} channels, the contrasts {self.modalities}, got {x.shape[1]}")
         if available is None:
-            given = (x != 0).flatten(2).any(2)
+            present = (x != 0).flatten(2).any(2)
         else:
             if available.shape != x.shape[:2]:
                 raise ValueError(f"available must be {batch} x {contrasts}, got {available.shape}")
-            given = available != 0
-            if not making_a_graph() and not bool(given.any(1).all()):
+            present = available != 0
+            if not making_a_graph() and not bool(present.any(1).all()):
                 raise ValueError(f"available must give each sample a contrast, got {available}")
-        empty = ~given.any(1, keepdim=True)
-        given = given | (empty & (given.any(0) | empty.all()))  # what is empty goes the way of the others
-        x = torch.where(given[:, :, None, None], x, torch.zeros_like(x))
+        empty = ~present.any(1, keepdim=True)
+        present = present | (empty & (present.any(0) | empty.all()))  # what is empty goes the way of the others
+        x = torch.where(present[:, :, None, None], x, torch.zeros_like(x))
         x = F.pad(x, [0, _padding(width), 0, _padding(height)], mode="replicate")
         wants = [True] * contrasts if wanted is None else _flags(wanted)
         if site is None or self.embedding is None:
-            y = self._synthesise(x, given, wants, None, -1)
+            y = self._synthesise(x, present, wants, None, -1)
         else:
-            y = self._personalised(x, given, wants, site, self.embedding(site))
+            y = self._personalised(x, present, wants, site, self.embedding(site))
         y = y[:, :, :height, :width].masked_fill(empty[:, :, None, None], 0.0)
         return y if wanted is None else y.masked_fill(wanted[None, :, None, None] == 0, 0.0)
 
-    def _personalised(self, x: Tensor, given: Tensor, wants: list[bool], site: Tensor, embedding: Tensor) -> Tensor:
+    def _personalised(self, x: Tensor, present: Tensor, wants: list[bool], site: Tensor, embedding: Tensor) -> Tensor:
         """Rows of a site added later have convolutions of their own, so they pass apart from the others."""
         if making_a_graph():
-            return self._synthesise(x, given, wants, embedding, -1)
-        known = len(self.sites)
-        if site.shape[0] != x.shape[0] or int(site.min()) < 0 or int(site.max()) >= known:
-            raise ValueError(f"site must be {x.shape[0]} numbers from 0 to {known - 1}, got {site}")
+            return self._synthesise(x, present, wants, embedding, -1)
+        count = len(self.sites)
+        if site.shape[0] != x.shape[0] or int(site.min()) < 0 or int(site.max()) >= count:
+            raise ValueError(f"site must be {x.shape[0]} numbers from 0 to {count - 1}, got {site}")
         changes = (site - self.trained_on).clamp(min=-1)
         different: list[int] = torch.unique(changes).tolist()
         if len(different) == 1:
-            return self._synthesise(x, given, wants, embedding, different[0])
+            return self._synthesise(x, present, wants, embedding, different[0])
         order: list[Tensor] = []
         parts: list[Tensor] = []
         for change in different:
             rows = (changes == change).nonzero().squeeze(1)
             order.append(rows)
-            parts.append(self._synthesise(x[rows], given[rows], wants, embedding[rows], change))
+            parts.append(self._synthesise(x[rows], present[rows], wants, embedding[rows], change))
         return torch.cat(parts)[torch.cat(order).argsort()]
 
-    def _synthesise(self, x: Tensor, given: Tensor, wants: list[bool], embedding: Tensor | None, change: int) -> Tensor:
+    def _synthesise(
+        self, x: Tensor, present: Tensor, wants: list[bool], embedding: Tensor | None, change: int
+    ) -> Tensor:
         """(B, M, H, W), H and W for all scales -> (B, M, H, W), through the streams alone that somebody needs"""
-        here = _flags(given.any(0))
+        in_use = _flags(present.any(0))
         common = self.common(x, embedding, change)
         specific: list[list[Tensor]] = []
         for number, encoder in enumerate(self.specific):
-            if here[number]:
+            if in_use[number]:
                 specific.append(encoder(x[:, number : number + 1], embedding, change))
-        columns = torch.tensor(here, device=given.device)
+        columns = torch.tensor(in_use, device=present.device)
         features: list[Tensor] = []
         for scale, dfum in enumerate(self.dfum):
             of_scale = [stream[scale] for stream in specific]
-            features.append(dfum(common[scale], of_scale, given[:, columns], embedding, change))
-        made: list[Tensor] = []
+            features.append(dfum(common[scale], of_scale, present[:, columns], embedding, change))
+        images: list[Tensor] = []
         for number, decoder in enumerate(self.decoders):
             if wants[number]:
-                made.append(decoder(features, embedding, change))
+                images.append(decoder(features, embedding, change))
             else:
-                made.append(torch.zeros_like(x[:, :1]))
-        return torch.cat(made, 1)
+                images.append(torch.zeros_like(x[:, :1]))
+        return torch.cat(images, 1)
 
 
 def _padding(size: int) -> int:

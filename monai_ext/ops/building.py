@@ -63,18 +63,18 @@ def _command(name: str, device: str, root: Path) -> list[str]:
 
 def _compiler(device: str) -> list[str]:
     if device == "cpu":
-        if given := os.environ.get("CXX"):
-            return shlex.split(given)
-        found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-        if found is None:
+        if compiler := os.environ.get("CXX"):
+            return shlex.split(compiler)
+        executable = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+        if executable is None:
             raise BuildError("no C++ compiler (c++, g++ or clang++) on PATH: install one or set CXX")
-        return [found]
+        return [executable]
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    found = next((path for home in homes if home and (path := shutil.which(f"{home}/bin/nvcc"))), None)
-    found = found or shutil.which("nvcc")
-    if found is None:
+    executable = next((path for home in homes if home and (path := shutil.which(f"{home}/bin/nvcc"))), None)
+    executable = executable or shutil.which("nvcc")
+    if executable is None:
         raise BuildError("no nvcc on PATH or under CUDA_HOME: install the CUDA toolkit")
-    return [found]
+    return [executable]
 
 
 def built(name: str, device: str) -> Path:
@@ -132,8 +132,8 @@ def cache_folder() -> Path:
     Returns:
         The folder, which may not be there yet; `~` in MONAI_EXT_CACHE is not expanded.
     """
-    if given := os.environ.get("MONAI_EXT_CACHE"):
-        return Path(given)
+    if folder := os.environ.get("MONAI_EXT_CACHE"):
+        return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "monai_ext"
 
@@ -237,21 +237,21 @@ def _locked(path: Path) -> Iterator[None]:
 def _compile(compiler: Sequence[str], command: Sequence[str], library: Path) -> None:
     """Compile beside the library and rename: it is there whole, or not at all."""
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=f"{library.stem}.", ignore_cleanup_errors=True) as work:
-        made = Path(work) / library.name
+        built = Path(work) / library.name
         try:
-            _run([*compiler, *command, "-o", str(made)], Path(work))
+            _run([*compiler, *command, "-o", str(built)], Path(work))
         except BuildError:
             if "-fopenmp" not in command:
                 raise
             plain = [flag for flag in command if flag != "-fopenmp"]  # a compiler without OpenMP: std::thread then
-            _run([*compiler, *plain, "-o", str(made)], Path(work))
-        if not made.exists():
+            _run([*compiler, *plain, "-o", str(built)], Path(work))
+        if not built.exists():
             raise BuildError(f"the compiler {compiler[0]} ended well, but made no library")
         digest = Path(work) / "digest"
-        digest.write_text(_digest(made))
-        made.chmod(stat.S_IRWXU)  # whatever the umask is
+        digest.write_text(_digest(built))
+        built.chmod(stat.S_IRWXU)  # whatever the umask is
         digest.chmod(stat.S_IRUSR | stat.S_IWUSR)
-        made.replace(library)
+        built.replace(library)
         digest.replace(library.with_suffix(".sha256"))
 
 
@@ -280,7 +280,7 @@ def _run(command: Sequence[str], work: Path) -> None:
             process.communicate()
     if process.returncode != 0:
         lines = output.splitlines() or ["it printed nothing"]
-        said = next((line for line in lines if "error" in line.lower()), lines[0]).strip()
-        failure = BuildError(f"the compiler failed (exit status {process.returncode}): {said}")
+        message = next((line for line in lines if "error" in line.lower()), lines[0]).strip()
+        failure = BuildError(f"the compiler failed (exit status {process.returncode}): {message}")
         failure.detail = f"; its command was: {shlex.join(command)}"
         raise failure

@@ -132,10 +132,10 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # noqa:
 
 def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
     x, weight, bias, gain, shift, scale = ctx.saved_tensors
-    made, gain_grad, shift_grad = _through_norm(grad, x, weight, bias, gain, shift, ctx.groups, scale)
-    given = x if scale is None else x * scale[:, :, None, None]
+    y_grad, gain_grad, shift_grad = _through_norm(grad, x, weight, bias, gain, shift, ctx.groups, scale)
+    scaled = x if scale is None else x * scale[:, :, None, None]
     x_grad, weight_grad, bias_grad = torch.ops.aten.convolution_backward(
-        made, given, weight, [len(bias)], [1, 1], [1, 1], [1, 1], False, [0, 0], ctx.groups, [True, True, True]
+        y_grad, scaled, weight, [len(bias)], [1, 1], [1, 1], [1, 1], False, [0, 0], ctx.groups, [True, True, True]
     )
     scale_grad = None
     if scale is not None:
@@ -180,11 +180,11 @@ def _kernels(kernels: loader.Kernels) -> dict[str, Callable[..., object]]:
         return pooled
 
     def backward(grad, x, weight, bias, gain, shift, groups, scale):  # type: ignore[no-untyped-def]
-        made, gain_grad, shift_grad = x.new_empty(x.shape), gain.new_empty(gain.shape), shift.new_empty(shift.shape)
+        y_grad, gain_grad, shift_grad = x.new_empty(x.shape), gain.new_empty(gain.shape), shift.new_empty(shift.shape)
         tensors = (_plain(tensor) for tensor in (grad, x, scale, weight, bias, gain, shift))
         shape = _Shape(*x.shape[:2], groups, *x.shape[2:])
-        kernels("group_pool_backward", shape, *tensors, made, gain_grad, shift_grad)
-        return made, gain_grad, shift_grad
+        kernels("group_pool_backward", shape, *tensors, y_grad, gain_grad, shift_grad)
+        return y_grad, gain_grad, shift_grad
 
     return {"group_pool": forward, "group_pool_backward": backward}
 

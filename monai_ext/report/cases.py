@@ -35,8 +35,8 @@ def shown_cases(comparison: Comparison, chosen: Sequence[str] | None = None) -> 
     """In the order of targets, then runs; of `chosen` subjects, or of each method's worst, median and best."""
     unknown = [name for name in chosen or () if name not in comparison.every_subject]
     if unknown:
-        known = ", ".join(comparison.every_subject[:8])
-        raise ValueError(f"--subjects: {', '.join(unknown)} is in none of the comparisons; there are {known}, ...")
+        names = ", ".join(comparison.every_subject[:8])
+        raise ValueError(f"--subjects: {', '.join(unknown)} is in none of the comparisons; there are {names}, ...")
     cases: dict[tuple[str, str], ShownCase] = {}
     for target in comparison.targets:
         for run in comparison.runs:
@@ -45,11 +45,11 @@ def shown_cases(comparison: Comparison, chosen: Sequence[str] | None = None) -> 
     for case in cases.values():
         case.runs = [run for run in comparison.runs if run.kept(case.subject, case.target)]
         case.lacking = [run.label for run in comparison.runs if run not in case.runs]
-    found = [case for case in cases.values() if case.runs]
-    without = sorted(set(chosen or ()) - {case.subject for case in found})
+    shown = [case for case in cases.values() if case.runs]
+    without = sorted(set(chosen or ()) - {case.subject for case in shown})
     if without:
         raise ValueError(f"--subjects: no run kept volumes of {', '.join(without)}; evaluate with keep 'all'")
-    return found
+    return shown
 
 
 def _roles(comparison: Comparison, run: Run, target: str, chosen: Sequence[str] | None) -> Iterator[tuple[str, str]]:
@@ -58,18 +58,18 @@ def _roles(comparison: Comparison, run: Run, target: str, chosen: Sequence[str] 
     psnr = comparison.values(run, unharmed(target, "brain"), "psnr")
     order = [int(i) for i in np.argsort(psnr, kind="stable")]  # NaN last
     rank = {names[i]: place for place, i in enumerate(order)}
-    kept = sorted((name for name in names if run.kept(name, target)), key=rank.__getitem__)
+    with_volumes = sorted((name for name in names if run.kept(name, target)), key=rank.__getitem__)
     n = len(names)
     for name in chosen or ():
         if name in rank:
-            yield name, _told(run, rank[name], n, psnr[names.index(name)])
-    if chosen is None and kept:
-        median = min(kept, key=lambda name: abs(rank[name] - (n - 1) // 2))
-        for name in dict.fromkeys((kept[0], median, kept[-1])):
-            yield name, _told(run, rank[name], n, psnr[names.index(name)])
+            yield name, _place_in_words(run, rank[name], n, psnr[names.index(name)])
+    if chosen is None and with_volumes:
+        median = min(with_volumes, key=lambda name: abs(rank[name] - (n - 1) // 2))
+        for name in dict.fromkeys((with_volumes[0], median, with_volumes[-1])):
+            yield name, _place_in_words(run, rank[name], n, psnr[names.index(name)])
 
 
-def _told(run: Run, rank: int, n: int, psnr: float) -> str:
+def _place_in_words(run: Run, rank: int, n: int, psnr: float) -> str:
     words = {(n - 1) // 2: "median", 0: "worst", n - 1: "best"}
     place = f"{words.get(rank, f'number {rank + 1} from the worst')} of {n}, " if n > 1 else ""
     return f"{run.label}: {place}{psnr:.2f} dB"

@@ -50,10 +50,10 @@ def subject_chart(
     groups: Sequence[tuple[str, NDArray[np.float64]]], subjects: Sequence[str], *, title: str, digits: int
 ) -> str:
     """A row a method with a dot a subject, boxed where they are many, and a line for the mean."""
-    known = np.concatenate([values[~np.isnan(values)] for _, values in groups])
-    if not known.size:
+    every = np.concatenate([values[~np.isnan(values)] for _, values in groups])
+    if not every.size:
         return ""
-    ticks = nice_ticks(float(known.min()), float(known.max()))
+    ticks = nice_ticks(float(every.min()), float(every.max()))
     left, right = GUTTER, WIDTH - 14
     height = ROW * len(groups) + AXIS
 
@@ -72,14 +72,14 @@ def subject_chart(
                 for a, b, dy in zip(above, below, apart, strict=True)
                 if not math.isnan(a + b)
             ]
-    told = []
+    texts = []
     for method, (y, (name, values)) in enumerate(zip(rows, groups, strict=True)):
         parts.append(f'<text class="name" x="{left - 10}" y="{y + 4:.1f}">{_fitted(name)}</text>')
-        there = values[~np.isnan(values)]
-        if not there.size:
+        finite = values[~np.isnan(values)]
+        if not finite.size:
             continue
         if boxed:
-            parts.append(_box(there, x, y, method))
+            parts.append(_box(finite, x, y, method))
         parts += [
             marker(method, x(value), y + dy, 2.4 if boxed else 3.6).replace(
                 "/>", f"><title>{escape(subject)}: {value:.{digits}f}</title></{_tag(method)}>"
@@ -87,10 +87,10 @@ def subject_chart(
             for subject, value, dy in zip(subjects, values, apart, strict=True)
             if not math.isnan(value)
         ]
-        middle = x(float(there.mean()))
+        middle = x(float(finite.mean()))
         parts.append(f'<path class="mean m{method % COLOURS}" d="M{middle:.1f} {y - 15:.1f}v30"/>')
-        told.append(f"{name}: mean {there.mean():.{digits}f}, {there.min():.{digits}f} to {there.max():.{digits}f}")
-    return _svg(title, "; ".join(told), height, parts)
+        texts.append(f"{name}: mean {finite.mean():.{digits}f}, {finite.min():.{digits}f} to {finite.max():.{digits}f}")
+    return _svg(title, "; ".join(texts), height, parts)
 
 
 def _box(values: NDArray[np.float64], x, y: float, method: int) -> str:  # type: ignore[no-untyped-def]  # x scales
@@ -107,10 +107,10 @@ def _box(values: NDArray[np.float64], x, y: float, method: int) -> str:  # type:
 
 def curve_chart(lines: Sequence[Line], *, title: str, across: str, digits: int) -> str:
     """A figure against the level of a perturbation: a line a method, its confidence interval as a band."""
-    known = [value for line in lines for mean in line.means for value in mean[:3] if not math.isnan(value)]
-    if not known:
+    finite = [value for line in lines for mean in line.means for value in mean[:3] if not math.isnan(value)]
+    if not finite:
         return ""
-    ticks = nice_ticks(min(known), max(known))
+    ticks = nice_ticks(min(finite), max(finite))
     levels = sorted({level for line in lines for level in line.levels})
     left, right, top, bottom = 48, WIDTH - 14, 28, 208
     span = (levels[-1] - levels[0]) or 1.0
@@ -128,7 +128,7 @@ def curve_chart(lines: Sequence[Line], *, title: str, across: str, digits: int) 
         x = float(at(level, ticks[0]).split()[0])
         parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 17}">{level:g}</text>')
     parts.append(f'<text class="across" x="{(left + right) / 2}" y="{bottom + 36}">{escape(across)}</text>')
-    told = []
+    texts = []
     for line in lines:
         pairs = [(level, m) for level, m in zip(line.levels, line.means, strict=True) if not math.isnan(m.mean)]
         banded = [(level, m) for level, m in pairs if not math.isnan(m.low)]
@@ -140,8 +140,8 @@ def curve_chart(lines: Sequence[Line], *, title: str, across: str, digits: int) 
         for level, m in pairs:
             x, y = map(float, at(level, m.mean).split())
             parts.append(marker(line.method, x, y))
-        told.append(f"{line.name}: " + ", ".join(f"{m.mean:.{digits}f} at {level:g}" for level, m in pairs))
-    return _svg(title, "; ".join(told), bottom + 46, parts)
+        texts.append(f"{line.name}: " + ", ".join(f"{m.mean:.{digits}f} at {level:g}" for level, m in pairs))
+    return _svg(title, "; ".join(texts), bottom + 46, parts)
 
 
 def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
@@ -185,9 +185,9 @@ def _fitted(name: str) -> str:
     return f"<title>{escape(name)}</title>{escape(name[: LETTERS - 1])}…"
 
 
-def _svg(title: str, told: str, height: float, parts: Sequence[str]) -> str:
+def _svg(title: str, description: str, height: float, parts: Sequence[str]) -> str:
     heading = f'<text class="title" x="0" y="13">{escape(title)}</text>'
     return (
         f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {height:.0f}"><title>{escape(title)}</title>'
-        f"<desc>{escape(told)}</desc>{heading}{''.join(parts)}</svg>"
+        f"<desc>{escape(description)}</desc>{heading}{''.join(parts)}</svg>"
     )

@@ -75,11 +75,11 @@ def _findings(comparison: Comparison, tests: dict[str, list[PairedTest]]) -> str
             (run.label, mean_interval(comparison.values(run, unharmed(target, "brain"), "psnr")))
             for run in comparison.runs
         ]
-        told = [
+        intervals = [
             f"<b>{escape(name)}</b> {number(m.mean, 2)} dB{f' ({spread(m, 2)})' if spread(m, 2) else ''}"
             for name, m in means
         ]
-        lines.append(f"PSNR of {escape(target)} in the brain, with 95% confidence intervals: {', '.join(told)}.")
+        lines.append(f"PSNR of {escape(target)} in the brain, with 95% confidence intervals: {', '.join(intervals)}.")
         of_brain = [t for t in tests[target] if (t.region, t.metric) == ("brain", "psnr")]
         if len(comparison.targets) * len(of_brain) <= MOST_SENTENCES:  # of more, the table tells
             family = len(tests[target])

@@ -73,8 +73,8 @@ def _map(rows: Sequence[dict[str, str]], metric: str) -> str:
         cells = []
         for target in targets:
             mean, deep = share.get((dataset, sources, target), (float("nan"), 0.0))
-            known = (dataset, sources, target) in share
-            cells.append(f'<td style="--share:{deep:.0f}%">{number(mean, look.digits) if known else ""}</td>')
+            measured = (dataset, sources, target) in share
+            cells.append(f'<td style="--share:{deep:.0f}%">{number(mean, look.digits) if measured else ""}</td>')
         name = f"{escape(dataset)}<span class=ci>{escape(sources.replace('+', ', '))}</span>"
         lines.append(f"<tr><th scope=row>{name}</th>{''.join(cells)}</tr>")
     head = "".join(f"<th scope=col>{escape(target)}</th>" for target in targets)

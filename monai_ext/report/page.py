@@ -48,8 +48,8 @@ def make_page(comparison: Comparison, *, chosen: Sequence[str] | None = None, vi
     """One HTML document that needs no other file; the same input gives the same text but for the time in it."""
     tests = {target: tests_of(comparison, target) for target in comparison.targets}
     over_tasks = task_tests(comparison.runs)  # before anything is drawn: a fault of its files is told at once
-    found = shown_cases(comparison, chosen)
-    cases, more = found[:MOST_CASES], max(0, len(found) - MOST_CASES)
+    shown = shown_cases(comparison, chosen)
+    cases, more = shown[:MOST_CASES], max(0, len(shown) - MOST_CASES)
     script = niivue_viewer.niivue() if viewer and cases else None
     volumes = niivue_viewer.Volumes()
     pictures = []
@@ -70,9 +70,9 @@ def make_page(comparison: Comparison, *, chosen: Sequence[str] | None = None, vi
         "viewer": _viewer(script, volumes) if viewer and cases else "",
         "how": _how(comparison),
     }
-    there = {name: body for name, body in sections.items() if body}
-    links = "".join(f'<a href="#{name}">{CONTENTS[name]}</a>' for name in there)
-    bodies = "".join(f"<section id={name}><h2>{CONTENTS[name]}</h2>{body}</section>\n" for name, body in there.items())
+    filled = {name: body for name, body in sections.items() if body}
+    links = "".join(f'<a href="#{name}">{CONTENTS[name]}</a>' for name in filled)
+    bodies = "".join(f"<section id={name}><h2>{CONTENTS[name]}</h2>{body}</section>\n" for name, body in filled.items())
     title = title_of(comparison)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
@@ -149,10 +149,10 @@ def _robustness(comparison: Comparison) -> str:
                 lines = []
                 for method, run in enumerate(comparison.runs):
                     keys = [Key(kind, contrast, level, target, "brain") for level in entry["levels"]]
-                    there = [key for key in keys if key in run.scores]
-                    means = [mean_interval(comparison.values(run, key, metric)) for key in there]
-                    if there:
-                        lines.append(Line(run.label, method, [key.level for key in there], means))
+                    present = [key for key in keys if key in run.scores]
+                    means = [mean_interval(comparison.values(run, key, metric)) for key in present]
+                    if present:
+                        lines.append(Line(run.label, method, [key.level for key in present], means))
                 title = f"{target}, {harm}: {LOOKS[metric].name}"
                 across = f"{harm}, {entry.get('unit') or UNITS.get(kind, '')}"
                 charts.append(curve_chart(lines, title=title, across=across, digits=LOOKS[metric].digits))
@@ -196,14 +196,14 @@ def _case(case: ShownCase, images: Sequence[Shown]) -> str:
 def _cases(pictures: Sequence[str], more: int) -> str:
     if not pictures:
         return "<p>The runs kept no volumes of these subjects. Evaluate with keep “three” or “all” to see them.</p>"
-    rest = f"<p class=small>Shown are {len(pictures)} cases of {len(pictures) + more}.</p>" if more else ""
+    remark = f"<p class=small>Shown are {len(pictures)} cases of {len(pictures) + more}.</p>" if more else ""
     return (
         "<p class='soft small'>Each method’s worst, median and best subject by PSNR in the brain, or the subjects that "
         "were asked for. Slices through the middle of the head: axial, coronal, sagittal; R is the patient’s right, "
         "A the front. Images are shown from 0 (black) to 1 (white), synthesis and truth alike. A 2D network works on "
         "axial slices: look for stripes in the two other planes.</p>"
         f"<div class=scale>Error 0 <i style='background:linear-gradient(90deg,{gradient()})'></i> {ERROR_TOP:g} of the "
-        f"range and above, the same scale everywhere</div>{rest}{''.join(pictures)}"
+        f"range and above, the same scale everywhere</div>{remark}{''.join(pictures)}"
     )
 
 

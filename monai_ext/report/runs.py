@@ -66,9 +66,9 @@ class Comparison:
 
     def values(self, run: Run, key: Key, metric: str, subjects: Sequence[str] | None = None) -> NDArray[np.float64]:
         """A figure a common subject; NaN where it has no meaning or the subject was not put to this."""
-        found = run.scores.get(key, {})
+        scores = run.scores.get(key, {})
         names = self.subjects[key.target] if subjects is None else subjects
-        return np.array([found.get(name, {}).get(metric, math.nan) for name in names])
+        return np.array([scores.get(name, {}).get(metric, math.nan) for name in names])
 
     @cached_property
     def perturbations(self) -> list[dict[str, Any]]:
@@ -77,8 +77,8 @@ class Comparison:
         for run in self.runs:
             for entry in run.about["perturbations"]:
                 if entry["kind"] != "none":
-                    known = merged.setdefault((entry["kind"], entry["contrast"]), {**entry, "levels": []})
-                    known["levels"] = sorted({*known["levels"], *map(float, entry["levels"])})
+                    union = merged.setdefault((entry["kind"], entry["contrast"]), {**entry, "levels": []})
+                    union["levels"] = sorted({*union["levels"], *map(float, entry["levels"])})
         return list(merged.values())
 
     @property
@@ -159,12 +159,14 @@ def compare(runs: Sequence[Run], *, allow_differences: bool = False) -> Comparis
     remarks = []
     differing = _differences(labelled)
     if differing and not allow_differences:
-        told = "\n  ".join(differing)
-        raise ValueError(f"these runs differ in more than the method:\n  {told}\ncompare them with --allow-differences")
+        listed = "\n  ".join(differing)
+        raise ValueError(
+            f"these runs differ in more than the method:\n  {listed}\ncompare them with --allow-differences"
+        )
     remarks += [f"The runs differ in more than the method. {line}" for line in differing]
     targets = [name for name in labelled[0].about["target"] if all(name in run.about["target"] for run in labelled)]
     if not targets:
-        raise ValueError("the runs have no target in common: " + "; ".join(_told(labelled, "target")))
+        raise ValueError("the runs have no target in common: " + "; ".join(_values_of(labelled, "target")))
     subjects = {}
     for target in targets:
         everyone = [set(run.scores.get(unharmed(target, "brain"), ())) for run in labelled]
@@ -202,8 +204,8 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
 
 def _differences(runs: Sequence[Run]) -> list[str]:
     """What a fair comparison has the same: the data, and the protocol."""
-    found = [
-        f"{what.capitalize()}: {'; '.join(_told(runs, key))}."
+    differences = [
+        f"{what.capitalize()}: {'; '.join(_values_of(runs, key))}."
         for key, what in SAME.items()
         if any(run.about[key] != runs[0].about[key] for run in runs)
     ]
@@ -211,11 +213,11 @@ def _differences(runs: Sequence[Run]) -> list[str]:
     odd = [k for k in parts if any(run.about["protocol"].get(k) != runs[0].about["protocol"].get(k) for run in runs)]
     for part in odd:
         values = [f"{run.label} {json.dumps(run.about['protocol'].get(part), sort_keys=True)}" for run in runs]
-        found.append(f"Protocol, {part}: {'; '.join(values)}.")
-    return found
+        differences.append(f"Protocol, {part}: {'; '.join(values)}.")
+    return differences
 
 
-def _told(runs: Sequence[Run], key: str) -> list[str]:
+def _values_of(runs: Sequence[Run], key: str) -> list[str]:
     return [f"{run.label} {_short(run.about[key])}" for run in runs]
 
 

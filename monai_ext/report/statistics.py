@@ -52,12 +52,12 @@ class PairedTest:
 
 def mean_interval(values: Values) -> Interval:
     """The percentile bootstrap over subjects; subjects without a value are left out."""
-    known = values[~np.isnan(values)]
-    if len(known) < 2:
-        return Interval(float(known[0]) if len(known) else math.nan, math.nan, math.nan, len(known))
+    finite = values[~np.isnan(values)]
+    if len(finite) < 2:
+        return Interval(float(finite[0]) if len(finite) else math.nan, math.nan, math.nan, len(finite))
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(_shares(len(known)) @ known, [tail, 100 - tail])
-    return Interval(float(known.mean()), float(low), float(high), len(known))
+    low, high = np.percentile(_shares(len(finite)) @ finite, [tail, 100 - tail])
+    return Interval(float(finite.mean()), float(low), float(high), len(finite))
 
 
 @lru_cache(maxsize=4)
@@ -71,8 +71,8 @@ def _shares(n: int) -> Values:
 def paired_test(region: str, metric: str, first: tuple[str, Values], second: tuple[str, Values]) -> PairedTest:
     """The paired t test and Wilcoxon's signed-rank test over the subjects that have both values."""
     (name, a), (other, b) = first, second
-    both = ~(np.isnan(a) | np.isnan(b))
-    a, b = a[both], b[both]
+    paired = ~(np.isnan(a) | np.isnan(b))
+    a, b = a[paired], b[paired]
     difference = mean_interval(a - b)
     t = rank = math.nan
     if len(a) > 1:
@@ -102,8 +102,8 @@ def corrected(tests: Sequence[PairedTest]) -> list[PairedTest]:
     Returns:
         The same, in their order, with both corrected p values.
     """
-    both = zip(tests, holm([test.t for test in tests]), holm([test.wilcoxon for test in tests]), strict=True)
-    return [replace(test, t_holm=t, wilcoxon_holm=rank) for test, t, rank in both]
+    corrections = zip(tests, holm([test.t for test in tests]), holm([test.wilcoxon for test in tests]), strict=True)
+    return [replace(test, t_holm=t, wilcoxon_holm=rank) for test, t, rank in corrections]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

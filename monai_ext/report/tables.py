@@ -68,7 +68,7 @@ def tests_of(comparison: Comparison, target: str) -> list[PairedTest]:
         for metric in METRICS:
             key = unharmed(target, region)
             methods = [(run.label, comparison.values(run, key, metric)) for run in comparison.runs]
-            if not all(np.isnan(found).all() for _, found in methods):
+            if not all(np.isnan(figures).all() for _, figures in methods):
                 values[region, metric] = methods
     return paired_tests(values)
 
@@ -90,11 +90,11 @@ def figures_table(comparison: Comparison, target: str, tests: Sequence[PairedTes
             cells = []
             for metric in METRICS:
                 digits = LOOKS[metric].digits
-                found = mean_interval(comparison.values(run, unharmed(target, region), metric))
+                estimate = mean_interval(comparison.values(run, unharmed(target, region), metric))
                 mark = ' class="best"' if best[metric] == run.label else ""
-                interval = spread(found, digits)
+                interval = spread(estimate, digits)
                 ci = f"<span class=ci>{interval}</span>" if interval else ""
-                cells.append(f"<td><span{mark}>{number(found.mean, digits)}</span>{ci}</td>")
+                cells.append(f"<td><span{mark}>{number(estimate.mean, digits)}</span>{ci}</td>")
             rows.append(f"<tr><th scope=row>{key_mark(method)}{escape(run.label)}</th>{''.join(cells)}</tr>")
     n = len(comparison.subjects[target])
     caption = f"{escape(target)}, mean over {plural(n, 'subject')}; below it the 95% confidence interval"
@@ -132,12 +132,12 @@ def cells_of(test: PairedTest, verdict: str | None = None) -> str:
         The cells of the difference, of both p values, and of who is better.
     """
     digits, who = LOOKS[test.metric].digits, better(test)
-    said = f"{who} better" if who and test.significant else "not significant"
+    outcome = f"{who} better" if who and test.significant else "not significant"
     return (
         f"<td>{number(test.difference.mean, digits)}<span class=ci>{spread(test.difference, digits)}</span></td>"
         f"<td>{p_value(test.t_holm)}<span class=ci>{p_value(test.t)}</span></td>"
         f"<td>{p_value(test.wilcoxon_holm)}<span class=ci>{p_value(test.wilcoxon)}</span></td>"
-        f"<td class=left>{escape(verdict or said)}</td>"
+        f"<td class=left>{escape(verdict or outcome)}</td>"
     )
 
 
@@ -166,13 +166,15 @@ def in_words(test: PairedTest, comparisons: int, least: float) -> str:
     low, high = sorted((sign * test.difference.low, sign * test.difference.high))
     interval = f" ({number(low, digits)} to {number(high, digits)})" if not math.isnan(low) else ""
     far = f"{number(abs(test.difference.mean), digits)}{unit}{interval}"
-    said = f"{escape(str(who))} is {far} above {escape(other)}; "
+    sentence = f"{escape(str(who))} is {far} above {escape(other)}; "
     if least >= ALPHA:
-        return f"{said}<b>with {plural(test.difference.n, 'subject')}, too few to call any difference significant</b>."
+        return (
+            f"{sentence}<b>with {plural(test.difference.n, 'subject')}, too few to call any difference significant</b>."
+        )
     judged = "significant" if test.significant else "<b>not significant</b>"
     after = f"paired t test: {_p(test.t_holm)}, Wilcoxon: {_p(test.wilcoxon_holm)}"
     return (
-        f"{said}{judged} at {ALPHA:g} after correction for {plural(comparisons, 'comparison')} ({after}; "
+        f"{sentence}{judged} at {ALPHA:g} after correction for {plural(comparisons, 'comparison')} ({after}; "
         f"uncorrected {_p(test.t)}, {_p(test.wilcoxon)})."
     )
 
@@ -183,12 +185,12 @@ def _p(p: float) -> str:
 
 def few_subjects(n: int, comparisons: int) -> str:
     """What so few subjects cannot tell."""
-    said = []
+    sentences = []
     if comparisons and smallest_wilcoxon(n) * comparisons >= ALPHA:
-        said.append(cannot_tell(plural(n, "subject"), min(1.0, smallest_wilcoxon(n) * comparisons)))
+        sentences.append(cannot_tell(plural(n, "subject"), min(1.0, smallest_wilcoxon(n) * comparisons)))
     if n < FEW:
-        said.append(narrow(plural(n, "subject")))
-    return " ".join(said)
+        sentences.append(narrow(plural(n, "subject")))
+    return " ".join(sentences)
 
 
 def cannot_tell(subjects: str, least: float, where: str = "here") -> str:
@@ -238,15 +240,15 @@ def heat_map(comparison: Comparison, metric: str, *, region: str = "brain") -> s
         datasets = comparison.runs[0].datasets
         for dataset in sorted({datasets[name] for name in comparison.subjects[target]}):
             names = [name for name in comparison.subjects[target] if datasets[name] == dataset]
-            found = [
+            intervals = [
                 mean_interval(comparison.values(run, unharmed(target, region), metric, names))
                 for run in comparison.runs
             ]
-            shares = shades([interval.mean for interval in found], higher=look.higher)
+            shares = shades([interval.mean for interval in intervals], higher=look.higher)
             cells = "".join(
                 f'<td style="--share:{share:.0f}%">{number(interval.mean, look.digits)}'
                 f"<span class=ci>{spread(interval, look.digits)}</span></td>"
-                for interval, share in zip(found, shares, strict=True)
+                for interval, share in zip(intervals, shares, strict=True)
             )
             name = f"{escape(dataset)}, {escape(target)}<span class=ci>{plural(len(names), 'subject')}</span>"
             rows.append(f"<tr><th scope=row>{name}</th>{cells}</tr>")
@@ -259,8 +261,8 @@ def heat_map(comparison: Comparison, metric: str, *, region: str = "brain") -> s
 
 def shades(means: Sequence[float], *, higher: bool) -> list[float]:
     """Percent of colour, from the worst of a row to its best; 0 for what has no value."""
-    known = [mean for mean in means if not math.isnan(mean)]
-    low, high = (min(known), max(known)) if known else (0.0, 0.0)
+    finite = [mean for mean in means if not math.isnan(mean)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     if high == low:
         return [0.0 if math.isnan(mean) else 30.0 for mean in means]
     worst, best = (low, high) if higher else (high, low)

@@ -109,8 +109,8 @@ def compare_tasks(runs: Sequence[Run]) -> list[TaskComparison]:
     """
     region, reference = region_of(runs[0]), runs[0]
     every = [read_cases(run, region) for run in runs]
-    known = [{_key(row) for row in matrix_of(run)} | cases.keys() for run, cases in zip(runs, every, strict=True)]
-    tasks = [sorted(theirs | known[0], key=_place) for theirs in known]
+    measured = [{_key(row) for row in matrix_of(run)} | cases.keys() for run, cases in zip(runs, every, strict=True)]
+    tasks = [sorted(theirs | measured[0], key=_place) for theirs in measured]
     tests: dict[tuple[int, TaskKey, str], PairedTest] = {}
     overall: dict[tuple[int, str], PairedTest] = {}
     for number, run in enumerate(runs[1:], start=1):
@@ -148,14 +148,14 @@ def _place(task: TaskKey) -> tuple[str, int, list[tuple[int, str]], tuple[int, s
 
 def _pairs(ours: Cases, theirs: Cases, tasks: Sequence[TaskKey], metric: str) -> list[tuple[float, float]]:
     """Of every subject two means, over those of the tasks that both runs have its figure of."""
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    pairs_of: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for task in tasks:
         a, b = ours.get(task, {}), theirs.get(task, {})
         for name in sorted(a.keys() & b.keys()):
             pair = a[name][metric], b[name][metric]
             if not any(map(math.isnan, pair)):
-                found.setdefault((task.dataset, name), []).append(pair)
-    means = (np.mean(pairs, axis=0) for pairs in found.values())
+                pairs_of.setdefault((task.dataset, name), []).append(pair)
+    means = (np.mean(pairs, axis=0) for pairs in pairs_of.values())
     return [(float(a), float(b)) for a, b in means]
 
 
@@ -191,17 +191,20 @@ def task_tests(runs: Sequence[Run]) -> str:
         for run in having
         if run not in whole
     ]
-    told = "".join(f"<p class=small>{line}</p>" for line in remarks)
+    notes = "".join(f"<p class=small>{line}</p>" for line in remarks)
     if len(whole) < 2:
-        return told
-    found = compare_tasks(whole)
-    tested = _tested([judged for one in found for judged in one.tests.values()])
-    together = _tested([judged for one in found for judged in one.overall.values()])
-    parts = [_intro(found[0].reference, tested), told]
-    for one in found:
-        parts += [f"<h3>{escape(one.run)} against {escape(one.reference)}</h3>", _findings(one, together)]
-        parts += [f"<p class=small>{line}</p>" for line in (*_lacking(one), *_few(one))]
-        parts += [_table(one, metric, region_of(whole[0]), tested) for metric in MEASURED]
+        return notes
+    comparisons = compare_tasks(whole)
+    tested = _tested([judged for comparison in comparisons for judged in comparison.tests.values()])
+    together = _tested([judged for comparison in comparisons for judged in comparison.overall.values()])
+    parts = [_intro(comparisons[0].reference, tested), notes]
+    for comparison in comparisons:
+        parts += [
+            f"<h3>{escape(comparison.run)} against {escape(comparison.reference)}</h3>",
+            _findings(comparison, together),
+        ]
+        parts += [f"<p class=small>{line}</p>" for line in (*_lacking(comparison), *_few(comparison))]
+        parts += [_table(comparison, metric, region_of(whole[0]), tested) for metric in MEASURED]
     return "".join(parts)
 
 
@@ -219,35 +222,35 @@ def _intro(reference: str, tested: int) -> str:
     )
 
 
-def _findings(one: TaskComparison, together: int) -> str:
+def _findings(comparison: TaskComparison, together: int) -> str:
     """A sentence a figure: over all tasks, and how many tasks are which."""
     lines = []
     for metric in MEASURED:
         name = LOOKS[metric].name.partition(",")[0]
-        tests = [judged.test for (_, figure), judged in one.tests.items() if figure == metric]
+        tests = [judged.test for (_, figure), judged in comparison.tests.items() if figure == metric]
         tests = [test for test in tests if test.difference.n]
         if not tests:
             lines.append(f"{name}: the two runs have no case in common.")
             continue
-        test, least = one.overall[metric]
+        test, least = comparison.overall[metric]
         over = f"{plural(len(tests), 'task')} of {plural(test.difference.n, 'subject')}"
         least = 1.0 if math.isnan(least) else least
-        said = in_words(test, together, least) if better(test) else "there is no difference."
+        verdict = in_words(test, together, least) if better(test) else "there is no difference."
         decided = [better(each) for each in tests if each.significant]
-        ours, theirs = decided.count(one.run), decided.count(one.reference)
+        ours, theirs = decided.count(comparison.run), decided.count(comparison.reference)
         lines.append(
-            f"{name} over {over}: {said} By task, {escape(one.run)} is better in {ours}, worse in {theirs}, "
+            f"{name} over {over}: {verdict} By task, {escape(comparison.run)} is better in {ours}, worse in {theirs}, "
             f"undecided in {len(tests) - ours - theirs}."
         )
     return f"<ul class=findings>{''.join(f'<li>{line}</li>' for line in lines)}</ul>"
 
 
-def _lacking(one: TaskComparison) -> list[str]:
+def _lacking(comparison: TaskComparison) -> list[str]:
     """Which tasks a run has no cases of, and which some."""
     lines = []
-    for label, side in ((one.run, 0), (one.reference, 1)):
-        none = [task for task, subjects in one.subjects.items() if not subjects[side]]
-        some = [task for task, both in one.subjects.items() if both[side] and both[1 - side] - both[side]]
+    for label, side in ((comparison.run, 0), (comparison.reference, 1)):
+        none = [task for task, subjects in comparison.subjects.items() if not subjects[side]]
+        some = [task for task, names in comparison.subjects.items() if names[side] and names[1 - side] - names[side]]
         if none:
             which = "which is" if len(none) == 1 else "which are"
             count = plural(len(none), "task")
@@ -261,22 +264,22 @@ def _lacking(one: TaskComparison) -> list[str]:
 
 
 def _named(tasks: Sequence[TaskKey]) -> str:
-    said = "; ".join(f"{task.dataset}: {task.arrow}" for task in tasks[:MOST_NAMED])
+    listed = "; ".join(f"{task.dataset}: {task.arrow}" for task in tasks[:MOST_NAMED])
     more = len(tasks) - MOST_NAMED
-    return f"{said}; and {more} more, which the table names" if more > 0 else said
+    return f"{listed}; and {more} more, which the table names" if more > 0 else listed
 
 
-def _few(one: TaskComparison) -> list[str]:
+def _few(comparison: TaskComparison) -> list[str]:
     """What so few subjects cannot tell."""
-    by_task = {task: [one.tests[task, metric] for metric in MEASURED] for task in one.subjects}
-    compared = {task: both for task, both in by_task.items() if any(each.test.difference.n for each in both)}
-    untested = [task for task, both in compared.items() if not _tested(both)]
-    tested = {task: both for task, both in compared.items() if task not in untested}
-    powerless = [both for both in tested.values() if not any(each.least < ALPHA for each in both)]
+    by_task = {task: [comparison.tests[task, metric] for metric in MEASURED] for task in comparison.subjects}
+    compared = {task: judged for task, judged in by_task.items() if any(each.test.difference.n for each in judged)}
+    untested = [task for task, judged in compared.items() if not _tested(judged)]
+    tested = {task: judged for task, judged in compared.items() if task not in untested}
+    powerless = [judged for judged in tested.values() if not any(each.least < ALPHA for each in judged)]
     lines = []
     if powerless:
-        sizes = {each.test.difference.n for both in powerless for each in both}
-        least = min(each.least for both in powerless for each in both if not math.isnan(each.least))
+        sizes = {each.test.difference.n for judged in powerless for each in judged}
+        least = min(each.least for judged in powerless for each in judged if not math.isnan(each.least))
         where = "here" if len(powerless) == len(tested) else f"in {plural(len(powerless), 'task')}"
         subjects = plural(max(sizes), "subject") + (" or fewer" if len(sizes) > 1 else "")
         lines.append(cannot_tell(subjects, least, where))
@@ -285,28 +288,28 @@ def _few(one: TaskComparison) -> list[str]:
         lines.append(
             f"{plural(len(untested), 'task')} {has} one subject, which is no test: {escape(_named(untested))}."
         )
-    if any(each.test.difference.n < FEW for both in compared.values() for each in both):
+    if any(each.test.difference.n < FEW for judged in compared.values() for each in judged):
         lines.append(narrow(f"fewer than {FEW} subjects"))
     return lines
 
 
-def _table(one: TaskComparison, metric: str, region: str, tested: int) -> str:
+def _table(comparison: TaskComparison, metric: str, region: str, tested: int) -> str:
     """A part a dataset, a row a task, those that cannot be compared too."""
     rows = []
-    for dataset in dict.fromkeys(task.dataset for task in one.subjects):
+    for dataset in dict.fromkeys(task.dataset for task in comparison.subjects):
         rows.append(f"<tr class=part><th colspan=6 scope=rowgroup>{escape(dataset)}</th></tr>")
-        for task, subjects in one.subjects.items():
+        for task, subjects in comparison.subjects.items():
             if task.dataset == dataset:
-                test, union = one.tests[task, metric].test, len(frozenset.union(*subjects))
+                test, union = comparison.tests[task, metric].test, len(frozenset.union(*subjects))
                 of = f"<span class=ci>of {union}</span>" if test.difference.n < union else ""
-                cells = cells_of(test, _why_not(one, task, test))
+                cells = cells_of(test, _why_not(comparison, task, test))
                 rows.append(f"<tr><th scope=row>{escape(task.arrow)}</th><td>{test.difference.n}{of}</td>{cells}</tr>")
     look = LOOKS[metric]
     caption = (
-        f"{look.heading} in the {REGION_WORDS[region]}, {escape(one.run)} − {escape(one.reference)}: p after Holm's "
-        f"correction over {plural(tested, 'comparison')}; below it p before"
+        f"{look.heading} in the {REGION_WORDS[region]}, {escape(comparison.run)} − {escape(comparison.reference)}: "
+        f"p after Holm's correction over {plural(tested, 'comparison')}; below it p before"
     )
-    opened = " open" if len(one.subjects) <= MOST_OPEN else ""
+    opened = " open" if len(comparison.subjects) <= MOST_OPEN else ""
     summary = f"{look.name.partition(',')[0]} by task"
     return (
         f"<details{opened}><summary>{summary}</summary><div class=scroll><table class=tests>"
@@ -316,11 +319,15 @@ def _table(one: TaskComparison, metric: str, region: str, tested: int) -> str:
     )
 
 
-def _why_not(one: TaskComparison, task: TaskKey, test: PairedTest) -> str | None:
+def _why_not(comparison: TaskComparison, task: TaskKey, test: PairedTest) -> str | None:
     """Why there is no test; None where there is one."""
     if test.difference.n > 1:
         return None
     if test.difference.n == 1:
         return "one subject, no test"
-    lacking = [label for label, found in zip((one.run, one.reference), one.subjects[task], strict=True) if not found]
+    lacking = [
+        label
+        for label, names in zip((comparison.run, comparison.reference), comparison.subjects[task], strict=True)
+        if not names
+    ]
     return f"no cases of {' and '.join(lacking)}" if lacking else "no case in common"

@@ -205,11 +205,11 @@ def model_in(path: Path) -> Path:
     Raises:
         ValueError: there is none, or there are several.
     """
-    found = [path] if _is_model(path) else sorted(filter(_is_model, path.glob("*")))
-    if len(found) != 1:
-        names = ", ".join(one.name for one in found) or "none"
+    models = [path] if _is_model(path) else sorted(filter(_is_model, path.glob("*")))
+    if len(models) != 1:
+        names = ", ".join(model.name for model in models) or "none"
         raise ValueError(f"{path} must be or hold one bundle, a folder or its archive {ARCHIVE}; found {names}")
-    return found[0]
+    return models[0]
 
 
 def _is_model(path: Path) -> bool:

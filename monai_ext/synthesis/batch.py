@@ -98,8 +98,8 @@ def _write(synthesiser: Synthesiser, subject: Subject, targets: Sequence[str] | 
     """A line on each result, which is told from one that was there."""
     before = {path: path.stat().st_mtime_ns for path in (out / subject.name).glob("*.nii.gz")}
     results = synthesiser.write(subject.images, targets, out, subject=subject.name)
-    kept = {path for path in results.values() if before.get(path) == path.stat().st_mtime_ns}
-    lines = [summary(path) + (" (was there, kept)" if path in kept else "") for path in results.values()]
+    unchanged = {path for path in results.values() if before.get(path) == path.stat().st_mtime_ns}
+    lines = [summary(path) + (" (was there, kept)" if path in unchanged else "") for path in results.values()]
     return lines or [f"{subject.name}: has every contrast that can be made"]
 
 

@@ -81,10 +81,10 @@ class BundleSynthesiser:
     @property
     def targets(self) -> tuple[str, ...]:
         """The contrasts that a person may choose from."""
-        given = self.get("target")
-        if given is None:
+        target = self.get("target")
+        if target is None:
             return self.contrasts
-        return tuple(canonical(name) for name in ([given] if isinstance(given, str) else given))
+        return tuple(canonical(name) for name in ([target] if isinstance(target, str) else target))
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ class BundleSynthesiser:
             findings = looked_at(by_name, subject=subject or "subject", trust_names=trust_names)
         if findings and findings.registration and "register" not in options and self.get("register") is None:
             options["register"] = "rigid"
-        given = {
+        request = {
             "images": {contrast: str(path) for contrast, path in files.items()},
             "subject": subject,
             "output_dir": str(output_dir),
@@ -151,7 +151,7 @@ class BundleSynthesiser:
             **options,
         }
         with self._turn:
-            parser = opened(self.config, {**self.ids, **given, "network": self.network})
+            parser = opened(self.config, {**self.ids, **request, "network": self.network})
             with unwrapped():
                 dataset = parser.get_parsed_content("dataset")
                 parser.get_parsed_content("evaluator").run()

@@ -122,8 +122,8 @@ def _say_synthetic(image: Dataset, record: Mapping[str, Any], sources: Sequence[
         f"SYNTHETIC {target}, computed by {maker}, weights sha256 {record['weights_sha256']}, "
         f"from {', '.join(sources)}. {WARNING}"
     )
-    seen = [finding["message"] for finding in record.get("checks", {}).get("findings", ())]
-    image.ImageComments = " ".join([WARNING, *(f"Of its sources: {message}." for message in seen)])[:LONGEST_TEXT]
+    messages = [finding["message"] for finding in record.get("checks", {}).get("findings", ())]
+    image.ImageComments = " ".join([WARNING, *(f"Of its sources: {message}." for message in messages)])[:LONGEST_TEXT]
     image.BurnedInAnnotation, image.LossyImageCompression = "NO", "00"
     image.Manufacturer, image.ManufacturerModelName = "monai_ext", record["bundle"]
     image.SoftwareVersions = [__version__, str(record["version"])]

@@ -83,7 +83,7 @@ def _of_word(word: str) -> tuple[str, Path, str]:
         raise ValueError(f"{word} is no CONTRAST=FILE such as T1=a.nii.gz; contrasts are {', '.join(MODALITIES)}")
     path = absolute(Path(after if contrast else word))
     if not path.exists():
-        near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*")], n=1)
+        near = difflib.get_close_matches(path.name, [neighbour.name for neighbour in path.parent.glob("*")], n=1)
         raise ValueError(f"{path} is not there{f'; did you mean {near[0]}?' if near else ''}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give it alone, or files, as {AS_FILES}")
@@ -91,29 +91,29 @@ def _of_word(word: str) -> tuple[str, Path, str]:
         raise ValueError(f"{path} is DICOM: give the study's folder, alone")
     if not stem(path):
         raise ValueError(f"{path} is no image: NIfTI is read (.nii.gz, .nii), MetaImage and NRRD, and DICOM's folders")
-    found = _found(path)
+    named = _named(path)
     if contrast:
-        return contrast, path, found.subject
-    if found.kind == LABEL:
+        return contrast, path, named.subject
+    if named.kind == LABEL:
         raise ValueError(f"{path} is a label map by its name, and none is needed: leave it out")
-    if not found.kind:
+    if not named.kind:
         raise ValueError(f"{path}: its name does not tell its contrast: say it, as T1={path}")
-    return found.kind, path, found.subject
+    return named.kind, path, named.subject
 
 
-def _found(path: Path) -> Found:
+def _named(path: Path) -> Found:
     """What the names tell of a file; whose it is only where a dataset's names do, as a folder's may be any."""
     layout = detect([path])
     name = PurePath(*path.parts[-2:])
-    found = LAYOUTS[layout](name) if layout != "folder" else None
-    if found is not None and found.kind:
-        return found
+    named = LAYOUTS[layout](name) if layout != "folder" else None
+    if named is not None and named.kind:
+        return named
     plain = LAYOUTS["folder"](name)
     return Found("", plain.kind if plain else "")
 
 
 def _another(contrast: str) -> str:
-    return next(one for one in MODALITIES if one != contrast)
+    return next(other for other in MODALITIES if other != contrast)
 
 
 def _of_folder(folder: Path) -> Cases | Study:

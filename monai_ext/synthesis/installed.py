@@ -59,7 +59,7 @@ class Method:
         Returns:
             They, in the order that its network knows.
         """
-        return tuple(one for one in self.task.inputs if one in available and one != target)
+        return tuple(contrast for contrast in self.task.inputs if contrast in available and contrast != target)
 
     def __str__(self) -> str:
         if self.task.every_source:
@@ -123,17 +123,17 @@ def methods_to_choose_from(
     """
     methods = _of_file(absolute(Path(weights)), method) if weights is not None else installed_methods()
     if method is not None and weights is None:
-        named = [one for one in methods if method in (one.name, one.bundle.name)]
+        named = [candidate for candidate in methods if method in (candidate.name, candidate.bundle.name)]
         if not named:
             _refuse_name(method, methods)
         methods = named
     if not methods:
         raise ValueError(NONE_INSTALLED)
     if site is not None:
-        able = [one for one in methods if site in one.sites]
+        able = [candidate for candidate in methods if site in candidate.sites]
         if not able:
-            sites = sorted({name for one in methods for name in one.sites})
-            names = ", ".join(sites) or f"none: leave --site out ({', '.join(one.name for one in methods)})"
+            sites = sorted({name for candidate in methods for name in candidate.sites})
+            names = ", ".join(sites) or f"none: leave --site out ({', '.join(candidate.name for candidate in methods)})"
             raise ValueError(f"no weights know the site {site!r}; the sites that are known: {names}")
         methods = able
     return methods
@@ -158,9 +158,9 @@ def _refuse_name(method: str, methods: Sequence[Method]) -> None:
             f"no weights are installed for {method}: train it (monai-ext train {method} --dataset_dir PREPARED), or "
             "name weights that you have with --weights FILE"
         )
-    known = [one.name for one in methods] or bundle_names()
-    near = difflib.get_close_matches(method, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    names = [candidate.name for candidate in methods] or bundle_names()
+    near = difflib.get_close_matches(method, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
     raise ValueError(f"there is no method {method!r}; {hint}")
 
 
@@ -178,11 +178,15 @@ def choose_method(methods: Sequence[Method], target: str, available: Collection[
     Raises:
         ValueError: none makes the target of what is there; the message says what each would need.
     """
-    able = [one for one in methods if one.makes(target, available)]
+    able = [candidate for candidate in methods if candidate.makes(target, available)]
     if not able:
         has = " and ".join(available) or "nothing"
         asked = "; ".join(map(str, methods))
-        others = [one.name for one in installed_methods() if one not in methods and one.makes(target, available)]
+        others = [
+            candidate.name
+            for candidate in installed_methods()
+            if candidate not in methods and candidate.makes(target, available)
+        ]
         can = f"; {' and '.join(others)} can" if others else ""
         raise ValueError(f"{target} cannot be made of {has}: {asked}{can}")
     acquired = set(available) - {target}

@@ -30,7 +30,7 @@ def looked_at(images: Mapping[str, Path | Volume], *, subject: str, trust_names:
     findings = look(images)
     refused = findings.refusals(trust_names=trust_names)
     if refused:
-        raise ValueError("; ".join(one.message for one in refused))
-    for one in findings.warnings(trust_names=trust_names):
-        logger.warning("%s: %s", subject, one.message)
+        raise ValueError("; ".join(finding.message for finding in refused))
+    for finding in findings.warnings(trust_names=trust_names):
+        logger.warning("%s: %s", subject, finding.message)
     return findings

@@ -72,11 +72,11 @@ def as_words(options: Mapping[str, Any]) -> list[str]:
     return [word for key, value in options.items() for word in (f"--{key}", str(value))]
 
 
-def named_images(given: Any) -> dict[str, str]:
+def named_images(value: Any) -> dict[str, str]:
     """Read which file of the study is which contrast, given as a dictionary or as its JSON.
 
     Args:
-        given: as it came.
+        value: as it came.
 
     Returns:
         contrast -> file name.
@@ -84,14 +84,14 @@ def named_images(given: Any) -> dict[str, str]:
     Raises:
         ValueError: it is neither, or names no contrast, one twice, or no file.
     """
-    images = given
-    if isinstance(given, str):
+    images = value
+    if isinstance(value, str):
         try:
-            images = json.loads(given)
+            images = json.loads(value)
         except (ValueError, RecursionError):
             images = None
     if not isinstance(images, dict) or not images:
-        raise ValueError(f"images must be contrasts with their files, such as {{'T1': 'a.nii.gz'}}, got {short(given)}")
+        raise ValueError(f"images must be contrasts with their files, such as {{'T1': 'a.nii.gz'}}, got {short(value)}")
     named: dict[str, str] = {}
     for given_as, file in images.items():
         contrast = _contrast("images", given_as)
@@ -101,11 +101,11 @@ def named_images(given: Any) -> dict[str, str]:
     return named
 
 
-def named_channels(given: Any) -> list[str]:
+def named_channels(value: Any) -> list[str]:
     """Read the contrasts of an image's channels, given as a list or as words with commas.
 
     Args:
-        given: as it came, such as "T1,T2".
+        value: as it came, such as "T1,T2".
 
     Returns:
         Their names in `MODALITIES`, in the order given.
@@ -113,15 +113,15 @@ def named_channels(given: Any) -> list[str]:
     Raises:
         ValueError: one is not known.
     """
-    return _contrasts("contrasts", given)
+    return _contrasts("contrasts", value)
 
 
-def yes_or_no(name: str, given: Any) -> bool:
+def yes_or_no(name: str, value: Any) -> bool:
     """Read what is true or false.
 
     Args:
         name: of the option, for the message.
-        given: as it came.
+        value: as it came.
 
     Returns:
         What was given.
@@ -129,9 +129,9 @@ def yes_or_no(name: str, given: Any) -> bool:
     Raises:
         ValueError: it is neither.
     """
-    if not isinstance(given, bool):
-        raise ValueError(f"{name} must be true or false, got {short(given)}")
-    return given
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {short(value)}")
+    return value
 
 
 def short(value: Any) -> str:
@@ -147,11 +147,11 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _checked(options: Mapping[str, Any], known: Mapping[str, Check]) -> dict[str, Any]:
+def _checked(options: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
     for name in options:
-        if name not in known:
-            raise ValueError(f"{short(name)} cannot be chosen in a request; what can is {', '.join(known)}")
-    return {name: known[name](name, value) for name, value in options.items()}
+        if name not in checks:
+            raise ValueError(f"{short(name)} cannot be chosen in a request; what can is {', '.join(checks)}")
+    return {name: checks[name](name, value) for name, value in options.items()}
 
 
 def _one_of(*allowed: Any) -> Check:
@@ -189,7 +189,7 @@ def _contrasts(name: str, value: Any) -> list[str]:
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names:
         raise ValueError(f"{name} must be contrasts such as T1,T2, got {short(value)}")
-    return [_contrast(name, one) for one in names]
+    return [_contrast(name, item) for item in names]
 
 
 def _contrast_or_more(name: str, value: Any) -> str | list[str]:

@@ -61,8 +61,8 @@ def synthesise_study(
         wanted = {name: what for name, what in series.items() if canonical(name) in method.task.inputs}
         sources, number = sources_in(study, inference, target=target, series=wanted, register=register)
         with synthesised(inference, sources, trust_names=synthesiser.trust_names, **options) as results:
-            one = {target: results[target]}
-            written += write_all(one, sources, out, number=number + count)
+            result = {target: results[target]}
+            written += write_all(result, sources, out, number=number + count)
             written.append(_kept(results[target], out))
     return written
 
@@ -91,17 +91,17 @@ def named_series(pairs: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def shown_in(found: Sequence[Series], series: Mapping[str, str]) -> tuple[str, ...]:
+def shown_in(scans: Sequence[Series], series: Mapping[str, str]) -> tuple[str, ...]:
     """Which contrasts a study shows.
 
     Args:
-        found: its series.
+        scans: its series.
         series: contrast -> number, description or UID, where a person says so.
 
     Returns:
         Those that were named, then those that headers tell, each once.
     """
-    by_header = (contrast_of(one.headers[0]) for one in found)
+    by_header = (contrast_of(scan.headers[0]) for scan in scans)
     return tuple(dict.fromkeys([*map(canonical, series), *filter(None, by_header)]))
 
 
@@ -128,14 +128,14 @@ def sources_in(
     Raises:
         ValueError: a contrast is not there or cannot be told, or a series makes no volume.
     """
-    found = read_study(study)
+    scans = read_study(study)
     wanted = synthesiser.contrasts
     if synthesiser.takes_any:
-        shown = shown_in(found, series or {})
+        shown = shown_in(scans, series or {})
         wanted = tuple(name for name in wanted if name in shown and (target is None or name != canonical(target)))
-    sources = {name: sorted_slices(one) for name, one in choose(found, wanted, series or {}).items()}
+    sources = {name: sorted_slices(scan) for name, scan in choose(scans, wanted, series or {}).items()}
     _same_frame(sources, register)
-    return sources, max((int(one.number) for one in found if one.number.isdigit()), default=0)
+    return sources, max((int(scan.number) for scan in scans if scan.number.isdigit()), default=0)
 
 
 @contextmanager
@@ -156,14 +156,14 @@ def synthesised(
     Raises:
         ValueError: the series are not what they are taken for, or cannot be used.
     """
-    volumes = {contrast: read_series(one) for contrast, one in sources.items()}
+    volumes = {contrast: read_series(scan) for contrast, scan in sources.items()}
     findings = looked_at(volumes, subject="study", trust_names=trust_names)
     with tempfile.TemporaryDirectory() as work:
         files = {contrast: Path(work) / f"{contrast}.nii.gz" for contrast in sources}
         for contrast, path in files.items():
             write_volume(path, volumes[contrast])
-        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        yield synthesiser(files, Path(work) / "synthetic", subject="study", findings=findings, **given)
+        chosen: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        yield synthesiser(files, Path(work) / "synthetic", subject="study", findings=findings, **chosen)
 
 
 def write_all(
@@ -228,7 +228,7 @@ def _kept(image: Path, out: Path) -> Path:
 
 def _same_frame(sources: Mapping[str, Series], register: str | None) -> None:
     """Positions of two frames of reference cannot be compared: the patient may have moved in between."""
-    frames = {contrast: str(one.headers[0].get("FrameOfReferenceUID") or "") for contrast, one in sources.items()}
+    frames = {contrast: str(scan.headers[0].get("FrameOfReferenceUID") or "") for contrast, scan in sources.items()}
     lost = [contrast for contrast, frame in frames.items() if not frame]
     if lost and len(frames) > 1 and register != "rigid":
         raise ValueError(

@@ -60,8 +60,8 @@ class Synthesiser:
     ) -> None:
         self.trust_names = trust_names
         self.methods = methods_to_choose_from(method=method, weights=weights, site=site)
-        given = {"register": register, "brain_mask": brain_mask, "site": site, "device": _device(device)}
-        self._ids: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        settings = {"register": register, "brain_mask": brain_mask, "site": site, "device": _device(device)}
+        self._ids: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
         self._ids |= {"overwrite": overwrite, "quick_look": quick_look}
         self._built: dict[Path, BundleSynthesiser] = {}
 
@@ -88,9 +88,9 @@ class Synthesiser:
                     files[canonical(contrast)] = Path(work) / f"{canonical(contrast)}.nii.gz"
                     nib.save(image, files[canonical(contrast)])
             written = self.write(files, [target], Path(work) / "out", subject="patient")[canonical(target)]
-            made: Any = nib.load(written)
-            array = np.asarray(made.dataobj, dtype=np.float32)
-            return type(made)(array, made.affine, made.header.copy(), extra=read_json(sidecar(written)))
+            result: Any = nib.load(written)
+            array = np.asarray(result.dataobj, dtype=np.float32)
+            return type(result)(array, result.affine, result.header.copy(), extra=read_json(sidecar(written)))
 
     def plan(self, available: Sequence[str], targets: Sequence[str] | None) -> dict[str, Method]:
         """Choose for each target the method that makes it of the contrasts that are there.
@@ -107,13 +107,15 @@ class Synthesiser:
         """
         if targets is None:
             every = dict.fromkeys(target for method in self.methods for target in method.task.outputs)
-            missing = [one for one in every if one not in available]
-            can = [one for one in missing if any(method.makes(one, available) for method in self.methods)]
+            missing = [contrast for contrast in every if contrast not in available]
+            can = [
+                contrast for contrast in missing if any(method.makes(contrast, available) for method in self.methods)
+            ]
             if missing and not can:
                 choose_method(self.methods, missing[0], available)  # says why not
             return {target: choose_method(self.methods, target, available) for target in can}
         names = [canonical(target) for target in targets]
-        acquired = [one for one in names if one in available]
+        acquired = [contrast for contrast in names if contrast in available]
         if acquired:
             raise ValueError(
                 f"{acquired[0]} is there already: name with --target what is missing, or leave its file out"
@@ -138,7 +140,9 @@ class Synthesiser:
             ValueError: as `plan`, or the scans cannot be used.
         """
         plan = self.plan(tuple(images), targets)
-        used = {name: path for name, path in images.items() if any(name in one.task.inputs for one in plan.values())}
+        used = {
+            name: path for name, path in images.items() if any(name in chosen.task.inputs for chosen in plan.values())
+        }
         findings = looked_at(used, subject=subject, trust_names=self.trust_names) if plan else None
         results: dict[str, Path] = {}
         for method in dict.fromkeys(plan.values()):

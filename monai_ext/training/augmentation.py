@@ -24,10 +24,10 @@ class HarmSources(Randomizable, Transform):
 
     def __init__(self, perturbations: Sequence[Mapping[str, Any]], *, sources: Sequence[str]) -> None:
         self.sources = [canonical(name) for name in sources]
-        self.perturbations = [Perturbation(**one) for one in perturbations]
-        for one in self.perturbations:
-            if one.contrast not in self.sources:
-                named = f"{one.kind} of {one.contrast or 'nothing'}"
+        self.perturbations = [Perturbation(**perturbation) for perturbation in perturbations]
+        for perturbation in self.perturbations:
+            if perturbation.contrast not in self.sources:
+                named = f"{perturbation.kind} of {perturbation.contrast or 'nothing'}"
                 raise ValueError(f"augment harms sources, {', '.join(self.sources)}, got {named}")
 
     def randomize(self, data: Any = None) -> None:  # noqa: ARG002 - Randomizable's
@@ -36,7 +36,9 @@ class HarmSources(Randomizable, Transform):
         Args:
             data: MONAI's; not looked at.
         """
-        self.levels = [one.levels[self.R.randint(len(one.levels))] for one in self.perturbations]
+        self.levels = [
+            perturbation.levels[self.R.randint(len(perturbation.levels))] for perturbation in self.perturbations
+        ]
         self.seed = int(self.R.randint(2**31))
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +47,7 @@ class HarmSources(Randomizable, Transform):
         sources: Tensor = torch.as_tensor(data["sources"]).as_subclass(torch.Tensor)
         volume = sources.unflatten(0, (len(self.sources), -1)).movedim(1, -1)  # (M, H, W, slices of a contrast)
         shape = (volume.shape[1], volume.shape[2], volume.shape[3])
-        for one, level in zip(self.perturbations, self.levels, strict=True):
-            draw = randomize(one, shape, seed=self.seed, subject="")
-            volume = perturb(one, volume, draw, level=level, sources=self.sources)
+        for perturbation, level in zip(self.perturbations, self.levels, strict=True):
+            draw = randomize(perturbation, shape, seed=self.seed, subject="")
+            volume = perturb(perturbation, volume, draw, level=level, sources=self.sources)
         return {**data, "sources": volume.movedim(-1, 1).flatten(0, 1)}

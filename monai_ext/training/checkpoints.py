@@ -120,10 +120,8 @@ class Checkpoints:
     def _put_back(self, trainer: Any, path: Path, content: Mapping[str, Any]) -> None:
         parts = trainer.parts()
         if set(parts) != set(content["parts"]):
-            found, wanted = ", ".join(content["parts"]), ", ".join(parts)
-            raise ValueError(
-                f"{path} holds {found}; this training has {wanted}: resume with the settings it began with"
-            )
+            has, wanted = ", ".join(content["parts"]), ", ".join(parts)
+            raise ValueError(f"{path} holds {has}; this training has {wanted}: resume with the settings it began with")
         for name, part in parts.items():
             try:
                 part.load_state_dict(content["parts"][name])
@@ -168,8 +166,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     """
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    kind, keys, *others = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *others))
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

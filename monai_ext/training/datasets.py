@@ -69,7 +69,7 @@ class ValidationTasks(Dataset[dict[str, Any]]):
         self.tasks: list[tuple[tuple[bool, ...], int]] = []
         for kind in slices.kinds:
             condition = draw_condition(kind.available, epoch=0, curriculum=0, rng=rng)
-            left = [n for n, there in enumerate(kind.available) if there and not condition[n]]
+            left = [n for n, present in enumerate(kind.available) if present and not condition[n]]
             self.tasks.append((condition, int(rng.choice(left))))
 
     def __len__(self) -> int:

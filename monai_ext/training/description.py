@@ -89,7 +89,9 @@ def prepared_as(datalist: Path | str) -> dict[str, Any] | None:
     Returns:
         The preset's fields, `trained_spacing` the median voxel size of their grids; None if they were not prepared.
     """
-    sidecars = [next(iter(one.images.values())).with_name("prepared.json") for one in read_datalist(datalist).subjects]
+    sidecars = [
+        next(iter(subject.images.values())).with_name("prepared.json") for subject in read_datalist(datalist).subjects
+    ]
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sidecars if path.is_file()]
     if not records:
         return None

@@ -213,11 +213,11 @@ class PairedAdversarialTrainer(Trainer):
     def _refuse(self, terms: Mapping[str, Tensor]) -> None:
         broken = ", ".join(f"{name} is {value.item()}" for name, value in terms.items() if not torch.isfinite(value))
         subjects = ", ".join(sorted(set(self.state.batch.get("subject", ["unknown"]))))
-        kept = list(self.checkpoints)[-1:] if self.checkpoints is not None else []
+        last = list(self.checkpoints)[-1:] if self.checkpoints is not None else []
         raise LossNotFinite(
             f"the loss is not finite at iteration {self.state.iteration} of epoch {self.state.epoch}: {broken}; "
             f"subjects: {subjects}; lower the learning rate, or look at these images; "
-            + (f"the last good checkpoint is {kept[0]}" if kept else "no epoch was finished, so there is no checkpoint")
+            + (f"the last good checkpoint is {last[0]}" if last else "no epoch was finished, so there is no checkpoint")
         )
 
     def _cast(self, module: nn.Module) -> Callable[..., Any]:

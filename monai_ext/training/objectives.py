@@ -159,9 +159,9 @@ class Disentangling(Pix2Pix):
     """
 
     def __init__(self, *, form: str = "stable", norm: str = "mean", edge_weight: float = 0.0) -> None:
-        for name, value, known in (("form", form, FORMS), ("norm", norm, NORMS)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        for name, value, allowed in (("form", form, FORMS), ("norm", norm, NORMS)):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         _check_weights(edge_weight=edge_weight)
         super().__init__(pixel_weight=FORMS[form])
         self.norm, self.edge_weight = norm, edge_weight
@@ -176,10 +176,10 @@ class Disentangling(Pix2Pix):
         Returns:
             "pred" and perhaps "pseudo_target", (B, K, H, W) each.
         """
-        both = getattr(network, "forward_with_pseudo_target", None)
-        if both is None:
+        forward = getattr(network, "forward_with_pseudo_target", None)
+        if forward is None:
             return super().predict(network, batch)
-        prediction, pseudo_target = both(batch["sources"])
+        prediction, pseudo_target = forward(batch["sources"])
         return {"pred": prediction, "pseudo_target": pseudo_target}
 
     def generator_terms(
@@ -203,8 +203,8 @@ class Disentangling(Pix2Pix):
             pixels = batch["target"][0].numel()
             terms |= {name: pixels * terms[name] for name in ("pixel", "pseudo_target") if name in terms}
         if self.edge_weight:
-            made, real = predicted["pred"], batch["target"]
-            slopes = [l1_loss(made.diff(dim=axis), real.diff(dim=axis)) for axis in range(2, made.dim())]
+            synthetic, real = predicted["pred"], batch["target"]
+            slopes = [l1_loss(synthetic.diff(dim=axis), real.diff(dim=axis)) for axis in range(2, synthetic.dim())]
             terms["edge"] = self.edge_weight * torch.stack(slopes).sum()
         return terms
 
@@ -300,11 +300,11 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def weighted_l1(made: Tensor, batch: Batch) -> Tensor:
+def weighted_l1(synthetic: Tensor, batch: Batch) -> Tensor:
     """Compute the mean error against the batch's target, each pixel counted by its "weight" where there is one.
 
     Args:
-        made: (B, K, *size).
+        synthetic: (B, K, *size).
         batch: with "target" of that shape, and perhaps "weight" (B, 1, *size).
 
     Returns:
@@ -315,7 +315,7 @@ def weighted_l1(made: Tensor, batch: Batch) -> Tensor:
         >>> float(weighted_l1(torch.zeros(1, 1, 2), batch))
         0.75
     """
-    wrong = (made - batch["target"]).abs()
+    wrong = (synthetic - batch["target"]).abs()
     if "weight" not in batch:
         return wrong.mean()
     weight = batch["weight"].expand_as(wrong)

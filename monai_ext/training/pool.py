@@ -31,7 +31,7 @@ BACKGROUND, HEAD = 0.05, 0.3  # what a pixel there counts in a loss, where one o
 _State = list[tuple[str, int]]  # a folder's files, and which ones they are
 
 
-class _Found(NamedTuple):
+class _Cut(NamedTuple):
     sources: NDArray[np.float32]  # (M, I, J)
     target: NDArray[np.float32]  # (K, I, J)
     masks: dict[str, NDArray[np.bool_]]  # (I, J)
@@ -97,18 +97,18 @@ class PoolSlices(Dataset[dict[str, Any]]):
         draw = key if isinstance(key, Draw) else Draw(key, 0)
         subject = self.subjects[draw.sample // self.per_subject]
         rng = np.random.default_rng(draw.seed)
-        found = self._read(subject, place=draw.sample % self.per_subject, rng=rng)
-        sources, target, weight = found.sources, found.target, self._weight(found)
+        cut = self._read(subject, place=draw.sample % self.per_subject, rng=rng)
+        sources, target, weight = cut.sources, cut.target, self._weight(cut)
         if self.varied:
             if rng.random() < 0.5:
-                sources, target, weight = (one[:, ::-1] for one in (sources, target, weight))
+                sources, target, weight = (image[:, ::-1] for image in (sources, target, weight))
             sources = _bent(sources, rng)
         item: dict[str, Any] = {
             "sources": torch.from_numpy(np.ascontiguousarray(sources)),
             "target": torch.from_numpy(np.ascontiguousarray(target)),
             "weight": torch.from_numpy(np.ascontiguousarray(weight)),
             "subject": subject.name,
-            "slice": found.number,
+            "slice": cut.number,
             "dataset": self.dataset if draw.named else "",
             "available": torch.ones(len(self.contrasts), dtype=torch.bool),
         }
@@ -119,37 +119,37 @@ class PoolSlices(Dataset[dict[str, Any]]):
             item["sources"] = item["sources"] * item["condition"][:, None, None]
         return item
 
-    def _weight(self, found: _Found) -> NDArray[np.float32]:
+    def _weight(self, cut: _Cut) -> NDArray[np.float32]:
         """(1, H, W)"""
-        weight = np.where(found.target.max(0) > 0, np.float32(HEAD), np.float32(BACKGROUND))
-        weight[found.masks["brain"]] = 1
-        if "lesion" in found.masks:
-            weight[found.masks["lesion"]] = self.lesion_weight
+        weight = np.where(cut.target.max(0) > 0, np.float32(HEAD), np.float32(BACKGROUND))
+        weight[cut.masks["brain"]] = 1
+        if "lesion" in cut.masks:
+            weight[cut.masks["lesion"]] = self.lesion_weight
         return weight[None]
 
-    def _read(self, subject: Subject, *, place: int, rng: np.random.Generator) -> _Found:
+    def _read(self, subject: Subject, *, place: int, rng: np.random.Generator) -> _Cut:
         """One slice of every file, all of one phantom: a folder that was renewed meanwhile is read again."""
         folder = subject.masks["brain"].parent
         fault: OSError | ValueError | None = None
         for _ in range(TRIES):
             try:
                 before = _state(folder)
-                found = self._read_once(subject, state=before, place=place, rng=rng)
+                cut = self._read_once(subject, state=before, place=place, rng=rng)
                 if _state(folder) == before:
-                    return found
+                    return cut
             except (OSError, ValueError) as error:
                 fault = error
             time.sleep(WAIT)
         reason = f"cannot be read: {fault or 'it is renewed faster than it can be read'}"
         raise SubjectError(subject.name, folder, reason)
 
-    def _read_once(self, subject: Subject, *, state: _State, place: int, rng: np.random.Generator) -> _Found:
+    def _read_once(self, subject: Subject, *, state: _State, place: int, rng: np.random.Generator) -> _Cut:
         number = self._choose(subject, state=state, place=place, rng=rng)
 
         def image(path: Path) -> NDArray[np.float32]:
             return read_slices(path, number, number + 1)[0]
 
-        return _Found(
+        return _Cut(
             np.stack([image(subject.images[contrast]) for contrast in self.sources]),
             np.stack([image(_target_of(subject, contrast)) for contrast in self.target]),
             {name: image(path) > 0 for name, path in subject.masks.items()},

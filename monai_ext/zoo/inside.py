@@ -36,9 +36,9 @@ def properties() -> Iterator[str]:
     The zoo checks for the applications that the metadata name, and so for none if they name none.
     """
     parser = ConfigParser(ConfigParser.load_config_file("configs/train.json"))
-    for one in ({str(key): value for key, value in entry.items()} for entry in TrainProperties.values()):
-        identity = str(one["id"])
-        if one["required"] and identity not in parser:
+    for needed in ({str(key): value for key, value in entry.items()} for entry in TrainProperties.values()):
+        identity = str(needed["id"])
+        if needed["required"] and identity not in parser:
             yield f"configs/train.json lacks {identity.replace('::', '#')!r}, which MONAI asks for"
     if not ConfigParser.load_config_file(METADATA).get("supported_apps"):
         yield f"{METADATA} names no application in supported_apps, so that the zoo would check no property"
@@ -77,10 +77,10 @@ def script() -> Iterator[str]:
 
 
 def _network() -> torch.nn.Module:
-    found = opened(ConfigParser.load_config_file(INFERENCE)).get_parsed_content("network_def")
-    if not isinstance(found, torch.nn.Module):
-        raise ValueError(f"{INFERENCE}: network_def is a {type(found).__name__}, expected a network")
-    return found
+    component = opened(ConfigParser.load_config_file(INFERENCE)).get_parsed_content("network_def")
+    if not isinstance(component, torch.nn.Module):
+        raise ValueError(f"{INFERENCE}: network_def is a {type(component).__name__}, expected a network")
+    return component
 
 
 RULES: dict[str, Callable[[], Iterator[str]]] = {

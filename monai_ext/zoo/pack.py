@@ -135,6 +135,8 @@ def _agreement(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor
     """PSNR in dB between what the network makes of (B, M, H, W) and what it makes with other weights, in [0, 1]."""
     other = copy.deepcopy(network)
     other.load_state_dict(dict(weights))
-    full, rounded = (torch.cat([one.eval()(part).clamp(0, 1) for part in images.split(4)]) for one in (network, other))
+    full, rounded = (
+        torch.cat([model.eval()(part).clamp(0, 1) for part in images.split(4)]) for model in (network, other)
+    )
     error = float((full - rounded).square().mean())
     return min(120.0, -10 * math.log10(max(error, 1e-12))) if math.isfinite(error) else 0.0

@@ -54,7 +54,9 @@ def version(bundle: Path) -> Iterator[str]:
         return
     if own not in changelog:
         yield f"configs/metadata.json: changelog has no line for version {own}, only for {', '.join(changelog)}"
-    later = [one for one in changelog if PLAIN_VERSION.fullmatch(one) and _numbers(one) > _numbers(own)]
+    later = [
+        released for released in changelog if PLAIN_VERSION.fullmatch(released) and _numbers(released) > _numbers(own)
+    ]
     if later:
         yield f"configs/metadata.json: version is {own}, but changelog goes on to {', '.join(later)}"
 
@@ -113,9 +115,9 @@ def paths(bundle: Path) -> Iterator[str]:
         if path.suffix not in TEXTS:
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-            found = PERSONAL.search(line)
-            if found:
-                yield f"{path.relative_to(bundle).as_posix()}:{number} holds a personal path: {found[0]}"
+            match = PERSONAL.search(line)
+            if match:
+                yield f"{path.relative_to(bundle).as_posix()}:{number} holds a personal path: {match[0]}"
 
 
 RULES: dict[str, Callable[[Path], Iterator[str]]] = {

@@ -48,5 +48,5 @@ def _inside(bundle: Path) -> dict[str, list[str]]:
     try:
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
     except (ValueError, IndexError):
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return {"it starts": [f"Python ended with status {done.returncode}: {said}"]}
+        message = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return {"it starts": [f"Python ended with status {done.returncode}: {message}"]}

@@ -207,14 +207,14 @@ def _along(maps: Tensor, matrix: Tensor, axis: int) -> Tensor:
     """A matrix (out, in) applied along one of the last three axes."""
     if matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix), device=matrix.device)):
         return maps
-    turned = maps.movedim(axis - 3, -2).reshape(-1, maps.shape[axis - 3], _rest(maps, axis))
+    turned = maps.movedim(axis - 3, -2).reshape(-1, maps.shape[axis - 3], _size_of_last(maps, axis))
     out = torch.matmul(matrix, turned)
     shape = list(maps.movedim(axis - 3, -2).shape)
     shape[-2] = matrix.shape[0]
     return out.reshape(shape).movedim(-2, axis - 3)
 
 
-def _rest(maps: Tensor, axis: int) -> int:
+def _size_of_last(maps: Tensor, axis: int) -> int:
     return maps.movedim(axis - 3, -2).shape[-1]
 
 

@@ -123,13 +123,13 @@ class Anatomy:
             hull + FAR, from 0 to 2 FAR.
         """
         count = len(CLASSES) if head else len(BRAIN)
-        kept = torch.cat([self.stored[:count], self.stored[-1:]]).to(device)
-        maps = kept.float().div_(255)
+        selected = torch.cat([self.stored[:count], self.stored[-1:]]).to(device)
+        maps = selected.float().div_(255)
         maps[-1].mul_(2 * FAR)
         return maps
 
 
-_known: dict[tuple[Path, float], Anatomy] = {}
+_remembered: dict[tuple[Path, float], Anatomy] = {}
 
 
 def step_for(spacing: Sequence[float]) -> float:
@@ -151,7 +151,7 @@ def remember(path: Path, step: float, anatomy: Anatomy) -> None:
         path, step: what `read_anatomy` will be asked for.
         anatomy: what it is to give.
     """
-    _known[path, step] = anatomy
+    _remembered[path, step] = anatomy
 
 
 def read_anatomy(path: Path, step: float = STEP) -> Anatomy:
@@ -167,10 +167,10 @@ def read_anatomy(path: Path, step: float = STEP) -> Anatomy:
     Raises:
         ValueError: the file is no map of a head, with what is wrong with it.
     """
-    if (path, step) not in _known:
+    if (path, step) not in _remembered:
         whole = _read(path)
-        _known[path, step] = halved(whole) if step == 2 * STEP else whole
-    return _known[path, step]
+        _remembered[path, step] = halved(whole) if step == 2 * STEP else whole
+    return _remembered[path, step]
 
 
 def _read(path: Path) -> Anatomy:

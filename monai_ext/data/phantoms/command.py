@@ -219,8 +219,8 @@ def _named(job: Job, phantom: Phantom) -> Subject:
         subject = f"{job.site}-{number:03d}"
         images = {name: job.out / subject / f"{name}.nii.gz" for name in phantom.images}
         label = job.out / subject / "label.nii.gz"
-    kept = label if phantom.label is not None else None
-    return Subject(subject=subject, dataset=job.site, images=images, session=session, label=kept)
+    label_file = label if phantom.label is not None else None
+    return Subject(subject=subject, dataset=job.site, images=images, session=session, label=label_file)
 
 
 def _oriented(volume: Volume, axes: str) -> Volume:

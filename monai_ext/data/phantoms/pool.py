@@ -80,17 +80,17 @@ class Made(NamedTuple):
     facts: Mapping[str, Any]
 
 
-def write_subject(folder: Path, made: Made) -> None:
+def write_subject(folder: Path, subject: Made) -> None:
     """Write a prepared subject's folder: an image and a target a contrast, the masks, and the sidecar last.
 
     Args:
         folder: must not be there yet.
-        made: of `Recipe.make`.
+        subject: of `Recipe.make`.
 
     Raises:
         FileExistsError: the folder is there.
     """
-    rendered, grid, facts = made
+    rendered, grid, facts = subject
     folder.mkdir(parents=True)
     affine = np.diag([*grid.spacing, 1.0])
     affine[:3, 3] = [grid.positions(axis)[0] for axis in range(3)]

@@ -157,8 +157,8 @@ def _targets(subject: Subject, scene: _Scene) -> dict[str, Tensor]:
     for name in subject.contrasts:
         if name == "ADC":
             still, weighted = (grid.average(ideal[source]) for source in ("b0", "DWI"))
-            made = apparent_diffusion(still.abs(), weighted.abs(), CANONICAL["ADC"].b)
-            target = made * (still > 0.05 * float(signal(pure["wm"], played["b0"]))) / ADC_TOP
+            diffusion = apparent_diffusion(still.abs(), weighted.abs(), CANONICAL["ADC"].b)
+            target = diffusion * (still > 0.05 * float(signal(pure["wm"], played["b0"]))) / ADC_TOP
         else:
             target = grid.average(ideal[name]).abs() * (WHITE[name] / abs(float(signal(pure["wm"], played[name]))))
         targets[name] = (target if subject.stripping is None else target * scene.mask).clamp(0, 1)
@@ -212,9 +212,9 @@ def _body(
     if ill:
         maps = sampled[count + 1 : count + 6].reshape(5, -1)
         where = torch.nonzero(maps[0] > 0.01)[:, 0]
-        found = maps[:, where]
-        weight = found[0]
-        disease = (found[1] / weight, found[2] / weight, found[3] / weight, found[4] / weight)
+        lesion_maps = maps[:, where]
+        weight = lesion_maps[0]
+        disease = (lesion_maps[1] / weight, lesion_maps[2] / weight, lesion_maps[3] / weight, lesion_maps[4] / weight)
     return (
         _Body(
             names=names,
@@ -237,9 +237,9 @@ def _box_mean(maps: Tensor, width: float) -> Tensor:
     for axis in (1, 2, 3):
         total = maps * shares[0]
         for offset, share in enumerate(shares[1 : maps.shape[axis]], 1):  # which a convolution takes far longer for
-            rest = maps.shape[axis] - offset
-            total.narrow(axis, offset, rest).add_(maps.narrow(axis, 0, rest), alpha=share)
-            total.narrow(axis, 0, rest).add_(maps.narrow(axis, offset, rest), alpha=share)
+            remaining = maps.shape[axis] - offset
+            total.narrow(axis, offset, remaining).add_(maps.narrow(axis, 0, remaining), alpha=share)
+            total.narrow(axis, 0, remaining).add_(maps.narrow(axis, offset, remaining), alpha=share)
         maps = total
     return maps
 
@@ -258,12 +258,12 @@ def _signals(
         levels, by_water, by_t2 = [], [], []
         for tissue in body.names:
             share = sequence.fat if tissue in ("fat", "marrow") else 1.0
-            here = (
+            level = (
                 _fluid_level(table[tissue], sequence, still=not (target and tissue in FLUID))
                 if tissue in FLUID
                 else signal(table[tissue], sequence)
             )
-            levels.append(share * float(here))
+            levels.append(share * float(level))
             by_water.append(share * _slope(table[tissue], wetter(table[tissue], 0.01), sequence, of=tissue))
             by_t2.append(share * _slope(table[tissue], slower(table[tissue], 0.01), sequence, of=tissue))
         rows.append(levels)

@@ -252,10 +252,10 @@ def _rotation(turns: NDArray[np.float64]) -> NDArray[np.float64]:
     matrix = np.eye(3)
     for axis, angle in enumerate(turns):
         a, b = (n for n in range(3) if n != axis)
-        one = np.eye(3)
-        one[a, a] = one[b, b] = np.cos(angle)
-        one[a, b], one[b, a] = -np.sin(angle), np.sin(angle)
-        matrix = one @ matrix
+        turn = np.eye(3)
+        turn[a, a] = turn[b, b] = np.cos(angle)
+        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
+        matrix = turn @ matrix
     return matrix
 
 

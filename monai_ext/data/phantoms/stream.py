@@ -90,21 +90,21 @@ def run(args: argparse.Namespace, *, contrasts: tuple[str, ...], spacing: tuple[
     )
     pool.mkdir(parents=True, exist_ok=True)
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    made = 0
+    count = 0
     try:
         with alone(pool), workers(recipe.anatomies, step=step_for(spacing), count=args.jobs) as each:
             filling = fill(pool, recipe, size=options.size, validation=options.validation, each=each)
             for _ in tqdm(filling, desc="pool", unit="subject"):
-                made += 1
+                count += 1
             if options.once:
                 return 0
             began = time.monotonic()
             for _ in tqdm(stream(pool, recipe, size=options.size, each=each), desc="renewed", unit="subject"):
-                made += 1
+                count += 1
                 time.sleep(max(0.0, options.every - (time.monotonic() - began)))
                 began = time.monotonic()
     except _Stop:
-        print(f"stopped; {made} subjects were made: {pool / 'datalist.json'}")
+        print(f"stopped; {count} subjects were made: {pool / 'datalist.json'}")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

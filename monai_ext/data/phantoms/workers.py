@@ -44,7 +44,7 @@ def workers(anatomies: Sequence[Path], *, step: float, count: int) -> Iterator[E
         anatomy.stored.share_memory_()
     pool = ProcessPoolExecutor(count, context, _begin, (shared,))
     try:
-        yield lambda call, things: _in_flight(pool, call, things, count)
+        yield lambda call, items: _in_flight(pool, call, items, count)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -57,13 +57,13 @@ def _begin(shared: Iterable[tuple[Path, float, Anatomy]] = ()) -> None:
 
 
 def _in_flight(
-    pool: ProcessPoolExecutor, call: Callable[[Any], Any], things: Iterable[Any], count: int
+    pool: ProcessPoolExecutor, call: Callable[[Any], Any], items: Iterable[Any], count: int
 ) -> Iterator[Any]:
     """What `call` gives for each, never more of them under way than there are processes."""
-    left = iter(things)
-    running: set[Future[Any]] = {pool.submit(call, thing) for thing in islice(left, count)}
+    left = iter(items)
+    running: set[Future[Any]] = {pool.submit(call, item) for item in islice(left, count)}
     while running:
         done, running = wait(running, return_when=FIRST_COMPLETED)
-        running |= {pool.submit(call, thing) for thing in islice(left, len(done))}
+        running |= {pool.submit(call, item) for item in islice(left, len(done))}
         for future in done:
             yield future.result()

@@ -78,13 +78,13 @@ async def _body(receive: Receive) -> bytes:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    given = False
+    replayed = False
 
     async def once() -> Message:
-        nonlocal given
-        if given:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        given = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return once
@@ -134,7 +134,7 @@ def _checked_options(path: str, body: bytes) -> bytes:
         return b"{}"  # there is nothing to choose
     try:
         if path.rstrip("/") == "/train":
-            chosen: dict[str, Any] = {name: _of_training(one) for name, one in options.items()}
+            chosen: dict[str, Any] = {name: _of_training(option) for name, option in options.items()}
         else:
             chosen = _of_training(options)
     except ValueError as error:
@@ -188,8 +188,8 @@ def _json(name: str, text: str | bytes) -> Any:
 def _check_depth(value: Any, depth: int = 0) -> None:
     if depth > DEEPEST:
         raise ValueError("too deep")
-    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_depth(one, depth + 1)
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(item, depth + 1)
 
 
 async def _nothing_more() -> Message:

@@ -98,11 +98,11 @@ class SynthesisApp(MONAILabelApp):
             raise HTTPException(404, f"there is no bundle {model!r}: there are {', '.join(self._infers)}")
         uploaded = Path(image).is_absolute()  # the endpoint's own copy: what a client says is no path, see Gatekeeper
         if not uploaded and not store.get_image_uri(image):
-            known = ", ".join(store.list_images()[:8]) or "none"
-            raise HTTPException(404, f"there is no image {image!r} among the studies: there are {known}")
-        given = {key: value for key, value in request.items() if key in (*INFERENCE, *OF_IMAGES)}
+            names = ", ".join(store.list_images()[:8]) or "none"
+            raise HTTPException(404, f"there is no image {image!r} among the studies: there are {names}")
+        options = {key: value for key, value in request.items() if key in (*INFERENCE, *OF_IMAGES)}
         own = {"model": model, "image": image, "uploaded": uploaded, "save_label": False}
-        result: dict[str, Any] = super().infer({**given, **own}, store)
+        result: dict[str, Any] = super().infer({**options, **own}, store)
         if isinstance(store, Studies):
             store.refresh()  # what was synthesised is there to be looked at
         return result
@@ -132,7 +132,7 @@ def guard(server: FastAPI) -> None:
     Args:
         server: MONAI Label's; it is changed.
     """
-    if not any(one.cls is Gatekeeper for one in server.user_middleware):
+    if not any(middleware.cls is Gatekeeper for middleware in server.user_middleware):
         server.user_middleware.append(Middleware(Gatekeeper))
         server.middleware_stack = server.build_middleware_stack()
 

@@ -16,13 +16,13 @@ class Studies(LocalDatastore):
     """MONAI Label's local store takes one folder of images; here an image is `<study>/<file>`, or `<file>` as there."""
 
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
-        found: dict[str, str] = super()._list_files(path, patterns)
+        files: dict[str, str] = super()._list_files(path, patterns)
         if Path(path).resolve() == Path(self._datastore.image_path()).resolve():
             for study in sorted(Path(path).iterdir()):
                 if study.is_dir() and study.name not in OURS and not study.name.startswith("."):
                     names = (f"{study.name}/{file}" for file in super()._list_files(str(study), patterns))
-                    found.update({name: name for name in names})
-        return found
+                    files.update({name: name for name in names})
+        return files
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Store an image that is new, in a folder of its study; one that is there is never written over.
@@ -95,8 +95,8 @@ class Studies(LocalDatastore):
             "image" and "label" a dictionary, relative to the studies' folder.
         """
         root = Path(self._datastore.base_path).resolve()
-        found = super().datalist(full_path)
-        return [{key: Path(path).relative_to(root).as_posix() for key, path in one.items()} for one in found]
+        items = super().datalist(full_path)
+        return [{key: Path(path).relative_to(root).as_posix() for key, path in item.items()} for item in items]
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:  # noqa: ARG002 - the interface has it
         """Refuse it: studies are not given away as one archive.
