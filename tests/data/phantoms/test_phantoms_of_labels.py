@@ -40,6 +40,7 @@ def test_the_same_seed_gives_the_same_voxels_and_another_does_not(anatomy: Anato
         assert not torch.allclose(one.images[name], other.images[name])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_voxels_that_the_cpu_gives(anatomy: Anatomy) -> None:
     subject = drawn(anatomy, seed=1)
