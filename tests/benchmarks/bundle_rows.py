@@ -1,6 +1,6 @@
 """Every bundle's network, its forward and its training step, against the same in plain PyTorch, compiled and exported.
 
-    python tests/benchmarks/bundle_rows.py --rows agi_net [--kind eager|graphed|compiled|exported] [--size 128] [--quick]
+    python tests/benchmarks/bundle_rows.py --rows agi_net [--kind compiled] [--size 128] [--quick]
 
 prints the rows that `make bench` and cuda_ops/gpu_session.py put into their tables. The network is that of the bundle's
 train.json, at its width, with random weights. "reference" is the network with its operators in plain PyTorch;

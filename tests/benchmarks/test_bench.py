@@ -1,4 +1,4 @@
-"""What `make bench` and the session on a GPU rely on: parts hold up no others, and what is compared computes the same."""
+"""What `make bench` and the session on a GPU rely on: no part holds up another, rivals compute the same."""
 
 import json
 import os
