@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import difflib
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -81,7 +82,23 @@ def installed(engine: str) -> bool:
     Returns:
         Whether its packages are found; they are not imported.
     """
-    return all(importlib.util.find_spec(package) is not None for package in PACKAGES.get(engine, ()))
+    specs = [importlib.util.find_spec(package) for package in PACKAGES.get(engine, ())]
+    return all(spec is not None and spec.origin is not None for spec in specs)  # without one, it is but a folder
+
+
+def version(engine: str) -> str:
+    """Say which version of an engine is here.
+
+    Args:
+        engine: "torch", "openvino" or "onnxruntime".
+
+    Returns:
+        The version, "unknown" where another package than the usual one brings it.
+    """
+    try:
+        return importlib.metadata.version(engine)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def checked_engine(name: object) -> str:

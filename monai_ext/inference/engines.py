@@ -5,9 +5,9 @@ a slice of this very volume against float32 torch, compares times, and remembers
 """
 
 import functools
-import importlib.metadata
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from monai_ext.inference.graphs import EXAMPLE, GRAPHS, IN_FLIGHT, EngineError, Graph, why_not
 from monai_ext.inference.remembered import Choice, fingerprint, graph_of, key, processor, recalled, remember
-from monai_ext.runtime import autocast, checked_engine, installed, wanted_dtype
+from monai_ext.runtime import autocast, checked_engine, installed, version, wanted_dtype
 
 logger = logging.getLogger(__name__)
 AGREEMENT = 50.0  # dB that a graph must reach against float32 torch
@@ -26,6 +26,7 @@ PROBE_SECONDS = 10.0  # that a probe may take
 FASTER = 0.9  # of torch's time: what is hardly faster is not worth another engine
 TINY = 1e10  # weights times pixels: no more than some seconds on any machine
 KEPT = 4  # graphs that stay loaded
+VARIABLE = "MONAI_EXT_ENGINE"  # of the environment: what "auto" is on this machine
 
 _loaded: dict[tuple[str, str], Graph] = {}
 _choices: dict[str, Choice] = {}
@@ -37,7 +38,8 @@ class Engine:
     """Gives inferers what to call in a network's place, and says afterwards what it was.
 
     Args:
-        name: "torch"; "openvino" or "onnxruntime", or an error where they cannot; "auto": whichever is fastest.
+        name: "torch"; "openvino" or "onnxruntime", or an error where they cannot; "auto": whichever is fastest, or
+            what MONAI_EXT_ENGINE says.
         amp: precision, see `monai_ext.runtime`.
 
     Raises:
@@ -52,6 +54,8 @@ class Engine:
 
     def __init__(self, name: str = "torch", *, amp: bool | str = True) -> None:
         self.name, self.amp = checked_engine(name), amp
+        if self.name == "auto":
+            self.name = checked_engine(os.environ.get(VARIABLE) or "auto")
         self.used: list[dict[str, str]] = []
 
     def best_for(self, network: Any, sample: Tensor, *, count: int, plain: bool = True) -> Callable[..., Tensor]:
@@ -75,9 +79,10 @@ class Engine:
         if self.name != "auto":
             return self._asked_for(network, sample, reason)
         names = [name for name in GRAPHS if installed(name)]
-        work = 0 if reason or not names else sum(p.numel() for p in network.parameters()) * sample[0, 0].numel() * count
-        if work < TINY:
-            logger.debug("torch runs the network: %s", reason or "nothing else is installed, or there is little to do")
+        if reason or not names:
+            logger.debug("torch runs the network: %s", reason or "no other engine is installed")
+            return network
+        if sum(weights.numel() for weights in network.parameters()) * sample[0, 0].numel() * count < TINY:
             return network
         return self._fastest(network, sample, names, count) or network
 
@@ -92,7 +97,7 @@ class Engine:
         dtype = str(wanted_dtype(device, self.amp) or torch.float32).removeprefix("torch.")
         made = {
             "name": name,
-            "version": importlib.metadata.version(name),
+            "version": version(name),
             "precision": getattr(run, "precision", dtype) if name != "torch" else dtype,
         }
         self.used = [made, *(one for one in self.used if one != made)]
@@ -127,7 +132,7 @@ class Engine:
         try:
             graph = self._graph(self.name, network, sample, made_of)
             choice = _choices.get(known) or recalled(known)
-            agreement = choice.agreement if choice else _agreement(graph(sample), self._exact(network, sample))
+            agreement = choice.agreement if choice else _agreement(graph(sample), _exact(network, sample))
         except EngineError as error:
             raise ValueError(_instead(error)) from error
         if agreement < AGREEMENT:
@@ -143,7 +148,7 @@ class Engine:
         known = self._remembered_name(made_of, sample, names)
         choice = _choices.get(known) or recalled(known)
         if choice is None:
-            seconds, _ = _timed(lambda: self._torch(network, sample), times=2)
+            seconds = self._torch_seconds(network, sample)
             _spent[made_of] = _spent.get(made_of, 0.0) + seconds * count
             if _spent[made_of] < PROBE_SECONDS:
                 return None
@@ -163,9 +168,9 @@ class Engine:
     def _probe(self, network: nn.Module, sample: Tensor, names: list[str], made_of: str, seconds: float) -> Choice:
         logger.info("which engine is fastest is found out once for these weights")
         begun = time.perf_counter()
-        exact = self._exact(network, sample)
+        exact = _exact(network, sample)
         for name in names:
-            if time.perf_counter() - begun > PROBE_SECONDS / 2:
+            if name != names[0] and time.perf_counter() - begun > PROBE_SECONDS / 2:
                 break
             try:
                 self._graph(name, network, sample, made_of)
@@ -205,15 +210,9 @@ class Engine:
         facts = (how, size, torch.get_num_threads(), processor(), str(wanted_dtype("cpu", self.amp)))
         return key(made_of, names, *facts)
 
-    def _torch(self, network: nn.Module, sample: Tensor) -> Tensor:
+    def _torch_seconds(self, network: nn.Module, sample: Tensor) -> float:
         with autocast("cpu", self.amp):
-            made: Tensor = network(sample)
-        return made
-
-    def _exact(self, network: nn.Module, sample: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            made: Tensor = network(sample)
-        return made
+            return _timed(functools.partial(network, sample), times=2)[0]
 
 
 def _timed(work: Callable[[], Any], times: int = 1) -> tuple[float, Any]:
@@ -226,11 +225,19 @@ def _timed(work: Callable[[], Any], times: int = 1) -> tuple[float, Any]:
     return least, made
 
 
+def _exact(network: nn.Module, sample: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        made: Tensor = network(sample)
+    return made
+
+
 def _agreement(made: Tensor, exact: Tensor) -> float:
-    """PSNR in dB of what is in [0, 1], at a range of 1; 0 of what is no image."""
+    """PSNR in dB of what is in [0, 1], at a range of 1, of the worst channel that shows anything; 0 of no image."""
     if made.shape != exact.shape or not bool(made.isfinite().all()):
         return 0.0
-    error = float((made.clamp(0, 1) - exact.clamp(0, 1)).square().mean())
+    shown = (made != 0).flatten(2).any(2)[0] | (exact != 0).flatten(2).any(2)[0]
+    errors = (made.clamp(0, 1) - exact.clamp(0, 1)).square().mean((0, 2, 3))[shown]
+    error = float(errors.max()) if len(errors) else 0.0
     return min(LARGEST, -10 * math.log10(error)) if error > 0 else LARGEST
 
 

@@ -201,7 +201,17 @@ def _told(engine: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_graph() -> Iterator[None]:
-    """What tracing needs: float32, tensors that may be recorded, and no word of what it warns of."""
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        warnings.simplefilter("ignore")
-        yield
+    """What tracing needs: float32, tensors that may be recorded, and no word of what it warns of.
+
+    OpenVINO silences everybody's warnings while it converts, and does not undo that where it fails.
+    """
+    root = logging.getLogger()
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+    try:
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter("ignore")
+            with torch.autocast("cpu", enabled=False):
+                yield
+    finally:
+        root.setLevel(level)
+        root.filters, root.handlers = filters, handlers

@@ -170,7 +170,7 @@ class PatchesInferer(SlidingWindowInferer):
         super().__init__(patch_size, batch_size, overlap=0.5, mode="gaussian", progress=progress)
         if checked_engine(engine) not in ("auto", "torch"):
             raise ValueError(f"a network in 3D is run by torch, got engine {engine}: give --engine auto")
-        self.amp, self.engine = amp, Engine(amp=amp)
+        self.amp, self.engine = amp, Engine("torch", amp=amp)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """(1, M, I, J, K) -> (1, K', I, J, K)"""

@@ -6,7 +6,6 @@ line, and everything goes on without it.
 
 import contextlib
 import hashlib
-import importlib.metadata
 import logging
 import math
 import platform
@@ -22,7 +21,7 @@ from torch import nn
 from monai_ext import __version__
 from monai_ext.files import read_json, sha256, write_json
 from monai_ext.ops.building import PACKAGE, BuildError, cache_folder, check_trusted, is_ours, writable
-from monai_ext.runtime import ENGINES
+from monai_ext.runtime import ENGINES, version
 
 logger = logging.getLogger(__name__)
 MOST_BYTES = 2 << 30  # of graphs; those that were not used for longest are removed first
@@ -82,7 +81,7 @@ def key(made_of: str, engines: Sequence[str], *facts: object) -> str:
     Returns:
         A name for a file.
     """
-    versions = [importlib.metadata.version(name) for name in ("torch", *engines)]
+    versions = [version(name) for name in ("torch", *engines)]
     return hashlib.sha256(repr((made_of, __version__, versions, facts)).encode()).hexdigest()[:32]
 
 
