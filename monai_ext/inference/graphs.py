@@ -34,6 +34,7 @@ class OpenVINOGraph:
         path: of the file that `convert` wrote.
         dtype: what autocast would use; None for float32.
         threads: how many it takes.
+        streams: how many slices are in flight at once; None for as many as there are threads, IN_FLIGHT at most.
 
     Raises:
         EngineError: OpenVINO refuses it.
@@ -42,12 +43,12 @@ class OpenVINOGraph:
     file = "model.xml"
     files = ("model.xml", "model.bin")
 
-    def __init__(self, path: Path, *, dtype: torch.dtype | None, threads: int) -> None:
+    def __init__(self, path: Path, *, dtype: torch.dtype | None, threads: int, streams: int | None = None) -> None:
         with _told("openvino"):
             ov = _openvino()
             core = ov.Core()
             half = dtype is torch.bfloat16 and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-            streams = min(IN_FLIGHT, threads)
+            streams = streams or min(IN_FLIGHT, threads)
             settings = {
                 "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
                 "INFERENCE_NUM_THREADS": threads,
@@ -97,6 +98,7 @@ class OnnxruntimeGraph:
         path: of the file that `convert` wrote.
         dtype: what autocast would use, which it leaves aside.
         threads: how many it takes.
+        streams: how many slices are in flight at once; None for as many as there are threads, IN_FLIGHT at most.
 
     Raises:
         EngineError: onnxruntime refuses it.
@@ -105,11 +107,18 @@ class OnnxruntimeGraph:
     file = "model.onnx"
     files = ("model.onnx",)
 
-    def __init__(self, path: Path, *, dtype: torch.dtype | None, threads: int) -> None:  # noqa: ARG002
+    def __init__(
+        self,
+        path: Path,
+        *,
+        dtype: torch.dtype | None,  # noqa: ARG002
+        threads: int,
+        streams: int | None = None,
+    ) -> None:
         with _told("onnxruntime"):
             onnxruntime = importlib.import_module("onnxruntime")
             options = onnxruntime.SessionOptions()
-            streams = min(IN_FLIGHT, threads)
+            streams = streams or min(IN_FLIGHT, threads)
             options.intra_op_num_threads, options.log_severity_level = threads // streams, 3
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             self._name = self._session.get_inputs()[0].name

@@ -16,6 +16,7 @@ from monai_ext.inference.engines import Engine
 from monai_ext.inference.graphs import GRAPHS, EngineError, OpenVINOGraph
 from monai_ext.inference.inferers import PatchesInferer, SlicesInferer
 from monai_ext.networks import FDGAN, AGINet, HMFMambaINR, PMMSynth
+from monai_ext.networks.agi_net import RoutingFunction
 from monai_ext.networks.pfm import PersonalizedNorm
 from monai_ext.networks.pmm_synth import OneTask
 from monai_ext.runtime import ENGINES
@@ -69,11 +70,21 @@ def pmm() -> nn.Module:
     return OneTask(network.eval(), given=given, site=1, wanted=wanted)
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "AGI-Net": lambda: AGINet(width=8, stages=("down1", "body")).eval(),
-    "FD-GAN": lambda: FDGAN(width=4, image_size=32).eval(),
-    "PMM-Synth": pmm,
-}
+def agi_net() -> nn.Module:
+    torch.manual_seed(0)
+    network = AGINet(width=8, stages=("down1", "body"))
+    for module in network.modules():
+        if isinstance(module, RoutingFunction):
+            nn.init.normal_(module.offsets.weight)  # untrained, no kernel is rolled
+    return network.eval()
+
+
+def fd_gan() -> nn.Module:
+    torch.manual_seed(0)
+    return FDGAN(width=4, image_size=32).eval()
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"AGI-Net": agi_net, "FD-GAN": fd_gan, "PMM-Synth": pmm}
 
 
 @pytest.fixture
