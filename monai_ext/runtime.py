@@ -2,6 +2,9 @@
 
 import contextlib
 import ctypes
+import difflib
+import importlib.metadata
+import importlib.util
 import os
 import sys
 
@@ -10,6 +13,9 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
 LARGE = 2**30  # bytes
 AMP = (True, False, "bf16", "fp16")
+ENGINES = ("auto", "torch", "openvino", "onnxruntime")
+PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnx", "onnxruntime")}
+EXTRAS = {"openvino": "openvino", "onnxruntime": "onnx"}
 
 
 def wanted_dtype(device: torch.device | str, amp: bool | str) -> torch.dtype | None:
@@ -65,6 +71,56 @@ def _bfloat16_pays(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def installed(engine: str) -> bool:
+    """Say whether what an engine needs is here.
+
+    Args:
+        engine: "torch", "openvino" or "onnxruntime".
+
+    Returns:
+        Whether its packages are found; they are not imported.
+    """
+    specs = [importlib.util.find_spec(package) for package in PACKAGES.get(engine, ())]
+    return all(spec is not None and spec.origin is not None for spec in specs)  # without one, it is but a folder
+
+
+def version(engine: str) -> str:
+    """Say which version of an engine is here.
+
+    Args:
+        engine: "torch", "openvino" or "onnxruntime".
+
+    Returns:
+        The version, "unknown" where another package than the usual one brings it.
+    """
+    try:
+        return importlib.metadata.version(engine)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def checked_engine(name: object) -> str:
+    """Make sure that an engine is known, and here.
+
+    Args:
+        name: as it was given.
+
+    Returns:
+        One of ENGINES.
+
+    Raises:
+        ValueError: it is none of these, which names the nearest, or is not installed, which says what to install.
+    """
+    if not isinstance(name, str) or name not in ENGINES:
+        shown = repr(name) if len(repr(name)) <= 80 else f"a {type(name).__name__}"
+        near = difflib.get_close_matches(str(name)[:80].lower(), ENGINES, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {shown}{hint}")
+    if not installed(name):
+        raise ValueError(f"engine {name} is not here: pip install 'monai-ext[{EXTRAS[name]}]', or give --engine auto")
+    return name
 
 
 def keep_freed_memory() -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 # Before torch is imported: test processes stand side by side, and runs are compared bit for bit.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MONAI_EXT_ENGINE"] = "torch"  # what is fastest depends on the machine; tests of engines name theirs
 
 
 @pytest.fixture(scope="session", autouse=True)

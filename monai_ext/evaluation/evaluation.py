@@ -100,6 +100,7 @@ class Evaluation:
         overwrite: whether results that are there may be replaced.
         by_dataset: whether the predictor is told the subject's dataset too.
         protocol: ours, or a paper's, by which figures are computed.
+        inferer: what the predictor takes images through, whose engines the record names.
 
     Raises:
         ValueError: an argument that may not be, or does not go with the data.
@@ -120,8 +121,9 @@ class Evaluation:
         overwrite: bool = False,
         by_dataset: bool = False,
         protocol: Protocol = OURS,
+        inferer: object = None,
     ) -> None:
-        self.protocol = protocol
+        self.protocol, self.inferer = protocol, inferer
         self.data, self.predictor, self.about, self.by_dataset = data, predictor, about, by_dataset
         self.sources, self.target = _contrasts(sources, target)
         self.output_dir, self.keep, self.seed, self.overwrite = absolute(Path(output_dir)), keep, seed, overwrite
@@ -286,6 +288,7 @@ class Evaluation:
         return {
             **{key: self.about[key] for key in ABOUT},
             "device": str(self.about["device"]),
+            "engines": list(getattr(getattr(self.inferer, "engine", None), "used", ())),
             "site": self.about.get("site"),
             "sources": list(self.sources),
             "target": list(self.target),

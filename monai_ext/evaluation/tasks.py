@@ -20,6 +20,7 @@ from monai_ext.evaluation.run_folder import CASE_COLUMNS, CASES, MATRIX, MATRIX_
 from monai_ext.files import absolute, whole_file
 from monai_ext.modalities import canonical
 from monai_ext.networks import PMMSynth
+from monai_ext.networks.pmm_synth import OneTask
 
 logger = logging.getLogger(__name__)
 NOBODY = "none"
@@ -66,12 +67,8 @@ class Predictor:
         is_source, wanted = is_source.to(self.device), wanted.to(self.device)
         image = torch.where(is_source[:, None, None, None], image.to(self.device), 0.0)
 
-        def network(x: Tensor) -> Tensor:
-            own = None if number is None else torch.full((len(x),), number, device=x.device)
-            return self.network(x, is_source.expand(len(x), -1), own, wanted)
-
         with torch.no_grad():
-            return self.inferer(image[None], network)[0]
+            return self.inferer(image[None], OneTask(self.network, given=is_source, site=number, wanted=wanted))[0]
 
     def task(self, sources: Sequence[str], target: str) -> Callable[[Tensor, str], Tensor]:
         """Make the predictor of one task, as `Evaluation` takes it.

@@ -10,8 +10,11 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from monai_ext.data.canvas import filled_box
+from monai_ext.inference.engines import Engine
+from monai_ext.inference.graphs import EngineError
 from monai_ext.inference.maker import Maker
-from monai_ext.runtime import autocast, memory_format, wanted_dtype
+from monai_ext.networks.pmm_synth import OneTask
+from monai_ext.runtime import autocast, checked_engine, memory_format, wanted_dtype
 
 
 class SlicesInferer(Inferer):
@@ -25,6 +28,7 @@ class SlicesInferer(Inferer):
     Args:
         batch_size: slices at a time.
         amp: precision, see `monai_ext.runtime`.
+        engine: what runs the network, see `monai_ext.inference.engines`.
         progress: whether a bar is shown.
         neighbours: n puts n slices of either side beside each source, as `SliceDataset` does.
         margin: the network sees the rows and columns in which the volume shows anything, and so many more on each
@@ -47,6 +51,7 @@ class SlicesInferer(Inferer):
         *,
         batch_size: int = 4,
         amp: bool | str = True,
+        engine: str = "torch",
         progress: bool = False,
         neighbours: int = 0,
         margin: int | None = None,
@@ -58,6 +63,7 @@ class SlicesInferer(Inferer):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size, self.amp, self.progress = batch_size, amp, progress
+        self.engine = Engine(engine, amp=amp)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """(1, M, I, J, K) -> (1, K', I, J, K)"""
@@ -77,10 +83,24 @@ class SlicesInferer(Inferer):
         """(1, M, I, J, K) -> (1, K', I, J, K), all of every plane through the network"""
         slices = inputs[0].permute(3, 0, 1, 2).contiguous()  # now each is one block of memory
         filled = torch.nonzero(slices.amax(dim=(1, 2, 3)))[:, 0]  # images are in [0, 1]
-        layout = memory_format(inputs.device, wanted_dtype(inputs.device, self.amp))
+        run = network
+        if len(filled):
+            sample = self._with_neighbours(slices, filled[[len(filled) // 2]])
+            run = self.engine.best_for(network, sample, count=len(filled), plain=not args and not kwargs)
+        try:
+            return self._through(run, slices, filled, *args, **kwargs)
+        except EngineError as error:
+            return self._through(self.engine.after(error, network), slices, filled, *args, **kwargs)
+
+    def _through(
+        self, network: Callable[..., Tensor], slices: Tensor, filled: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """(K, M, I, J), which of them to take through -> (1, K', I, J, K)"""
+        self.engine.begin(network, slices.device)
+        layout = memory_format(slices.device, wanted_dtype(slices.device, self.amp))
         result = slices.new_zeros(len(slices), 1, *slices.shape[2:])  # until the network says how many channels it has
         batches = filled.split(self.batch_size) if len(filled) else ()
-        with autocast(inputs.device, self.amp):
+        with autocast(slices.device, self.amp):
             for which in tqdm(batches, desc="slices", unit="batch", leave=False, disable=not self.progress):
                 answer = network(self._with_neighbours(slices, which).contiguous(memory_format=layout), *args, **kwargs)
                 if answer.shape[1:] != result.shape[1:]:
@@ -117,11 +137,9 @@ class AnySourcesInferer(SlicesInferer):
         targets, site, (_, outputs) = self.maker.task.targets, self.maker.site, self.maker.channels
         wanted = ~is_source if targets is None else torch.tensor([c in targets for c in outputs], device=inputs.device)
 
-        def through(x: Tensor) -> Tensor:
-            number = None if site is None else torch.full((len(x),), network.site_index(site), device=x.device)
-            return network(x, is_source.expand(len(x), -1), number, wanted)
-
-        return super().__call__(inputs, through, *args, **kwargs)
+        number = None if site is None else network.site_index(site)
+        task = OneTask(network, given=is_source, site=number, wanted=wanted)
+        return super().__call__(inputs, task, *args, **kwargs)
 
 
 class PatchesInferer(SlidingWindowInferer):
@@ -133,17 +151,30 @@ class PatchesInferer(SlidingWindowInferer):
         patch_size: voxels along i, j and k.
         batch_size: patches at a time.
         amp: precision, see `monai_ext.runtime`.
+        engine: "torch" or "auto", which is torch: other engines take slices.
         progress: whether a bar is shown.
+
+    Raises:
+        ValueError: another engine.
     """
 
     def __init__(
-        self, *, patch_size: Sequence[int], batch_size: int = 1, amp: bool | str = True, progress: bool = False
+        self,
+        *,
+        patch_size: Sequence[int],
+        batch_size: int = 1,
+        amp: bool | str = True,
+        engine: str = "torch",
+        progress: bool = False,
     ) -> None:
         super().__init__(patch_size, batch_size, overlap=0.5, mode="gaussian", progress=progress)
-        self.amp = amp
+        if checked_engine(engine) not in ("auto", "torch"):
+            raise ValueError(f"a network in 3D is run by torch, got engine {engine}: give --engine auto")
+        self.amp, self.engine = amp, Engine("torch", amp=amp)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """(1, M, I, J, K) -> (1, K', I, J, K)"""
+        self.engine.begin(network, inputs.device)
         with autocast(inputs.device, self.amp):
             result = super().__call__(inputs, lambda x: network(x, *args, **kwargs).float().clamp(0, 1))
         assert isinstance(result, Tensor)

@@ -25,6 +25,7 @@ from monai_ext.data.montage import montage
 from monai_ext.data.resampling import isotropic, resample, to_ras
 from monai_ext.data.volumes import NIFTI_SUFFIXES, Volume
 from monai_ext.files import absolute, sha256, whole_file
+from monai_ext.inference.engines import engine_of
 from monai_ext.inference.maker import Maker
 from monai_ext.inference.subjects import SYNTHETIC, AlreadyDone
 from monai_ext.provenance import software
@@ -178,10 +179,11 @@ class SaveSyntheticd(Transform):
     Args:
         output_dir: where results go.
         quick_look: whether a .png shows sources and synthesis in three planes.
+        inferer: what the image went through, whose engine the .json names.
     """
 
-    def __init__(self, *, output_dir: Path | str, quick_look: bool = False) -> None:
-        self.output_dir, self.quick_look = absolute(Path(output_dir)), quick_look
+    def __init__(self, *, output_dir: Path | str, quick_look: bool = False, inferer: object = None) -> None:
+        self.output_dir, self.quick_look, self.inferer = absolute(Path(output_dir)), quick_look, inferer
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         prepared: PreparedSubject = data["prepared"]
@@ -217,6 +219,7 @@ class SaveSyntheticd(Transform):
                 "voxel_size": _voxel_size(prepared),
             },
             "coverage": round(prepared.coverage, 4),
+            "engine": engine_of(self.inferer),
             "software": software(),
         }
 

@@ -192,6 +192,8 @@ class HMFMambaINR(nn.Module):
         (torch.Size([2, 1, 16, 16]), torch.Size([2, 1, 24, 32]))
     """
 
+    torch_alone = "scans step by step: as a graph that takes minutes to make, and longer to run than torch's kernel"
+
     def __init__(
         self,
         *,

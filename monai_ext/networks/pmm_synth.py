@@ -292,20 +292,28 @@ class PMMSynth(nn.Module):
         return torch.cat(parts)[torch.cat(order).argsort()]
 
     def _synthesise(
-        self, x: Tensor, present: Tensor, wants: list[bool], embedding: Tensor | None, change: int
+        self,
+        x: Tensor,
+        present: Tensor,
+        wants: list[bool],
+        embedding: Tensor | None,
+        change: int,
+        in_use: list[bool] | None = None,
     ) -> Tensor:
         """(B, M, H, W), H and W for all scales -> (B, M, H, W), through the streams alone that somebody needs"""
-        in_use = _flags(present.any(0))
+        if in_use is None:
+            in_use = _flags(present.any(0))
         common = self.common(x, embedding, change)
         specific: list[list[Tensor]] = []
+        has: list[Tensor] = []
         for number, encoder in enumerate(self.specific):
             if in_use[number]:
                 specific.append(encoder(x[:, number : number + 1], embedding, change))
-        columns = torch.tensor(in_use, device=present.device)
+                has.append(present[:, number])
         features: list[Tensor] = []
         for scale, dfum in enumerate(self.dfum):
             of_scale = [stream[scale] for stream in specific]
-            features.append(dfum(common[scale], of_scale, present[:, columns], embedding, change))
+            features.append(dfum(common[scale], of_scale, torch.stack(has, 1), embedding, change))
         images: list[Tensor] = []
         for number, decoder in enumerate(self.decoders):
             if wants[number]:
@@ -313,6 +321,53 @@ class PMMSynth(nn.Module):
             else:
                 images.append(torch.zeros_like(x[:, :1]))
         return torch.cat(images, 1)
+
+    @torch.jit.ignore
+    def graph_of_task(self, x: Tensor, given: list[bool], site: int | None, wants: list[bool]) -> Tensor:
+        """Synthesise what `forward` does of one task, without a branch that hangs on values: for a graph of its own.
+
+        Args:
+            x: (B, M, H, W), an image a contrast.
+            given: M, which of them every sample has.
+            site: its number as of `site_index`; None for no personalization.
+            wants: M, the contrasts to make.
+
+        Returns:
+            (B, M, H, W), zeros for what nobody wants.
+        """
+        height, width = x.shape[2], x.shape[3]
+        has = torch.tensor(given, device=x.device).expand(x.shape[0], -1)
+        x = F.pad(x.masked_fill(~has[:, :, None, None], 0.0), [0, _padding(width), 0, _padding(height)], "replicate")
+        embedding, change = None, -1
+        if site is not None and self.embedding is not None:
+            change = max(site - self.trained_on, -1)
+            embedding = self.embedding(torch.full((x.shape[0],), site, device=x.device))
+        return self._synthesise(x, has, wants, embedding, change, given)[:, :, :height, :width]
+
+
+class OneTask(nn.Module):
+    """A PMM-Synth of which one thing is asked: of the same contrasts, for one site, the same others.
+
+    Args:
+        network: what is asked.
+        given: (M,), the contrasts that every sample has.
+        site: its number as of `PMMSynth.site_index`; None for no personalization.
+        wanted: (M,), the contrasts to make.
+    """
+
+    def __init__(self, network: PMMSynth, *, given: Tensor, site: int | None, wanted: Tensor) -> None:
+        super().__init__()
+        self.network, self.site = network, site
+        self.given, self.wanted = tuple((given != 0).tolist()), tuple((wanted != 0).tolist())
+        self.train(network.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, M, H, W) -> (B, M, H, W), zeros for what is not wanted"""
+        if making_a_graph():
+            return self.network.graph_of_task(x, list(self.given), self.site, list(self.wanted))
+        given = torch.tensor(self.given, device=x.device).expand(len(x), -1)
+        site = None if self.site is None else torch.full((len(x),), self.site, device=x.device)
+        return self.network(x, given, site, torch.tensor(self.wanted, device=x.device))
 
 
 def _padding(size: int) -> int:

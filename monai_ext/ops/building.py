@@ -101,10 +101,10 @@ def built(name: str, device: str) -> Path:
 
     try:
         folder = cache_folder()
-        _check_trusted(folder)
+        check_trusted(folder)
         if _sound(folder / file):
             return folder / file
-        with _writable(folder), _locked(folder / f"{file}.lock"):
+        with writable(folder), _locked(folder / f"{file}.lock"):
             if not _sound(folder / file):  # another process may have made it meanwhile
                 _compile(_compiler(device), command, folder / file)
             return folder / file
@@ -138,8 +138,15 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "monai_ext"
 
 
-def _check_trusted(folder: Path) -> None:
-    """Refuse a cache into which another user may have put a library: its code would run as ours."""
+def check_trusted(folder: Path) -> None:
+    """Refuse a cache into which another user may have put a file: its code would run as ours.
+
+    Args:
+        folder: the cache, which may not be there yet.
+
+    Raises:
+        BuildError: it is another user's, or others may write to it.
+    """
     if not hasattr(os, "geteuid"):  # Windows, where a user's folders are the user's
         return
     how = "remove it, or set MONAI_EXT_CACHE to a folder of your own"
@@ -166,8 +173,18 @@ def _make_private(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
 
 
-def _ours(path: Path) -> bool:
-    """Whether it is a file, no link, that this user alone may change."""
+def is_ours(path: Path) -> bool:
+    """Say whether a path is a file, no link, that this user alone may change.
+
+    Args:
+        path: of what is there.
+
+    Returns:
+        Whether what it holds can be believed to be what we wrote, or damaged, but not another user's.
+
+    Raises:
+        OSError: nothing is there, or it cannot be looked at.
+    """
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         return False
@@ -193,16 +210,27 @@ def _sound(library: Path) -> bool:
     """Whether the library is whole. Loading a truncated one can kill the process, so its digest is checked first."""
     digest = library.with_suffix(".sha256")
     try:
-        return _ours(library) and _ours(digest) and digest.read_text() == _digest(library)
+        return is_ours(library) and is_ours(digest) and digest.read_text() == _digest(library)
     except (OSError, UnicodeDecodeError):
         return False
 
 
 @contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    """Make the folder, and raise OSError where it takes no files: read-only, or its disk full."""
+def writable(folder: Path) -> Iterator[None]:
+    """Make a cache's folder for the block to write to.
+
+    Args:
+        folder: the cache, for this user alone if it has to be made.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: it takes no files: read-only, or its disk full.
+        BuildError: others may write to it.
+    """
     _make_private(folder)
-    _check_trusted(folder)
+    check_trusted(folder)
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(bytes(1 << 20))
         probe.flush()

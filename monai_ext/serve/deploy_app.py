@@ -4,8 +4,8 @@
 
 The model is a bundle's folder with its weights, the archive that `ckpt_export` writes of one, or a folder that holds
 one of these. The other choices of `python -m monai_ext dicom` stand under `synthesis` in the YAML file that
-HOLOSCAN_CONFIG_PATH names, as Holoscan has it: target, site, series, register, reference, uid_root, reproducible,
-trust_names.
+HOLOSCAN_CONFIG_PATH names, as Holoscan has it: target, site, series, register, reference, engine, uid_root,
+reproducible, trust_names.
 
 The study is read by an operator of our own, since the SDK's keeps one image a position: of a series with two echoes or
 two b-values it would drop one.
@@ -26,7 +26,8 @@ from monai_ext.synthesis.options import INFERENCE, asked, yes_or_no
 from monai_ext.synthesis.study import named_series, sources_in, synthesised, write_all
 from monai_ext.weights import ARCHIVE
 
-CHOICES = ("target", "site", "series", "register", "reference", "uid_root", "reproducible", "trust_names")
+NAMED = ("target", "site", "register", "reference", "engine")  # those of the bundle's inference
+CHOICES = (*NAMED, "series", "uid_root", "reproducible", "trust_names")
 
 
 class StudyReader(Operator):
@@ -170,7 +171,7 @@ class SynthesisApp(Application):
             synthesiser=synthesiser,
             folder=Path(context.output_path),
             options={
-                **{name: chosen.get(name) for name in ("register", "reference", "site")},
+                **{name: chosen.get(name) for name in ("register", "reference", "site", "engine")},
                 "trust_names": yes_or_no("trust_names", chosen.get("trust_names", False)),
             },
             uid_root=chosen.get("uid_root"),
@@ -187,9 +188,7 @@ class SynthesisApp(Application):
             if name not in CHOICES:
                 raise ValueError(f"synthesis: {name} cannot be chosen; what can is {', '.join(CHOICES)}")
         check_uid_root(chosen.get("uid_root"))
-        named = {
-            name: chosen[name] for name in ("target", "site", "register", "reference") if chosen.get(name) is not None
-        }
+        named = {name: chosen[name] for name in NAMED if chosen.get(name) is not None}
         return {**chosen, **asked(named, INFERENCE)}
 
 

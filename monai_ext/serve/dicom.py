@@ -32,6 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--series", nargs="+", default=[], metavar="CONTRAST=SERIES", help="which: a number, a description or a UID")
     add("--reference", metavar="CONTRAST", help="the source whose slices the new series has")
     add("--register", choices=("none", "rigid"), help="whether the sources are moved onto each other first")
+    add(
+        "--engine", metavar="NAME", help="torch, openvino or onnxruntime, on a CPU; auto, unless said here: the fastest"
+    )
     add("--uid-root", metavar="ROOT", help="of your organisation, for the new UIDs; without it they are UUIDs")
     add("--reproducible", action="store_true", help="the same study and weights give the same files, UIDs and all")
     add("--trust-names", action="store_true", help="go on where a series does not look like what it is taken for")
@@ -54,15 +57,17 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("DICOM is read with pydicom, which is not here: pip install 'monai-ext[dicom]'")
     check_uid_root(args.uid_root)
 
+    from monai_ext.runtime import checked_engine
     from monai_ext.synthesis.study import named_series, sources_in, synthesised, write_all
 
     study, bundle, weights = absolute(args.study), args.bundle, args.weights
     series, register, target = named_series(args.series), args.register, args.target
+    engine = None if args.engine is None else checked_engine(args.engine)
     if bundle is None:
         bundle, weights = suitable(study, target, weights=weights, site=args.site, series=series)
     synthesiser = ready(bundle, weights=weights, target=target)
     sources, number = sources_in(study, synthesiser, target=target, series=series, register=register)
-    options = {"register": register, "reference": args.reference, "site": args.site}
+    options = {"register": register, "reference": args.reference, "site": args.site, "engine": engine}
     naming = {"uid_root": args.uid_root, "reproducible": args.reproducible}
     with synthesised(synthesiser, sources, trust_names=args.trust_names, **options) as results:
         for folder in write_all(results, sources, absolute(args.out), number=number, **naming):

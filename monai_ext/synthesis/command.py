@@ -27,6 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--series", nargs="+", default=[], metavar="CONTRAST=SERIES", help="of a DICOM study: T1=5, by number or name")
     add("--trust-names", action="store_true", help="go on where a scan does not look like what its name says")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1; a GPU where there is one")
+    add(
+        "--engine", metavar="NAME", help="torch, openvino or onnxruntime, on a CPU; auto, unless said here: the fastest"
+    )
     add("--threads", type=int, metavar="N", help="how many the CPU uses; all unless said here")
     add("--jobs", type=int, default=1, metavar="N", help="how many subjects at once, which share the threads")
     add("--overwrite", action="store_true", help="make anew what is there already")
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         "register": args.register,
         "brain_mask": args.brain_mask,
         "device": args.device,
+        "engine": args.engine,
         "overwrite": args.overwrite,
         "quick_look": True,
         "trust_names": args.trust_names,

@@ -11,8 +11,8 @@ from typing import Any
 
 from monai_ext.data.presets import MASKS, REGISTRATIONS
 from monai_ext.modalities import canonical
+from monai_ext.runtime import AMP, checked_engine
 
-AMP = (True, False, "bf16", "fp16")
 SIZES = ("compact", "paper")
 OF_IMAGES = ("images", "contrasts", "trust_names")  # what a request may say of its images, beside `INFERENCE`
 Check = Callable[[str, Any], Any]
@@ -211,6 +211,7 @@ INFERENCE: dict[str, Check] = {
     "register": _one_of(*REGISTRATIONS),
     "brain_mask": _one_of(*MASKS, ""),
     "amp": _one_of(*AMP),
+    "engine": lambda _, value: checked_engine(value),
 }
 TRAINING: dict[str, Check] = {
     "sources": _contrasts,

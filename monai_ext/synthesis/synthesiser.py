@@ -12,6 +12,7 @@ import torch
 from monai_ext.files import read_json
 from monai_ext.inference.checks import Findings
 from monai_ext.modalities import canonical
+from monai_ext.runtime import checked_engine
 from monai_ext.synthesis.bundle import BundleSynthesiser, sidecar
 from monai_ext.synthesis.installed import Method, choose_method, methods_to_choose_from
 from monai_ext.synthesis.looking import looked_at
@@ -30,6 +31,8 @@ class Synthesiser:
             all are where they are seen to lie apart.
         brain_mask: "none", "zero" or "otsu", how the brain is cut out; without it, as the weights were trained.
         device: "cpu", "cuda", "cuda:1"; without it, a GPU where there is one.
+        engine: "auto", "torch", "openvino" or "onnxruntime", what runs the network on a CPU; without it, what the
+            bundle says, which is "auto".
         overwrite: write over what is there; without it, what the same weights made of the same scans is kept, and
             other results are refused.
         quick_look: write a picture beside each result.
@@ -54,6 +57,7 @@ class Synthesiser:
         register: str | None = None,
         brain_mask: str | None = None,
         device: str | None = None,
+        engine: str | None = None,
         overwrite: bool = False,
         quick_look: bool = False,
         trust_names: bool = False,
@@ -61,6 +65,7 @@ class Synthesiser:
         self.trust_names = trust_names
         self.methods = methods_to_choose_from(method=method, weights=weights, site=site)
         settings = {"register": register, "brain_mask": brain_mask, "site": site, "device": _device(device)}
+        settings["engine"] = None if engine is None else checked_engine(engine)
         self._ids: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
         self._ids |= {"overwrite": overwrite, "quick_look": quick_look}
         self._built: dict[Path, BundleSynthesiser] = {}

@@ -22,6 +22,7 @@ from monai_ext.data.slices import SliceDataset
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 from monai_ext.evaluation.evaluation import Evaluation, PreparedVolumes
 from monai_ext.evaluation.run_folder import SLICE_COLUMNS, SUBJECT_COLUMNS, whole_run
+from monai_ext.inference.inferers import SlicesInferer
 
 SHAPE = (20, 24, 8)
 AFFINE = np.array([[1.5, 0, 0, -12], [0, 1.5, 0, -15], [0, 0, 3, -9], [0, 0, 0, 1]])
@@ -130,8 +131,14 @@ def test_the_tables_hold_scikit_image_s_numbers(tmp_path: Path) -> None:
 
 def test_run_json_says_what_was_evaluated_and_how(tmp_path: Path) -> None:
     perturbations = [{"kind": "translate", "contrast": "t2w", "levels": [0, 1]}]
-    evaluation(tmp_path, perturbations=perturbations, seed=3).run()
+    inferer = SlicesInferer(amp=False)
+
+    def predictor(image: torch.Tensor) -> torch.Tensor:
+        return inferer(image[None], lambda x: x.mean(1, keepdim=True))[0]
+
+    evaluation(tmp_path, perturbations=perturbations, seed=3, predictor=predictor, inferer=inferer).run()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["engines"] == [{"name": "torch", "version": torch.__version__, "precision": "float32"}]
     for key in set(ABOUT) - {"device"}:
         assert record[key] == ABOUT[key]
     assert (record["device"], record["dataset"]) == ("cpu", "toy")

@@ -17,6 +17,7 @@ from monai_ext.files import read_json
 from monai_ext.inference.checks import TRUST
 from monai_ext.inference.subjects import SYNTHETIC, find_cases, find_subjects
 from monai_ext.modalities import canonical, make_task
+from monai_ext.runtime import ENGINES, installed
 from monai_ext.serve.label_app.confinement import without_folders
 from monai_ext.synthesis.bundle import BundleSynthesiser, sidecar
 from monai_ext.synthesis.options import named_channels, named_images, yes_or_no
@@ -117,6 +118,7 @@ class Synthesis(InferTask):
             "target": list(synthesiser.targets),
             **({"site": [UNCHOSEN["site"], *synthesiser.sites]} if synthesiser.sites else {}),
             "register": [UNCHOSEN["register"], "none", "rigid"],
+            "engine": [name for name in ENGINES if installed(name)],
             "images": "",
             "contrasts": "",
             "trust_names": False,

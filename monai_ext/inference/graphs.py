@@ -1,0 +1,226 @@
+"""A network as a graph for OpenVINO or onnxruntime: converted into a file, and run from it slice by slice.
+
+A graph takes one slice of any height and width that are multiples of SIDE, from LEAST; several are in flight at once.
+"""
+
+import contextlib
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SIDE, LEAST = 8, 24  # pixels
+EXAMPLE = (40, 48)  # of the slice that a graph is traced with
+IN_FLIGHT = 4  # slices at once at most
+TELEMETRY = "openvino_telemetry"  # what OpenVINO would tell its makers with, at import and at each conversion
+
+
+class EngineError(RuntimeError):
+    """An engine that cannot do this: why, in one line."""
+
+
+class OpenVINOGraph:
+    """A network that OpenVINO runs on the CPU, in bfloat16 where that is wanted and the processor has it.
+
+    Args:
+        path: of the file that `convert` wrote.
+        dtype: what autocast would use; None for float32.
+        threads: how many it takes.
+        streams: how many slices are in flight at once; None for as many as there are threads, IN_FLIGHT at most.
+
+    Raises:
+        EngineError: OpenVINO refuses it.
+    """
+
+    file = "model.xml"
+    files = ("model.xml", "model.bin")
+
+    def __init__(self, path: Path, *, dtype: torch.dtype | None, threads: int, streams: int | None = None) -> None:
+        with _told("openvino"):
+            ov = _openvino()
+            core = ov.Core()
+            half = dtype is torch.bfloat16 and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            streams = streams or min(IN_FLIGHT, threads)
+            settings = {
+                "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": streams,
+                "ENABLE_CPU_PINNING": False,  # processes side by side would be pinned to the same cores
+            }
+            self._queue = ov.AsyncInferQueue(core.compile_model(path, "CPU", settings), streams)
+        self.precision = "bfloat16" if half else "float32"
+
+    @staticmethod
+    def convert(network: nn.Module, example: Tensor, folder: Path) -> None:
+        """Write the network as a graph.
+
+        Args:
+            network: in eval mode, on the CPU; of one tensor.
+            example: (1, M, H, W), a slice.
+            folder: takes `files`.
+
+        Raises:
+            EngineError: it cannot be converted.
+        """
+        with _told("openvino"), _as_graph():
+            ov = _openvino()
+            model = ov.convert_model(torch.jit.trace(network, example, check_trace=False), example_input=example)
+            model.reshape([1, example.shape[1], -1, -1])
+            ov.save_model(model, folder / OpenVINOGraph.file, compress_to_fp16=False)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, M, H, W) float32 -> (B, K, H, W)"""
+        images: list[Tensor | None] = [None] * len(x)
+
+        def keep(request: Any, number: int) -> None:
+            images[number] = torch.from_numpy(np.array(request.get_output_tensor(0).data))
+
+        with _told("openvino"):
+            self._queue.set_callback(keep)
+            for number, one in enumerate(x.split(1)):
+                self._queue.start_async([one.numpy()], number)
+            self._queue.wait_all()
+            return torch.cat([one for one in images if one is not None])
+
+
+class OnnxruntimeGraph:
+    """A network that onnxruntime runs on the CPU, in float32.
+
+    Args:
+        path: of the file that `convert` wrote.
+        dtype: what autocast would use, which it leaves aside.
+        threads: how many it takes.
+        streams: how many slices are in flight at once; None for as many as there are threads, IN_FLIGHT at most.
+
+    Raises:
+        EngineError: onnxruntime refuses it.
+    """
+
+    file = "model.onnx"
+    files = ("model.onnx",)
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        dtype: torch.dtype | None,  # noqa: ARG002
+        threads: int,
+        streams: int | None = None,
+    ) -> None:
+        with _told("onnxruntime"):
+            onnxruntime = importlib.import_module("onnxruntime")
+            options = onnxruntime.SessionOptions()
+            streams = streams or min(IN_FLIGHT, threads)
+            options.intra_op_num_threads, options.log_severity_level = threads // streams, 3
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._name = self._session.get_inputs()[0].name
+            self._pool = ThreadPoolExecutor(streams, "onnxruntime")
+        self.precision = "float32"
+
+    @staticmethod
+    def convert(network: nn.Module, example: Tensor, folder: Path) -> None:
+        """Write the network as a graph.
+
+        Args:
+            network: in eval mode, on the CPU; of one tensor.
+            example: (1, M, H, W), a slice.
+            folder: takes `files`.
+
+        Raises:
+            EngineError: it cannot be converted.
+        """
+        with _told("onnxruntime"), _as_graph():
+            sizes = {"x": {2: "height", 3: "width"}, "y": {2: "height", 3: "width"}}
+            names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": sizes}
+            file = folder / OnnxruntimeGraph.file
+            torch.onnx.export(network, (example,), str(file), dynamo=False, opset_version=17, **names)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, M, H, W) float32 -> (B, K, H, W)"""
+        with _told("onnxruntime"):
+            images = self._pool.map(lambda one: self._session.run(None, {self._name: one.numpy()})[0], x.split(1))
+            return torch.cat([torch.from_numpy(one) for one in images])
+
+
+GRAPHS: dict[str, type[OpenVINOGraph] | type[OnnxruntimeGraph]] = {
+    "openvino": OpenVINOGraph,
+    "onnxruntime": OnnxruntimeGraph,
+}
+Graph = Callable[[Tensor], Tensor]
+
+
+def why_not(network: object, slices: Tensor) -> str:
+    """Say why a network, or these slices, can be no graph's.
+
+    Args:
+        network: what an inferer was given.
+        slices: (B, M, H, W), what it would be called with.
+
+    Returns:
+        The reason; "" where nothing is known that would hinder it.
+    """
+    if not isinstance(network, nn.Module) or network.training:
+        return "what is called is no network in eval mode"
+    for module in network.modules():
+        reason = getattr(module, "torch_alone", "")
+        if reason:
+            return f"{type(module).__name__} {reason}"
+    if slices.device.type != "cpu":
+        return f"the network runs on {slices.device}, and other engines than torch compute on the CPU"
+    if slices.dim() != 4 or any(side % SIDE or side < LEAST for side in slices.shape[2:]):
+        size = " x ".join(map(str, slices.shape[2:]))
+        return f"slices must have sides that are multiples of {SIDE}, at least {LEAST}, got {size}: give a margin"
+    return ""
+
+
+def _openvino() -> Any:
+    """The package; it finds its telemetry missing, so that it tells nobody what it is used for."""
+    loaded = TELEMETRY in sys.modules
+    before = sys.modules.get(TELEMETRY)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if loaded and before is not None:
+            sys.modules[TELEMETRY] = before
+        else:
+            del sys.modules[TELEMETRY]
+
+
+@contextlib.contextmanager
+def _told(engine: str) -> Iterator[None]:
+    """Whatever an engine raises, as an EngineError of one line: of a library that met what it does not know."""
+    try:
+        yield
+    except (EngineError, MemoryError):
+        raise
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        logging.getLogger(__name__).debug("%s failed", engine, exc_info=True)
+        raise EngineError(f"{engine} failed: {reason[:200]}") from error
+
+
+@contextlib.contextmanager
+def _as_graph() -> Iterator[None]:
+    """What tracing needs: float32, tensors that may be recorded, and no word of what it warns of.
+
+    OpenVINO silences everybody's warnings while it converts, and does not undo that where it fails.
+    """
+    root = logging.getLogger()
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+    try:
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter("ignore")
+            with torch.autocast("cpu", enabled=False):
+                yield
+    finally:
+        root.setLevel(level)
+        root.filters, root.handlers = filters, handlers
