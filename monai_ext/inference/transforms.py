@@ -4,11 +4,10 @@
 -> {..., "pred"} -> RestoreSubjectd -> SaveSyntheticd
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,20 @@ from numpy.typing import NDArray
 from monai_ext.data.datalist import Subject, SubjectError
 from monai_ext.data.gridded import Grid, Gridded
 from monai_ext.data.montage import montage
-from monai_ext.data.resampling import isotropic, resample, to_ras
+from monai_ext.data.resampling import isotropic, resample
 from monai_ext.data.volumes import NIFTI_SUFFIXES, Volume
-from monai_ext.files import absolute, sha256, whole_file
+from monai_ext.files import absolute, whole_file
 from monai_ext.inference.engines import engine_of
 from monai_ext.inference.maker import Maker
-from monai_ext.inference.subjects import SYNTHETIC, AlreadyDone
-from monai_ext.provenance import software
+from monai_ext.inference.sidecar import (
+    PreparedSubject,
+    beside,
+    says_the_same_now,
+    sidecar,
+    synthetic_file,
+    write_sidecar,
+)
+from monai_ext.inference.subjects import AlreadyDone
 
 logger = logging.getLogger(__name__)
 VIEW_MM = 1.0  # the pixel of the quick look
@@ -37,25 +43,6 @@ GEOMETRY = (
     *("pixdim", "xyzt_units", "qform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "sform_code", "srow_x", "srow_y", "srow_z"),
 )  # of a NIfTI header
-
-
-@dataclass(frozen=True)
-class PreparedSubject:
-    """What is kept of a subject beside its image: whose it is, the grid and the way back, a record a source.
-
-    Attributes:
-        subject: whose it is.
-        grid: the reference's and the network's.
-        images: contrast -> what the sidecar says of the source.
-        coverage: the share of the reference's head, or of the brain where that is cut out, that the network is given.
-        maker: this subject's own.
-    """
-
-    subject: Subject
-    grid: Grid
-    images: Mapping[str, Mapping[str, Any]]
-    coverage: float
-    maker: Maker
 
 
 class KeepResultsd(Transform):
@@ -83,23 +70,12 @@ class KeepResultsd(Transform):
         files = [synthetic_file(self.output_dir, subject.name, target) for target in maker.target]
         existing = [] if self.overwrite else [path for path in files if path.exists()]
         for path in existing:
-            if not self._made_now(path, subject, maker):
+            if not says_the_same_now(path, subject, maker):
                 reason = "is there already, of other weights, options or scans, and is kept"
                 raise SubjectError(subject.name, path, f"{reason}: give another output_dir, or overwrite true")
         if existing == files:
             raise AlreadyDone(subject.name, files[0], "is there already, of the same weights and scans")
         return dict(data)
-
-    def _made_now(self, path: Path, subject: Subject, maker: Maker) -> bool:
-        """Whether the sidecar of what is there says what it would say now."""
-        try:
-            record = json.loads(_beside(path, ".json").read_text(encoding="utf-8"))
-            digests = {contrast: source["sha256"] for contrast, source in record["sources"].items()}
-            now = json.loads(json.dumps(maker.sidecar(record["target"])))
-            same = all(record[key] == now[key] for key in now if key not in ("created", "warning"))
-            return same and digests == {c: sha256(subject.images[c]) for c in maker.sources}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False
 
 
 class PrepareSubjectd(Transform):
@@ -195,33 +171,13 @@ class SaveSyntheticd(Transform):
             path = synthetic_file(self.output_dir, prepared.subject.name, target)
             path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as together:  # the last to enter is the first to get its name: the volume comes last
-                volume, sidecar = (together.enter_context(whole_file(file)) for file in (path, _beside(path, ".json")))
+                volume, record = (together.enter_context(whole_file(file)) for file in (path, sidecar(path)))
                 if self.quick_look:
-                    picture = together.enter_context(whole_file(_beside(path, ".png")))
+                    picture = together.enter_context(whole_file(beside(path, ".png")))
                     self._picture(picture, shown, data["prepared_pred"][channel], prepared, target)
-                sidecar.write_text(json.dumps(self._sidecar(prepared, target), indent=2) + "\n", encoding="utf-8")
+                write_sidecar(record, prepared, target, engine=engine_of(self.inferer))
                 nib.save(_like(prepared, array, descrip=prepared.maker.descrip(target)), volume)
         return dict(data)
-
-    def _sidecar(self, prepared: PreparedSubject, target: str) -> dict[str, Any]:
-        sources = {
-            contrast: {"file": path.name, "sha256": sha256(path), **prepared.images[contrast]}
-            for contrast, path in prepared.subject.images.items()
-        }
-        return {
-            **prepared.maker.sidecar(target),
-            "subject": prepared.subject.name,
-            "sources": sources,
-            "reference": prepared.grid.contrast,
-            "grid": {
-                "shape": list(prepared.grid.shape),
-                "spacing": [round(float(step), 4) for step in np.linalg.norm(prepared.grid.affine[:3, :3], axis=0)],
-                "voxel_size": _voxel_size(prepared),
-            },
-            "coverage": round(prepared.coverage, 4),
-            "engine": engine_of(self.inferer),
-            "software": software(),
-        }
 
     def _picture(
         self, path: Path, image: torch.Tensor, pred: torch.Tensor, prepared: PreparedSubject, target: str
@@ -236,34 +192,6 @@ class SaveSyntheticd(Transform):
         i, j, k = (round(float(np.flatnonzero(filled.any(axis=tuple({0, 1, 2} - {n}))).mean())) for n in range(3))
         rows = [[volume[:, :, k].T[::-1], volume[i].T[::-1], volume[:, j].T[::-1]] for volume in volumes]
         montage(rows, titles=[[name, "", ""] for name in names], path=path, white=1.0)
-
-
-def _voxel_size(prepared: PreparedSubject) -> str:
-    """Whether the network was given voxels of the size that its weights know."""
-    if prepared.maker.preset.trained_spacing is None:
-        return "the weights do not say which they were trained at: the patient's own was used"
-    grid = prepared.grid
-    own = to_ras(Volume(np.broadcast_to(np.float32(0), grid.stored_shape), grid.stored_affine)).spacing
-    same = np.allclose(np.linalg.norm(grid.affine[:3, :3], axis=0), own, rtol=1e-3)
-    return "the patient's own, near that of training" if same else "resampled to that of training, and back"
-
-
-def synthetic_file(output_dir: Path, subject: str, target: str) -> Path:
-    """Say where the synthesis of a contrast for a subject lies; nothing is looked at.
-
-    Args:
-        output_dir: of the inference.
-        subject: the subject's name.
-        target: the contrast.
-
-    Returns:
-        The NIfTI's path, <output_dir>/<subject>/<target>, with what marks it as synthetic, and .nii.gz.
-    """
-    return output_dir / subject / f"{target}{SYNTHETIC}.nii.gz"
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name.removesuffix(".nii.gz") + suffix)
 
 
 def _like(prepared: PreparedSubject, array: NDArray[np.float32], *, descrip: str) -> nib.Nifti1Image:

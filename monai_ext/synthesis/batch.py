@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from monai_ext.data.datalist import Subject, SubjectError, report_failures
 from monai_ext.files import read_json
+from monai_ext.inference.sidecar import sidecar
 from monai_ext.inference.subjects import Cases, subject_fault
-from monai_ext.synthesis.bundle import sidecar
 from monai_ext.synthesis.synthesiser import Synthesiser
 
 End = tuple[list[str], SubjectError | None]  # of a subject: what is to be told of it, or why it was not done

@@ -8,9 +8,9 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_ext.catalogue import bundle_names, find_bundle
-from monai_ext.files import absolute, read_json, write_json
+from monai_ext.files import absolute
 from monai_ext.inference.checks import Findings
-from monai_ext.inference.transforms import synthetic_file
+from monai_ext.inference.sidecar import add_to_sidecar, synthetic_file
 from monai_ext.modalities import canonical
 from monai_ext.synthesis.looking import looked_at
 from monai_ext.synthesis.options import INFERENCE, asked
@@ -165,20 +165,8 @@ class BundleSynthesiser:
             targets = parser.get_parsed_content("maker").of(who).target
         results = {target: synthetic_file(absolute(Path(output_dir)), who.name, target) for target in targets}
         for path in results.values():
-            write_json(sidecar(path), {**read_json(sidecar(path)), "checks": findings.record()})
+            add_to_sidecar(path, checks=findings.record())
         return results
-
-
-def sidecar(image: Path) -> Path:
-    """Say where the JSON beside a NIfTI of ours is.
-
-    Args:
-        image: the NIfTI.
-
-    Returns:
-        Its path, whether it is there or not.
-    """
-    return image.with_name(image.name.removesuffix(".nii.gz") + ".json")
 
 
 def trusted_config(archive: Path) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import numpy as np
 from monai_ext.data.dicom import Series, choose, contrast_of, read_series, read_study, sorted_slices
 from monai_ext.data.volumes import write_volume
 from monai_ext.files import read_json
+from monai_ext.inference.sidecar import sidecar
 from monai_ext.modalities import canonical
-from monai_ext.synthesis.bundle import BundleSynthesiser, sidecar
+from monai_ext.synthesis.bundle import BundleSynthesiser
 from monai_ext.synthesis.dicom_writer import write_series
 from monai_ext.synthesis.looking import looked_at
 from monai_ext.synthesis.synthesiser import Synthesiser

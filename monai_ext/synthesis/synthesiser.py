@@ -11,9 +11,10 @@ import torch
 
 from monai_ext.files import read_json
 from monai_ext.inference.checks import Findings
+from monai_ext.inference.sidecar import sidecar
 from monai_ext.modalities import canonical
 from monai_ext.runtime import checked_engine
-from monai_ext.synthesis.bundle import BundleSynthesiser, sidecar
+from monai_ext.synthesis.bundle import BundleSynthesiser
 from monai_ext.synthesis.installed import Method, choose_method, methods_to_choose_from
 from monai_ext.synthesis.looking import looked_at
 

@@ -28,7 +28,8 @@ from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import Volume, write_volume
 from monai_ext.inference.inferers import SlicesInferer
 from monai_ext.inference.maker import Maker
-from monai_ext.inference.transforms import PrepareSubjectd, RestoreSubjectd, SaveSyntheticd, synthetic_file
+from monai_ext.inference.sidecar import synthetic_file
+from monai_ext.inference.transforms import PrepareSubjectd, RestoreSubjectd, SaveSyntheticd
 from monai_ext.provenance import UNTRAINED
 from monai_ext.runtime import autocast, keep_freed_memory, memory_format, wanted_dtype
 

@@ -15,11 +15,12 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from monai_ext.files import read_json
 from monai_ext.inference.checks import TRUST
+from monai_ext.inference.sidecar import sidecar
 from monai_ext.inference.subjects import SYNTHETIC, find_cases, find_subjects
 from monai_ext.modalities import canonical, make_task
 from monai_ext.runtime import ENGINES, installed
 from monai_ext.serve.label_app.confinement import without_folders
-from monai_ext.synthesis.bundle import BundleSynthesiser, sidecar
+from monai_ext.synthesis.bundle import BundleSynthesiser
 from monai_ext.synthesis.options import named_channels, named_images, yes_or_no
 
 logger = logging.getLogger(__name__)
