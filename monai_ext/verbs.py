@@ -35,6 +35,9 @@ def run(verb: str, args: argparse.Namespace) -> int:
     """
     root = find_bundle(args.bundle)
     config = json.loads(config_files(root, verb)[0].read_text(encoding="utf-8"))
+    # MONAI's runner writes below the bundle, which may be an installed package: we where the person stands.
+    here = {"runs": f"runs/{root.name}"} if "runs" in config else {}
+    config |= here
     if {"-h", "--help"} & set(args.ids):
         print(described(root.name, verb, config))
         return 0
@@ -44,7 +47,7 @@ def run(verb: str, args: argparse.Namespace) -> int:
 
     size = options.pop("size", None)
     tracking = options.pop("tracking", None)
-    run_verb(root, verb, overlays=size.split(",") if size else (), tracking=tracking, ids={**ids, **options})
+    run_verb(root, verb, overlays=size.split(",") if size else (), tracking=tracking, ids={**here, **ids, **options})
     return 0
 
 

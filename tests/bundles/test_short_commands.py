@@ -1,10 +1,13 @@
 """monai-ext train and evaluate: the same configs, ids and refusals as MONAI's runner, on a short line."""
 
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
-from running import BUNDLES, TINY, python
+from running import BUNDLES, ROOT, TINY, python
 
 from monai_ext.__main__ import main
 from monai_ext.catalogue import bundle_names, config_files, find_bundle
@@ -117,6 +120,7 @@ def test_help_lists_the_ids_with_their_defaults(capsys: pytest.CaptureFixture[st
     config = json.loads((bundle / "configs" / "train.json").read_text())
     assert f"--epochs               {config['epochs']}" in said
     assert "network_def" in said
+    assert f'--runs                 "runs/{bundle.name}"' in said
 
 
 def test_help_imports_nothing_heavy():
@@ -126,15 +130,38 @@ def test_help_imports_nothing_heavy():
         assert not imported & {"torch", "monai", "numpy", "nibabel"}, words
 
 
-def test_train_and_evaluate_run_with_sizes_and_ids(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    ids = {**TINY, "batch_size": 4, "dataset_dir": prepared, "weights": tmp_path / "model.pt", "sources": "T1,T2"}
-    words = [word for name, value in ids.items() for word in (f"--{name}", str(value))]
-    train = ["--epochs", "1", "--output_dir", str(tmp_path / "train"), "--target", "FLAIR", "--size", "compact"]
-    assert main(["train", "agi_net", *words, *train]) == 0
-    assert json.loads((tmp_path / "model.json").read_text())["target"] == ["FLAIR"]
-    assert "earlier training" in refused(capsys, "train", "agi_net", *words, *train)
-    of_training = ("discriminator_width", "image_size")
-    rest = [word for name, value in ids.items() if name not in of_training for word in (f"--{name}", str(value))]
-    evaluate = ["--output_dir", str(tmp_path / "run"), "--target", "FLAIR", "--size", "compact"]
-    assert main(["evaluate", "agi_net", *rest, *evaluate]) == 0
-    assert (tmp_path / "run" / "subjects.csv").is_file()
+def of_the_first_page() -> list[list[str]]:
+    """The words of its three commands that train, evaluate and synthesise."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    return [shlex.split(line)[1:] for line in re.findall(r"^monai-ext .*", page, re.MULTILINE)]
+
+
+def test_the_first_page_trains_evaluates_and_synthesises_and_writes_where_one_stands(
+    prepared: Path, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    case = next(path for path in sorted(raw.iterdir()) if path.is_dir() and any(path.glob("*T1.nii.gz")))
+    for contrast in ("T1", "T2"):
+        shutil.copy(next(case.glob(f"*{contrast}.nii.gz")), tmp_path / f"{contrast}.nii.gz")
+    (tmp_path / "prepared").symlink_to(prepared)
+    monkeypatch.chdir(tmp_path)
+    before = files_of(AGI_NET)
+    train, evaluate, synthesise = of_the_first_page()
+    assert [words[0] for words in (train, evaluate, synthesise)] == ["train", "evaluate", "synthesise"]
+    small = ["--batch_size", "4", "--size", "compact", "--slices", TINY["slices"]]
+    of_training = [
+        word for name in ("width", "discriminator_width", "image_size") for word in (f"--{name}", TINY[name])
+    ]
+    train += [*small, *map(str, of_training), "--epochs", "1"]
+    assert main(train) == 0
+    assert "earlier training" in refused(capsys, *train)
+    evaluate[evaluate.index("--width") + 1] = str(TINY["width"])
+    assert main([*evaluate, *small]) == 0
+    assert (tmp_path / "runs/agi_net/evaluate/subjects.csv").is_file()
+    assert main([*synthesise, "--trust-names"]) == 0
+    assert len(list((tmp_path / "synthetic").rglob("FLAIR_synthetic.nii.gz"))) == 1
+    assert files_of(AGI_NET) == before
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    """When each was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
