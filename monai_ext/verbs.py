@@ -9,6 +9,7 @@ from typing import Any
 
 from monai_ext.catalogue import bundle_names, config_files, find_bundle
 
+NULLABLE = ("seed",)  # that may be null though the config has a number: a run that is not to be repeated
 LISTS = ("sources", "modalities")  # of contrasts: T1,T2 is a list though the config's own value may be null
 NAMED = ("amp", "slices")  # that may be a word too: bf16, nonempty
 OPTIONS = ("size", "tracking", "tracking_uri", "experiment_name", "run_name")
@@ -76,6 +77,8 @@ def parsed(words: Sequence[str], config: Mapping[str, Any]) -> tuple[dict[str, s
             if not unread:
                 raise ValueError(f"--{name} has no value")
             text = unread.pop(0)
+        if not text.strip():
+            raise ValueError(f"--{name} has no value")
         if name in options or name in ids:
             raise ValueError(f"--{name} is given twice")
         if name in OPTIONS:
@@ -94,14 +97,19 @@ def value_of(name: str, text: str, *, default: Any) -> Any:
         default: whose kind the value is to have.
 
     Raises:
-        ValueError: a number, a list or a yes and no is wanted, and the text is none.
+        ValueError: the text is no number, list or yes and no where one is wanted, or null where the config has a value.
     """
-    if name in LISTS and not text.startswith(("[", "(", "$", "@")):
-        return [part.strip() for part in text.split(",")]
+    if name in LISTS and not text.startswith(("[", "(", "$", "@")) and text != "null":
+        names = [part.strip() for part in text.split(",")]
+        if not all(names):
+            raise ValueError(f"--{name} must be contrasts with commas between them, such as T1,T2; got {text!r}")
+        return names
     if text.startswith(("$", "@", "%")):
         return text  # an expression or a reference, as on MONAI's command line
     value = _literal(text)
     computed = isinstance(default, str) and default.startswith(("$", "@"))
+    if value is None and default is not None and name not in NULLABLE:
+        raise ValueError(f"--{name} must not be null, for its default is {json.dumps(default)}; leave it out for that")
     if value is None or default is None or computed:
         return value
     if isinstance(default, str):

@@ -191,6 +191,7 @@ def check_config(verb: str) -> None:
     if _is_command_line():
         sys.excepthook = say
     each = {path.stem: ConfigParser.load_config_file(path) for path in workflow.config_root_path.glob("*.json")}
+    each.pop("metadata", None)  # MONAI keeps them apart, under "_meta_": their ids are none of a config's
     own = [config for name, config in each.items() if name == verb or "imports" not in config]
     refuse_unknown_ids(workflow.parser.get(), [*own, dict.fromkeys(SIZES)])
     words = {path: WORDS[value] for path, value in _texts(workflow.parser.get()) if value in WORDS}

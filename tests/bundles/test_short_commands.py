@@ -45,7 +45,8 @@ def test_an_overlay_goes_by_name_or_by_path(tmp_path: Path):
     mine.write_text("{}")
     files = config_files(AGI_NET, "train", ["compact", str(mine)])
     assert [path.name for path in files] == ["train.json", "compact.json", "mine.json"]
-    with pytest.raises(ValueError, match=r"no overlay 'huge': name one of compact"):
+    own = "brats, ixi, multi_gpu_train, phantom_train, resnet, unet, volumetric"
+    with pytest.raises(ValueError, match=f"no overlay 'huge': name one of {own}, compact, phantoms, or a JSON file"):
         config_files(AGI_NET, "train", ["huge"])
 
 
@@ -62,6 +63,8 @@ def test_an_overlay_goes_by_name_or_by_path(tmp_path: Path):
         ("amp", "bf16", True, "bf16"),
         ("amp", "false", True, False),
         ("preset", "null", None, None),
+        ("sources", "null", None, None),
+        ("seed", "null", 0, None),
         ("images", "{'T1': 'a.nii.gz'}", None, {"T1": "a.nii.gz"}),
         ("output_dir", "3", "$@bundle_root + '/runs'", 3),
         ("name", "3", "AGI-Net", "3"),
@@ -83,17 +86,30 @@ def test_a_value_means_what_its_id_wants(name: str, text: str, default: object, 
         ("resume", "1", False, "true or false"),
         ("perturbations", "3", [], "a list"),
         ("network_def", "3", {"_target_": "a"}, "a dictionary"),
+        ("sources", "T1,", ["T1"], "contrasts with commas between them, such as T1,T2"),
+        ("sources", ",", None, "contrasts with commas between them, such as T1,T2"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_refused(name: str, text: str, default: object, wanted: str):
+def test_a_value_of_the_wrong_kind_or_an_empty_name_is_refused(name: str, text: str, default: object, wanted: str):
     with pytest.raises(ValueError, match=f"--{name} must be {wanted}"):
         value_of(name, text, default=default)
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [("epochs", 43), ("sources", ["T1"]), ("target", "FLAIR"), ("amp", True), ("dataset_dir", "$@bundle_root")],
+)
+def test_null_is_refused_where_the_config_has_a_value(name: str, default: object):
+    with pytest.raises(ValueError, match=f"--{name} must not be null, for its default is"):
+        value_of(name, "null", default=default)
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
         (["--epochs"], "--epochs has no value"),
+        (["--sources", ""], "--sources has no value"),
+        (["--size="], "--size has no value"),
         (["epochs", "3"], "expected --ID VALUE, got 'epochs'"),
         (["--epochs", "3", "--epochs=4"], "--epochs is given twice"),
     ],
@@ -105,9 +121,10 @@ def test_words_that_are_no_ids_are_refused(words: list[str], reason: str):
 
 def test_a_misspelt_id_and_one_of_another_verb_are_refused_before_anything_is_built(capsys: pytest.CaptureFixture[str]):
     assert "did you mean 'epochs'" in refused(capsys, "train", "agi_net", "--epoch", "3")
-    assert "no config of this bundle has the id 'register'" in refused(
-        capsys, "train", "agi_net", "--register", "rigid"
-    )
+    for name, value in (("register", "rigid"), ("split", "test"), ("version", "2.0.0")):
+        assert f"no config of this bundle has the id '{name}'" in refused(
+            capsys, "train", "agi_net", f"--{name}", value
+        )
     assert "'network_def#widht'; did you mean 'width'" in refused(
         capsys, "train", "agi_net", "--network_def#widht", "3"
     )
