@@ -64,6 +64,7 @@ class Workflow(ConfigWorkflow):
         refuse_unknown_ids(_nested(ids, configs[0]), configs)
         keep_freed_memory()
         super().__init__(config_file=files, **own, **ids)
+        _tell_network(self.parser)
 
 
 def run_verb(
@@ -195,9 +196,17 @@ def check_config(verb: str) -> None:
     own = [config for name, config in each.items() if name == verb or "imports" not in config]
     refuse_unknown_ids(workflow.parser.get(), [*own, dict.fromkeys(SIZES)])
     words = {path: WORDS[value] for path, value in _texts(workflow.parser.get()) if value in WORDS}
-    if words:
-        workflow.parser.update(words)
-        workflow.parser.parse(reset=True)
+    workflow.parser.update(words)
+    _tell_network(workflow.parser)
+    workflow.parser.parse(reset=True)
+
+
+def _tell_network(parser: ConfigParser) -> None:
+    """Give the config's `about` what `network_def` says, as values: of a macro MONAI would build a second network."""
+    about, definition = parser.get("about"), parser.get("network_def")
+    if isinstance(about, Mapping) and "network_def" in about and _is_component(definition):
+        arguments = {key: value for key, value in definition.items() if key != "_target_"}
+        parser["about::network_def"] = {"target": definition["_target_"], "arguments": arguments}
 
 
 def _is_command_line() -> bool:

@@ -32,7 +32,11 @@ def assert_same(one: Path, other: Path) -> None:
 def test_weights_say_what_they_were_made_by(bundle: Path, trained: Path):
     about = about_weights(trained / "model.pt")
     assert about["bundle"] == bundle.name
+    definition = ConfigParser.load_config_file(bundle / "configs/train.json")["network_def"]
+    assert about["network_def"].keys() == definition.keys()
+    assert about["network_def"]["_target_"] == definition["_target_"]
     assert about["network_def"]["width"] == 8
+    assert about["version"] == ConfigParser.load_config_file(bundle / "configs/metadata.json")["version"]
     assert about["preset"]["crop"] == [32, 32]
     assert about["preset"]["brain_mask"] == "otsu"
     assert about["sources"]
