@@ -1,6 +1,7 @@
 """Where the bundles lie: beside the package in a checkout, within it once installed. Imports nothing heavy."""
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,7 +72,13 @@ def config_files(root: Path, verb: str, overlays: Sequence[str] = ()) -> list[Pa
         places += [bundles_folder() / f"{overlay}.json", Path(overlay)]
         existing = [place for place in places if place.is_file()]
         if not existing:
-            common = sorted(path.stem for path in bundles_folder().glob("*.json"))
-            raise ValueError(f"there is no overlay {overlay!r}: name one of {', '.join(common)}, or a JSON file")
+            names = ", ".join([*_overlays(root / "configs"), *_overlays(bundles_folder())])
+            raise ValueError(f"there is no overlay {overlay!r}: name one of {names}, or a JSON file")
         files.append(existing[0])
     return files
+
+
+def _overlays(folder: Path) -> list[str]:
+    """The configs in a folder that do not stand alone, by name; the metadata are none."""
+    paths = [path for path in sorted(folder.glob("*.json")) if path.stem != "metadata"]
+    return [path.stem for path in paths if "run" not in json.loads(path.read_text(encoding="utf-8"))]

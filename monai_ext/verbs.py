@@ -9,6 +9,7 @@ from typing import Any
 
 from monai_ext.catalogue import bundle_names, config_files, find_bundle
 
+NULLABLE = ("seed",)  # that may be null though the config has a number: a run that is not to be repeated
 LISTS = ("sources", "modalities")  # of contrasts: T1,T2 is a list though the config's own value may be null
 NAMED = ("amp", "slices")  # that may be a word too: bf16, nonempty
 OPTIONS = ("size", "tracking", "tracking_uri", "experiment_name", "run_name")
@@ -35,6 +36,9 @@ def run(verb: str, args: argparse.Namespace) -> int:
     """
     root = find_bundle(args.bundle)
     config = json.loads(config_files(root, verb)[0].read_text(encoding="utf-8"))
+    # MONAI's runner writes below the bundle, which may be an installed package: we where the person stands.
+    here = {"runs": f"runs/{root.name}"} if "runs" in config else {}
+    config |= here
     if {"-h", "--help"} & set(args.ids):
         print(described(root.name, verb, config))
         return 0
@@ -44,7 +48,7 @@ def run(verb: str, args: argparse.Namespace) -> int:
 
     size = options.pop("size", None)
     tracking = options.pop("tracking", None)
-    run_verb(root, verb, overlays=size.split(",") if size else (), tracking=tracking, ids={**ids, **options})
+    run_verb(root, verb, overlays=size.split(",") if size else (), tracking=tracking, ids={**here, **ids, **options})
     return 0
 
 
@@ -73,6 +77,8 @@ def parsed(words: Sequence[str], config: Mapping[str, Any]) -> tuple[dict[str, s
             if not unread:
                 raise ValueError(f"--{name} has no value")
             text = unread.pop(0)
+        if not text.strip():
+            raise ValueError(f"--{name} has no value")
         if name in options or name in ids:
             raise ValueError(f"--{name} is given twice")
         if name in OPTIONS:
@@ -91,14 +97,19 @@ def value_of(name: str, text: str, *, default: Any) -> Any:
         default: whose kind the value is to have.
 
     Raises:
-        ValueError: a number, a list or a yes and no is wanted, and the text is none.
+        ValueError: the text is no number, list or yes and no where one is wanted, or null where the config has a value.
     """
-    if name in LISTS and not text.startswith(("[", "(", "$", "@")):
-        return [part.strip() for part in text.split(",")]
+    if name in LISTS and not text.startswith(("[", "(", "$", "@")) and text != "null":
+        names = [part.strip() for part in text.split(",")]
+        if not all(names):
+            raise ValueError(f"--{name} must be contrasts with commas between them, such as T1,T2; got {text!r}")
+        return names
     if text.startswith(("$", "@", "%")):
         return text  # an expression or a reference, as on MONAI's command line
     value = _literal(text)
     computed = isinstance(default, str) and default.startswith(("$", "@"))
+    if value is None and default is not None and name not in NULLABLE:
+        raise ValueError(f"--{name} must not be null, for its default is {json.dumps(default)}; leave it out for that")
     if value is None or default is None or computed:
         return value
     if isinstance(default, str):

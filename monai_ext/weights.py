@@ -278,7 +278,12 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def trained_network(
-    network: nn.Module, weights: Path | str, *, sources: Sequence[str], target: Sequence[str]
+    network: nn.Module,
+    weights: Path | str,
+    *,
+    sources: Sequence[str],
+    target: Sequence[str],
+    device: torch.device | str | None = None,
 ) -> nn.Module:
     """Put weights into a network for a task.
 
@@ -286,6 +291,7 @@ def trained_network(
         network: in which they belong.
         weights: their file.
         sources, target: contrasts, the network's channels.
+        device: where the network is put; it stays where it is if None.
 
     Returns:
         The network, ready to predict.
@@ -300,4 +306,4 @@ def trained_network(
         names = [canonical(name) for name in wanted]
         if what in about and about[what] != names:
             raise ValueError(f"{weights} was trained with {what} {about[what]}, not {names}: name those with --{what}")
-    return network.eval()
+    return network.eval().to(device)

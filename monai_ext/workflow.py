@@ -64,6 +64,7 @@ class Workflow(ConfigWorkflow):
         refuse_unknown_ids(_nested(ids, configs[0]), configs)
         keep_freed_memory()
         super().__init__(config_file=files, **own, **ids)
+        _tell_network(self.parser)
 
 
 def run_verb(
@@ -191,12 +192,21 @@ def check_config(verb: str) -> None:
     if _is_command_line():
         sys.excepthook = say
     each = {path.stem: ConfigParser.load_config_file(path) for path in workflow.config_root_path.glob("*.json")}
+    each.pop("metadata", None)  # MONAI keeps them apart, under "_meta_": their ids are none of a config's
     own = [config for name, config in each.items() if name == verb or "imports" not in config]
     refuse_unknown_ids(workflow.parser.get(), [*own, dict.fromkeys(SIZES)])
     words = {path: WORDS[value] for path, value in _texts(workflow.parser.get()) if value in WORDS}
-    if words:
-        workflow.parser.update(words)
-        workflow.parser.parse(reset=True)
+    workflow.parser.update(words)
+    _tell_network(workflow.parser)
+    workflow.parser.parse(reset=True)
+
+
+def _tell_network(parser: ConfigParser) -> None:
+    """Give the config's `about` what `network_def` says, as values: of a macro MONAI would build a second network."""
+    about, definition = parser.get("about"), parser.get("network_def")
+    if isinstance(about, Mapping) and "network_def" in about and _is_component(definition):
+        arguments = {key: value for key, value in definition.items() if key != "_target_"}
+        parser["about::network_def"] = {"target": definition["_target_"], "arguments": arguments}
 
 
 def _is_command_line() -> bool:

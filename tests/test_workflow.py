@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser, create_workflow
 
-from monai_ext.catalogue import find_bundle
-from monai_ext.workflow import SIZES, refuse_unknown_ids
+from monai_ext import workflow
+from monai_ext.catalogue import config_files, find_bundle
+from monai_ext.workflow import SIZES, Workflow, refuse_unknown_ids
 
 KNOWN = {
     "sources": ["T1"],
@@ -61,3 +62,16 @@ def test_a_workflow_in_a_notebook_or_a_server_leaves_the_handler_of_errors_as_it
     files = str(find_bundle("agi_net") / "configs" / "inference.json")
     create_workflow(config_file=files, logging_file=False, weights="untrained", workflow_type="infer", images={})
     assert sys.excepthook is before
+
+
+def test_weights_are_told_of_their_network_by_arguments_and_nothing_is_looked_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workflow, "current_workflow", lambda: pytest.fail("the interpreter's stack was walked"))
+    files = [str(path) for path in config_files(find_bundle("agi_net"), "train")]
+    ids = {"width": 8, "network_def#stages": ["down1"], "sources": ["T1", "T2", "PD"]}
+    parser = Workflow(files, workflow_type="train", logging_file=False, bundle_root="/bundle", **ids).parser
+    arguments = {"spatial_dims": 2, "in_channels": 3, "width": 8, "stages": ["down1"]}
+    assert parser.get_parsed_content("about::network_def") == {
+        "target": "monai_ext.networks.AGINet",
+        "arguments": arguments,
+    }
+    assert parser.get_parsed_content("about::bundle_root") == "/bundle"

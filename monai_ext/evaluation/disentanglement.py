@@ -18,7 +18,7 @@ ROW = 160  # pixels
 
 @torch.no_grad()
 def picture(network: FDGAN, data: SliceDataset, *, path: Path | str, slices: int = 3) -> Path:
-    """Write a PNG with a row for each of some slices, spread evenly over the data.
+    """Write a PNG with a row for each of some slices, spread evenly over the data, and print where it is.
 
     The sources, the pseudo-target, the anatomy's channels as colours, the prediction, the truth; then the same anatomy
     in each source's style.
@@ -50,7 +50,9 @@ def picture(network: FDGAN, data: SliceDataset, *, path: Path | str, slices: int
         *((f"in {name}'s style", restyled[:, 0]) for name, restyled in zip(data.sources, swapped, strict=True)),
     ]
     rows = [[upright(images[number]) for _, images in columns] for number in range(len(items))]
-    return montage(rows, titles=[name for name, _ in columns], path=absolute(Path(path)), height=ROW, white=1.0)
+    written = montage(rows, titles=[name for name, _ in columns], path=absolute(Path(path)), height=ROW, white=1.0)
+    print(f"look at {written}")
+    return written
 
 
 def colours(features: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from monai_ext.evaluation.run_folder import (
     write_table,
 )
 from monai_ext.files import absolute, write_json
-from monai_ext.modalities import canonical
+from monai_ext.modalities import make_task
 from monai_ext.provenance import WARNING
 
 __all__ = ["Evaluation", "PreparedVolumes"]
@@ -125,7 +125,8 @@ class Evaluation:
     ) -> None:
         self.protocol, self.inferer = protocol, inferer
         self.data, self.predictor, self.about, self.by_dataset = data, predictor, about, by_dataset
-        self.sources, self.target = _contrasts(sources, target)
+        task = make_task(sources, target)
+        self.sources, self.target = task.inputs, task.outputs
         self.output_dir, self.keep, self.seed, self.overwrite = absolute(Path(output_dir)), keep, seed, overwrite
         for name, ours in (("sources", self.sources), ("target", self.target)):
             theirs = tuple(getattr(data, name, ours))
@@ -330,21 +331,3 @@ def mean(values: Sequence[float]) -> float:
     """
     measured = [value for value in values if not math.isnan(value)]
     return sum(measured) / len(measured) if measured else math.nan
-
-
-def _contrasts(sources: Sequence[str], target: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Give contrasts their canonical names.
-
-    Returns:
-        The sources and the targets.
-
-    Raises:
-        ValueError: a list is empty or is none, or a contrast is there twice.
-    """
-    for what, names in (("sources", sources), ("target", target)):
-        if isinstance(names, str) or not names:
-            raise ValueError(f"{what} must be a list of at least one contrast, got {names!r}")
-    every = [canonical(name) for name in (*sources, *target)]
-    if len(set(every)) < len(every):
-        raise ValueError(f"each contrast is a source or a target, once, got sources={sources}, target={target}")
-    return tuple(every[: len(sources)]), tuple(every[len(sources) :])

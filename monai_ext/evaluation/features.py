@@ -17,7 +17,7 @@ from monai_ext.files import absolute
 def picture(
     network: nn.Module, data: SliceDataset, *, path: Path | str, stages: Sequence[str], slices: int = 3
 ) -> Path:
-    """Write a PNG with a row for each of some slices, spread evenly over the data.
+    """Write a PNG with a row for each of some slices, spread evenly over the data, and print where it is.
 
     The sources, what each stage gives with its three main directions as red, green and blue, the prediction, the truth.
     A stage's directions are its own: colours of two stages, or of two networks, do not mean the same.
@@ -58,4 +58,6 @@ def picture(
         (f"{target}, acquired", torch.stack([item["target"][0] for item in items])),
     ]
     rows = [[upright(images[number]) for _, images in columns] for number in range(len(items))]
-    return montage(rows, titles=[name for name, _ in columns], path=absolute(Path(path)), height=ROW, white=1.0)
+    written = montage(rows, titles=[name for name, _ in columns], path=absolute(Path(path)), height=ROW, white=1.0)
+    print(f"look at {written}")
+    return written

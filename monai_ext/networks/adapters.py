@@ -217,12 +217,13 @@ def fingerprint(network: PMMSynth) -> str:
     return digest.hexdigest()
 
 
-def know_sites(network: PMMSynth, sites: Sequence[str]) -> PMMSynth:
+def know_sites(network: PMMSynth, sites: Sequence[str], *, device: torch.device | str | None = None) -> PMMSynth:
     """Make the network one for these sites: it changes no weight of it, for a site's code is computed.
 
     Args:
         network: whose sites are replaced.
         sites: names, in the order of their numbers.
+        device: where the network is put; it stays where it is if None.
 
     Returns:
         The network.
@@ -235,11 +236,15 @@ def know_sites(network: PMMSynth, sites: Sequence[str]) -> PMMSynth:
     network.sites, network.trained_on = tuple(sites), len(sites)
     if network.embedding is not None:
         network.embedding.sites = len(sites)
-    return network
+    return network.to(device)
 
 
 def personalized_network(
-    network: PMMSynth, weights: Path | str, *, adapters: Path | str | Sequence[Path | str] | None = None
+    network: PMMSynth,
+    weights: Path | str,
+    *,
+    adapters: Path | str | Sequence[Path | str] | None = None,
+    device: torch.device | str | None = None,
 ) -> PMMSynth:
     """Put weights into a network, with the sites that they know and those that adapters added.
 
@@ -247,9 +252,10 @@ def personalized_network(
         network: in which the weights belong; it is changed.
         weights: their file.
         adapters: files of `save_adapter`, in the order in which they are added.
+        device: where the network is put; it stays where it is if None.
 
     Returns:
-        The network.
+        The network, ready to predict.
 
     Raises:
         ValueError: the weights are not there, or are for other contrasts or another network.
@@ -267,10 +273,17 @@ def personalized_network(
         know_sites(network, about["sites"])
     for file in [adapters] if isinstance(adapters, str | Path) else adapters or ():
         load_adapter(network, file)
-    return network
+    return network.eval().to(device)
 
 
-def adapted_network(network: PMMSynth, weights: Path | str, *, sites: Sequence[str], rank: int = 4) -> PMMSynth:
+def adapted_network(
+    network: PMMSynth,
+    weights: Path | str,
+    *,
+    sites: Sequence[str],
+    rank: int = 4,
+    device: torch.device | str | None = None,
+) -> PMMSynth:
     """Load a trained network, freeze it, and add one new site, whose adapter alone is to be trained.
 
     Args:
@@ -278,9 +291,10 @@ def adapted_network(network: PMMSynth, weights: Path | str, *, sites: Sequence[s
         weights: their file.
         sites: the new one's name, in a list.
         rank: of the change of each convolution.
+        device: where the network is put; it stays where it is if None.
 
     Returns:
-        The network.
+        The network, ready to be trained.
 
     Raises:
         ValueError: not exactly one site is named, or what `personalized_network` and `add_site` refuse.
@@ -289,4 +303,4 @@ def adapted_network(network: PMMSynth, weights: Path | str, *, sites: Sequence[s
         raise ValueError(f"one site is added at a time, got {', '.join(sites)}")
     network = personalized_network(network, weights)
     add_site(network, sites[0], rank=rank)
-    return network
+    return network.train().to(device)

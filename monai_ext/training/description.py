@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,10 +13,9 @@ import numpy as np
 from monai_ext.data.datalist import read_datalist
 from monai_ext.data.presets import Preset
 from monai_ext.data.selection import Datalists, named_datalists
-from monai_ext.files import sha256
+from monai_ext.files import absolute, read_json, sha256
 from monai_ext.modalities import canonical
 from monai_ext.provenance import software
-from monai_ext.workflow import current_workflow
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +27,8 @@ def describe(
     datalist: Datalists,
     sites: Sequence[str] = (),
     coarser: float = 1.0,
+    bundle_root: Path | str | None = None,
+    network_def: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe weights for the JSON beside them: what made them, and from which data.
 
@@ -36,9 +37,14 @@ def describe(
         datalist: one or several, as `select_subjects` takes them.
         sites: those that the network tells apart, in the order of their numbers.
         coarser: how many times as coarse in the plane as the datalist's images the network's sources are.
+        bundle_root: the bundle's folder, whose name and version are told.
+        network_def: the network's "target" and "arguments"; null in a config, where the workflow puts them in.
 
     Returns:
         Plain values by key.
+
+    Raises:
+        ValueError: `bundle_root` is no bundle, or a datalist is not there.
 
     Example:
         >>> import tempfile
@@ -51,15 +57,17 @@ def describe(
         >>> about["sources"], about["target"], about["preset"], len(about["datalist_sha256"])
         (['T1'], ['FLAIR'], None, 64)
     """
-    workflow = current_workflow()
     made_with: dict[str, Any] = {}
-    if workflow is not None:
-        parser = workflow.parser
-        made_with = {
-            "bundle": workflow.config_root_path.parent.name,
-            "version": parser.get("_meta_", {}).get("version"),
-            "network_def": {key: parser.get_parsed_content(f"network_def::{key}") for key in parser["network_def"]},
-        }
+    if bundle_root is not None:
+        root = absolute(Path(bundle_root))
+        metadata = root / "configs" / "metadata.json"
+        if not metadata.is_file():
+            raise ValueError(
+                f"{root} is no bundle, it has no configs/metadata.json: name its folder with --bundle_root"
+            )
+        made_with |= {"bundle": root.name, "version": read_json(metadata)["version"]}
+    if network_def is not None:
+        made_with["network_def"] = {"_target_": network_def["target"], **network_def["arguments"]}
     paths = [path for _, path in named_datalists(datalist)]
     presets = [prepared_as(path) for path in paths]
     if any(preset != presets[0] for preset in presets):

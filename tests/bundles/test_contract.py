@@ -87,6 +87,19 @@ def test_its_ids_are_those_of_every_bundle(bundle: Path):
     assert [name for name in ("evaluator", "dataset", "handlers") if name not in there["validate"]] == []
 
 
+def test_a_training_writes_below_its_output_folder_and_never_over_shipped_weights(bundle: Path):
+    train, adapt = (bundle / "configs" / f"{name}.json" for name in ("train", "adapt"))
+    trainings = {"train": ([train], "model.pt")} | (
+        {"adapt": ([train, adapt], "adapter.pt")} if adapt.is_file() else {}
+    )
+    for run, (files, name) in trainings.items():
+        parser = ConfigParser(ConfigParser.load_config_files([str(path) for path in files]))
+        parser["bundle_root"] = "/bundle"
+        written = [parser.get_parsed_content(f"train#handlers#4#{key}") for key in ("folder", "weights")]
+        assert written == [f"/bundle/runs/{run}/checkpoints", f"/bundle/runs/{run}/{name}"]
+    assert config(bundle, "evaluate")["weights"] == "$@bundle_root + '/models/model.pt'"
+
+
 def test_one_network_is_trained_evaluated_and_used(bundle: Path):
     definitions = [config(bundle, name)["network_def"] for name in WORKFLOWS]
     assert definitions[0] == definitions[1] == definitions[2]

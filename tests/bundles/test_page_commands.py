@@ -78,7 +78,7 @@ def test_what_a_page_evaluates_is_the_network_that_it_trained(bundle: Path):
         task = {name: parser[name] for name in ("sources", "target") if parser.get("network_def") and name in parser}
         weights = ids.get("weights", "")
         if verb_of(files) == "train":
-            assert weights, f"{ids} would replace the weights that the bundle comes with"
+            assert weights, f"{ids} does not say which weights it makes"
             trained[weights] = {**definition(parser), **(task if "modalities" not in parser else {})}
         elif weights:
             found = {**definition(parser), **(task if "modalities" not in parser else {})}

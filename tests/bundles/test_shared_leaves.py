@@ -11,14 +11,14 @@ from running import BUNDLES
 OWN = {
     "train": {
         "about#target", "batch_size", "discriminator_def#_target_", "epochs", "image_size", "imports", "learning_rate",
-        "network", "network_def#_target_", "objective#_target_", "slices", "sources", "target", "train#dataset#sources",
+        "network_def#_target_", "objective#_target_", "slices", "sources", "target", "train#dataset#sources",
         "train#dataset#target", "train#handlers#3#titles", "validate#dataset#_target_", "width",
     },
     "inference": {
         "imports", "inferer#_target_", "inferer#margin", "network_def#_target_", "sources", "target", "width",
     },
     "evaluate": {
-        "evaluator#predictor", "imports", "inferer#margin", "measured#paper#peak", "name", "network",
+        "evaluator#predictor", "inferer#margin", "measured#paper#peak", "name", "network#_target_",
         "network_def#_target_", "run", "slices", "width",
     },
     "multi_gpu_train": set(),

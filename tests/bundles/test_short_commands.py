@@ -1,10 +1,13 @@
 """monai-ext train and evaluate: the same configs, ids and refusals as MONAI's runner, on a short line."""
 
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
-from running import BUNDLES, TINY, python
+from running import BUNDLES, ROOT, TINY, python
 
 from monai_ext.__main__ import main
 from monai_ext.catalogue import bundle_names, config_files, find_bundle
@@ -42,7 +45,8 @@ def test_an_overlay_goes_by_name_or_by_path(tmp_path: Path):
     mine.write_text("{}")
     files = config_files(AGI_NET, "train", ["compact", str(mine)])
     assert [path.name for path in files] == ["train.json", "compact.json", "mine.json"]
-    with pytest.raises(ValueError, match=r"no overlay 'huge': name one of compact"):
+    own = "brats, ixi, multi_gpu_train, phantom_train, resnet, unet, volumetric"
+    with pytest.raises(ValueError, match=f"no overlay 'huge': name one of {own}, compact, phantoms, or a JSON file"):
         config_files(AGI_NET, "train", ["huge"])
 
 
@@ -59,6 +63,8 @@ def test_an_overlay_goes_by_name_or_by_path(tmp_path: Path):
         ("amp", "bf16", True, "bf16"),
         ("amp", "false", True, False),
         ("preset", "null", None, None),
+        ("sources", "null", None, None),
+        ("seed", "null", 0, None),
         ("images", "{'T1': 'a.nii.gz'}", None, {"T1": "a.nii.gz"}),
         ("output_dir", "3", "$@bundle_root + '/runs'", 3),
         ("name", "3", "AGI-Net", "3"),
@@ -80,17 +86,30 @@ def test_a_value_means_what_its_id_wants(name: str, text: str, default: object, 
         ("resume", "1", False, "true or false"),
         ("perturbations", "3", [], "a list"),
         ("network_def", "3", {"_target_": "a"}, "a dictionary"),
+        ("sources", "T1,", ["T1"], "contrasts with commas between them, such as T1,T2"),
+        ("sources", ",", None, "contrasts with commas between them, such as T1,T2"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_refused(name: str, text: str, default: object, wanted: str):
+def test_a_value_of_the_wrong_kind_or_an_empty_name_is_refused(name: str, text: str, default: object, wanted: str):
     with pytest.raises(ValueError, match=f"--{name} must be {wanted}"):
         value_of(name, text, default=default)
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [("epochs", 43), ("sources", ["T1"]), ("target", "FLAIR"), ("amp", True), ("dataset_dir", "$@bundle_root")],
+)
+def test_null_is_refused_where_the_config_has_a_value(name: str, default: object):
+    with pytest.raises(ValueError, match=f"--{name} must not be null, for its default is"):
+        value_of(name, "null", default=default)
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
         (["--epochs"], "--epochs has no value"),
+        (["--sources", ""], "--sources has no value"),
+        (["--size="], "--size has no value"),
         (["epochs", "3"], "expected --ID VALUE, got 'epochs'"),
         (["--epochs", "3", "--epochs=4"], "--epochs is given twice"),
     ],
@@ -102,9 +121,10 @@ def test_words_that_are_no_ids_are_refused(words: list[str], reason: str):
 
 def test_a_misspelt_id_and_one_of_another_verb_are_refused_before_anything_is_built(capsys: pytest.CaptureFixture[str]):
     assert "did you mean 'epochs'" in refused(capsys, "train", "agi_net", "--epoch", "3")
-    assert "no config of this bundle has the id 'register'" in refused(
-        capsys, "train", "agi_net", "--register", "rigid"
-    )
+    for name, value in (("register", "rigid"), ("split", "test"), ("version", "2.0.0")):
+        assert f"no config of this bundle has the id '{name}'" in refused(
+            capsys, "train", "agi_net", f"--{name}", value
+        )
     assert "'network_def#widht'; did you mean 'width'" in refused(
         capsys, "train", "agi_net", "--network_def#widht", "3"
     )
@@ -117,6 +137,7 @@ def test_help_lists_the_ids_with_their_defaults(capsys: pytest.CaptureFixture[st
     config = json.loads((bundle / "configs" / "train.json").read_text())
     assert f"--epochs               {config['epochs']}" in said
     assert "network_def" in said
+    assert f'--runs                 "runs/{bundle.name}"' in said
 
 
 def test_help_imports_nothing_heavy():
@@ -126,15 +147,38 @@ def test_help_imports_nothing_heavy():
         assert not imported & {"torch", "monai", "numpy", "nibabel"}, words
 
 
-def test_train_and_evaluate_run_with_sizes_and_ids(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    ids = {**TINY, "batch_size": 4, "dataset_dir": prepared, "weights": tmp_path / "model.pt", "sources": "T1,T2"}
-    words = [word for name, value in ids.items() for word in (f"--{name}", str(value))]
-    train = ["--epochs", "1", "--output_dir", str(tmp_path / "train"), "--target", "FLAIR", "--size", "compact"]
-    assert main(["train", "agi_net", *words, *train]) == 0
-    assert json.loads((tmp_path / "model.json").read_text())["target"] == ["FLAIR"]
-    assert "earlier training" in refused(capsys, "train", "agi_net", *words, *train)
-    of_training = ("discriminator_width", "image_size")
-    rest = [word for name, value in ids.items() if name not in of_training for word in (f"--{name}", str(value))]
-    evaluate = ["--output_dir", str(tmp_path / "run"), "--target", "FLAIR", "--size", "compact"]
-    assert main(["evaluate", "agi_net", *rest, *evaluate]) == 0
-    assert (tmp_path / "run" / "subjects.csv").is_file()
+def of_the_first_page() -> list[list[str]]:
+    """The words of its three commands that train, evaluate and synthesise."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    return [shlex.split(line)[1:] for line in re.findall(r"^monai-ext .*", page, re.MULTILINE)]
+
+
+def test_the_first_page_trains_evaluates_and_synthesises_and_writes_where_one_stands(
+    prepared: Path, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    case = next(path for path in sorted(raw.iterdir()) if path.is_dir() and any(path.glob("*T1.nii.gz")))
+    for contrast in ("T1", "T2"):
+        shutil.copy(next(case.glob(f"*{contrast}.nii.gz")), tmp_path / f"{contrast}.nii.gz")
+    (tmp_path / "prepared").symlink_to(prepared)
+    monkeypatch.chdir(tmp_path)
+    before = files_of(AGI_NET)
+    train, evaluate, synthesise = of_the_first_page()
+    assert [words[0] for words in (train, evaluate, synthesise)] == ["train", "evaluate", "synthesise"]
+    small = ["--batch_size", "4", "--size", "compact", "--slices", TINY["slices"]]
+    of_training = [
+        word for name in ("width", "discriminator_width", "image_size") for word in (f"--{name}", TINY[name])
+    ]
+    train += [*small, *map(str, of_training), "--epochs", "1"]
+    assert main(train) == 0
+    assert "earlier training" in refused(capsys, *train)
+    evaluate[evaluate.index("--width") + 1] = str(TINY["width"])
+    assert main([*evaluate, *small]) == 0
+    assert (tmp_path / "runs/agi_net/evaluate/subjects.csv").is_file()
+    assert main([*synthesise, "--trust-names"]) == 0
+    assert len(list((tmp_path / "synthetic").rglob("FLAIR_synthetic.nii.gz"))) == 1
+    assert files_of(AGI_NET) == before
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    """When each was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

@@ -32,7 +32,11 @@ def assert_same(one: Path, other: Path) -> None:
 def test_weights_say_what_they_were_made_by(bundle: Path, trained: Path):
     about = about_weights(trained / "model.pt")
     assert about["bundle"] == bundle.name
+    definition = ConfigParser.load_config_file(bundle / "configs/train.json")["network_def"]
+    assert about["network_def"].keys() == definition.keys()
+    assert about["network_def"]["_target_"] == definition["_target_"]
     assert about["network_def"]["width"] == 8
+    assert about["version"] == ConfigParser.load_config_file(bundle / "configs/metadata.json")["version"]
     assert about["preset"]["crop"] == [32, 32]
     assert about["preset"]["brain_mask"] == "otsu"
     assert about["sources"]
@@ -92,20 +96,20 @@ def test_without_a_validation_split_the_weights_of_the_last_epoch_stay(
 
 
 def test_two_processes_train_one_network(bundle: Path, prepared: Path, tmp_path: Path):
-    """Of one bundle through torchrun, of the others as torchrun starts them."""
+    """Of one bundle by the short command through torchrun, of the others by MONAI's as torchrun starts it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     configs = [str(bundle / "configs/train.json"), str(bundle / "configs/multi_gpu_train.json"), str(COMPACT)]
-    pairs = {"bundle_root": bundle, "config_file": configs, "dataset_dir": prepared, "output_dir": tmp_path}
-    pairs |= {"weights": tmp_path / "model.pt", "epochs": 1, "batch_size": 2, **TINY}
-    words = ("monai.bundle", "run", *options(pairs))
+    ids = {"dataset_dir": prepared, "output_dir": tmp_path, "epochs": 1, "batch_size": 2, **TINY}
     if bundle == BUNDLES[0]:
         where = ("--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}")
-        python("-m", "torch.distributed.run", *where, "-m", *words)
+        short = ("monai_ext", "train", bundle.name, "--size", "compact", *options(ids))
+        python("-m", "torch.distributed.run", *where, "-m", *short)
     else:
         every = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         said = [tmp_path / f"said{rank}.txt" for rank in range(2)]
+        words = ("monai.bundle", "run", *options({"bundle_root": bundle, "config_file": configs, **ids}))
         processes = [apart(said[rank], *words, RANK=rank, LOCAL_RANK=rank, **every) for rank in range(2)]
         assert [status_of(process) for process in processes] == [0, 0], [one.read_text()[-3000:] for one in said]
     assert weights(tmp_path / "model.pt")
@@ -117,6 +121,9 @@ def test_two_processes_train_one_network(bundle: Path, prepared: Path, tmp_path:
     ("change", "message"),
     [
         ({"epoch": "3"}, r"has the id 'epoch'; did you mean 'epochs'"),
+        ({"register": "rigid"}, r"no config of this bundle has the id 'register'"),
+        ({"split": "test"}, r"no config of this bundle has the id 'split'"),
+        ({"version": "2.0.0"}, r"no config of this bundle has the id 'version'"),
         ({"train#trainer#acumulate": "2"}, r"has the id 'train#trainer#acumulate'; did you mean 'accumulate'"),
         ({"dataset_dir": "/nowhere"}, r"/nowhere/datalist.json"),
         ({"sources": "['T1','T3']"}, r"T3.*known"),

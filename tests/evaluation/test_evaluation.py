@@ -385,9 +385,18 @@ def test_wrong_arguments_are_refused(tmp_path: Path, options: dict, message: str
         evaluation(tmp_path, names="", data=data, **options)
 
 
-def test_a_contrast_is_a_source_or_a_target(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="each contrast is a source or a target, once"):
-        Evaluation(data=[], predictor=mean_of_sources, sources=["T1"], target=["t1w"], output_dir=tmp_path, about=ABOUT)
+@pytest.mark.parametrize(
+    ("sources", "target", "message"),
+    [
+        (["T1"], ["t1w"], "T1 is a source and the target"),
+        (["T1", "t1w"], ["T2"], "each source is given once, got T1 twice"),
+        ([], ["T2"], "there must be a source and a target"),
+        ("T1", ["T2"], "sources must be a list of contrasts such as"),
+    ],
+)
+def test_a_contrast_is_a_source_or_a_target_once(tmp_path: Path, sources: Any, target: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Evaluation(data=[], predictor=mean_of_sources, sources=sources, target=target, output_dir=tmp_path, about=ABOUT)
 
 
 @pytest.mark.parametrize("rule", ["every", "nonempty", ("middle", 3), ("brain", 2)])

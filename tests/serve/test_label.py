@@ -38,8 +38,14 @@ def bundle(request: pytest.FixtureRequest, server: Server) -> Path:
     assert b"has no weights" in said
     status, said = server.ask(f"/train/{name}?run_sync=true", body={**TINY, **task(request.param)})
     assert status == 200, said
-    assert (server.models / name / "model.pt").is_file()
+    assert trained(server, name).is_file()
+    assert not (server.models / name).exists()  # weights that were there would be as they were
     return request.param
+
+
+def trained(server: Server, name: str) -> Path:
+    """The weights that the server has trained, among the studies."""
+    return server.studies / ".training" / name / "model.pt"
 
 
 def task(bundle: Path) -> dict[str, Any]:
@@ -74,7 +80,7 @@ def test_the_answer_is_an_image_as_the_command_line_would_have_written_it(bundle
     study = server.studies / image(server).partition("/")[0]
     images = {contrast: str(scan(study, contrast)) for contrast in ("T1", "T2")}
     ids = {"bundle_root": bundle, "config_file": bundle / "configs/inference.json", "images": images,
-           "weights": server.models / bundle.name / "model.pt", "output_dir": tmp_path / "out",
+           "weights": trained(server, bundle.name), "output_dir": tmp_path / "out",
            "width": TINY["width"], **task(bundle), "target": "FLAIR"}  # fmt: skip
     words = [word for name, value in ids.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "monai.bundle", "run", *words]
@@ -163,7 +169,7 @@ def test_a_bundle_that_is_not_there_is_named_with_those_that_are(server: Server)
 
 
 def test_weights_that_do_not_fit_are_an_error_and_not_silence(bundle: Path, server: Server):
-    file = server.models / bundle.name / "model.json"
+    file = trained(server, bundle.name).with_suffix(".json")
     before = file.read_text()
     about = json.loads(before)
     about["network_def"]["width"] = 16

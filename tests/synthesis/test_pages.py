@@ -50,8 +50,7 @@ def some_scans(folder: Path) -> None:
 def test_the_readme_s_one_line_and_its_python(tmp_path, monkeypatch, capsys):
     some_scans(tmp_path)
     monkeypatch.chdir(tmp_path)
-    (words,) = commands("README.md")
-    assert main(words) == 0
+    assert main(commands("README.md")[0]) == 0
     assert list((tmp_path / "out").rglob("FLAIR_synthetic.nii.gz"))
     capsys.readouterr()
     (snippet,) = blocks("README.md", "python scans")

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from monai_ext.training.description import describe, prepared_as
 
 
@@ -39,3 +41,16 @@ def test_a_network_of_coarser_sources_says_the_voxels_that_it_was_shown(tmp_path
     known = prepare(path)
     said = describe(sources=["T1"], target=["T2"], datalist=path, coarser=2)
     assert said["preset"] == {**known, "trained_spacing": [2.0, 3.0, 4.0]}
+
+
+def test_weights_say_by_which_bundle_and_as_what_network_they_were_made(tmp_path: Path):
+    (tmp_path / "ours" / "configs").mkdir(parents=True)
+    (tmp_path / "ours" / "configs" / "metadata.json").write_text('{"version": "1.2.3"}')
+    network = {"target": "torch.nn.Conv2d", "arguments": {"in_channels": 2}}
+    said = describe(
+        sources=["T1"], target=["T2"], datalist=listed(tmp_path), bundle_root=tmp_path / "ours", network_def=network
+    )
+    assert (said["bundle"], said["version"]) == ("ours", "1.2.3")
+    assert said["network_def"] == {"_target_": "torch.nn.Conv2d", "in_channels": 2}
+    with pytest.raises(ValueError, match=r"ours/configs is no bundle.*name its folder with --bundle_root"):
+        describe(sources=["T1"], target=["T2"], datalist="unread", bundle_root=tmp_path / "ours" / "configs")

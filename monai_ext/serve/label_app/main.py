@@ -2,6 +2,8 @@
 
 --conf bundles FOLDER    the collection, or one bundle of it (this repository's)
 --conf models FOLDER     weights as FOLDER/<bundle>/model.pt, in place of the bundles' own models/model.pt
+
+What a client trains is served in place of either, and replaces neither: it lies in .training among the studies.
 """
 
 import logging
@@ -23,7 +25,7 @@ from monai_ext.catalogue import bundles_folder
 from monai_ext.serve.label_app.gatekeeper import Gatekeeper
 from monai_ext.serve.label_app.studies import Studies
 from monai_ext.serve.label_app.synthesis_task import Synthesis
-from monai_ext.serve.label_app.training_task import Training
+from monai_ext.serve.label_app.training_task import Training, trained_weights
 from monai_ext.synthesis.options import INFERENCE, OF_IMAGES
 
 logger = logging.getLogger(__name__)
@@ -69,7 +71,11 @@ class SynthesisApp(MONAILabelApp):
         Returns:
             bundle's name -> task, those without weights too.
         """
-        return {name: Synthesis(root, weights=self.weights[name]) for name, root in self.bundles.items()}
+        studies = Path(self.studies)
+        return {
+            name: Synthesis(root, weights=self.weights[name], trained=trained_weights(studies, name))
+            for name, root in self.bundles.items()
+        }
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """Make a training task for each bundle.
@@ -77,7 +83,7 @@ class SynthesisApp(MONAILabelApp):
         Returns:
             bundle's name -> task.
         """
-        return {name: Training(root, weights=self.weights[name]) for name, root in self.bundles.items()}
+        return {name: Training(root) for name, root in self.bundles.items()}
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Synthesise for one image of the studies.

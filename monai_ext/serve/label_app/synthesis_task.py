@@ -38,14 +38,15 @@ class Synthesis(InferTask):
     Args:
         bundle_root: the bundle's folder.
         weights: their file, which need not be there yet.
+        trained: the file that is used in its place once it is there.
 
     Raises:
         HTTPException: when called, 400 or 500 with the reason.
     """
 
-    def __init__(self, bundle_root: Path, *, weights: Path) -> None:
-        self.bundle_root, self.weights = bundle_root, weights
-        self._loaded: tuple[int, BundleSynthesiser] | None = None
+    def __init__(self, bundle_root: Path, *, weights: Path, trained: Path) -> None:
+        self.bundle_root, self._shipped, self._trained = bundle_root, weights, trained
+        self._loaded: tuple[tuple[Path, int], BundleSynthesiser] | None = None
         self.fault = ""
         self._load()
         super().__init__(
@@ -54,6 +55,11 @@ class Synthesis(InferTask):
             dimension=3,
             description=f"{bundle_root.name}: a SYNTHETIC contrast from those that were acquired",
         )
+
+    @property
+    def weights(self) -> Path:
+        """The file that is served from now."""
+        return self._trained if self._trained.is_file() else self._shipped
 
     def is_valid(self) -> bool:
         """Say whether there are weights.
@@ -93,13 +99,14 @@ class Synthesis(InferTask):
 
     def _load(self) -> BundleSynthesiser | None:
         """The bundle with its weights; those that a training has written since are read anew."""
-        if not self.weights.is_file():
-            self.fault = f"{self.bundle_root.name} has no weights at {self.weights.name}: train it first"
+        weights = self.weights
+        if not weights.is_file():
+            self.fault = f"{self.bundle_root.name} has no weights at {weights.name}: train it first"
             return None
-        changed = self.weights.stat().st_mtime_ns
+        changed = weights, weights.stat().st_mtime_ns
         if self._loaded is None or self._loaded[0] != changed:
             try:
-                self._loaded = changed, BundleSynthesiser(self.bundle_root, weights=self.weights)
+                self._loaded = changed, BundleSynthesiser(self.bundle_root, weights=weights)
             except ValueError as error:
                 self.fault = f"{self.bundle_root.name} cannot be served: {without_folders(str(error))}"
                 logger.error(self.fault)

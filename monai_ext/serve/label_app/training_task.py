@@ -18,20 +18,19 @@ from monai_ext.synthesis.options import TRAINING, as_words, asked_of_training
 class Training(TrainTask):
     """Train as on the command line, in processes of their own: `monai-ext index`, `prepare` and `train`.
 
-    Three of four studies train, the fourth validates. The weights become those that the server uses next; the
-    prepared images and the checkpoints stay in `.training` among the studies.
+    Three of four studies train, the fourth validates. Prepared images, checkpoints and weights stay in `.training`
+    among the studies; the server uses those weights from then on, and the bundle's own are left as they are.
 
     Args:
         bundle_root: the bundle's folder.
-        weights: the file that training writes.
 
     Raises:
         HTTPException: when called, 400 for an option that may not be.
     """
 
-    def __init__(self, bundle_root: Path, *, weights: Path) -> None:
+    def __init__(self, bundle_root: Path) -> None:
         super().__init__(f"{bundle_root.name}: learn from the studies here")
-        self.bundle_root, self.weights = bundle_root, weights
+        self.bundle_root = bundle_root
 
     def config(self) -> dict[str, Any]:
         """Tell what a person chooses in the client's panel, and the defaults.
@@ -43,7 +42,8 @@ class Training(TrainTask):
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         studies = Path(datastore._datastore_path)  # it has no other name for it
-        place = studies / ".training" / self.bundle_root.name
+        weights = trained_weights(studies, self.bundle_root.name)
+        place = weights.parent
         try:
             options = asked_of_training(chosen_for_training(request))
         except ValueError as error:
@@ -55,9 +55,22 @@ class Training(TrainTask):
         _run("index", *where, "--split", "75/25/0%", "--exclude", *passed_over)
         _run("prepare", "--datalist", place / "datalist.json", "--out", place / "prepared")
         run = place / f"run{len(list(place.glob('run*')))}"
-        words = as_words({"dataset_dir": place / "prepared", "output_dir": run, "weights": self.weights, **options})
+        words = as_words({"dataset_dir": place / "prepared", "output_dir": run, "weights": weights, **options})
         log = _run("train", self.bundle_root, *size, *words)
         return {"bundle": self.bundle_root.name, "run": run.name, "log": without_folders(log[-2000:])}
+
+
+def trained_weights(studies: Path, bundle: str) -> Path:
+    """Say where training on studies writes a bundle's weights.
+
+    Args:
+        studies: their folder.
+        bundle: its name.
+
+    Returns:
+        The file, which need not be there; a folder that begins with a dot holds no study.
+    """
+    return studies / ".training" / bundle / "model.pt"
 
 
 def chosen_for_training(request: Mapping[str, Any]) -> dict[str, Any]:
