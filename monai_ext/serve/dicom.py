@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="each new series becomes a folder here")
     add("--series", nargs="+", default=[], metavar="CONTRAST=SERIES", help="which: a number, a description or a UID")
     add("--reference", metavar="CONTRAST", help="the source whose slices the new series has")
-    add("--register", choices=("none", "rigid"), help="whether the sources are moved onto each other first")
+    add("--register", choices=("none", "rigid"), help="registered is what differs in grid or frame, unless said here")
     add("--uid-root", metavar="ROOT", help="of your organisation, for the new UIDs; without it they are UUIDs")
     add("--reproducible", action="store_true", help="the same study and weights give the same files, UIDs and all")
     add("--trust-names", action="store_true", help="go on where a series does not look like what it is taken for")
@@ -57,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
     from monai_ext.synthesis.study import named_series, sources_in, synthesised, write_all
 
     study, bundle, weights = absolute(args.study), args.bundle, args.weights
-    series, register, target = named_series(args.series), args.register, args.target
+    series, target = named_series(args.series), args.target
     if bundle is None:
         bundle, weights = suitable(study, target, weights=weights, site=args.site, series=series)
     synthesiser = ready(bundle, weights=weights, target=target)
-    sources, number = sources_in(study, synthesiser, target=target, series=series, register=register)
-    options = {"register": register, "reference": args.reference, "site": args.site}
+    sources, number = sources_in(study, synthesiser, target=target, series=series)
+    options = {"register": args.register, "reference": args.reference, "site": args.site}
     naming = {"uid_root": args.uid_root, "reproducible": args.reproducible}
     with synthesised(synthesiser, sources, trust_names=args.trust_names, **options) as results:
         for folder in write_all(results, sources, absolute(args.out), number=number, **naming):

@@ -1,5 +1,6 @@
 """A DICOM study in: each missing contrast as a new series of it, and as the NIfTI that the series was made of."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +20,11 @@ from monai_ext.synthesis.dicom_writer import write_series
 from monai_ext.synthesis.looking import looked_at
 from monai_ext.synthesis.synthesiser import Synthesiser
 
+logger = logging.getLogger(__name__)
+
 
 def synthesise_study(
-    synthesiser: Synthesiser,
-    study: Path,
-    targets: Sequence[str] | None,
-    out: Path,
-    *,
-    series: Mapping[str, str],
-    register: str | None = None,
+    synthesiser: Synthesiser, study: Path, targets: Sequence[str] | None, out: Path, *, series: Mapping[str, str]
 ) -> list[Path]:
     """Write out/SYNTHETIC_<TARGET>, a series, and out/<TARGET>_synthetic.nii.gz with its JSON and its picture.
 
@@ -37,7 +34,6 @@ def synthesise_study(
         targets: contrasts; None is each that is missing and can be made.
         out: the folder for the results.
         series: contrast -> number, description or UID, where the headers do not tell.
-        register: "none" or "rigid".
 
     Returns:
         The folders of the series and the files, target by target.
@@ -59,7 +55,7 @@ def synthesise_study(
         inference = synthesiser.built(method)
         options = {} if method.task.every_source else {"target": target}
         wanted = {name: what for name, what in series.items() if canonical(name) in method.task.inputs}
-        sources, number = sources_in(study, inference, target=target, series=wanted, register=register)
+        sources, number = sources_in(study, inference, target=target, series=wanted)
         with synthesised(inference, sources, trust_names=synthesiser.trust_names, **options) as results:
             result = {target: results[target]}
             written += write_all(result, sources, out, number=number + count)
@@ -106,12 +102,7 @@ def shown_in(scans: Sequence[Series], series: Mapping[str, str]) -> tuple[str, .
 
 
 def sources_in(
-    study: Path,
-    synthesiser: BundleSynthesiser,
-    *,
-    target: str | None = None,
-    series: Mapping[str, str] | None = None,
-    register: str | None = None,
+    study: Path, synthesiser: BundleSynthesiser, *, target: str | None = None, series: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Series], int]:
     """Find the series of each contrast that the bundle starts from, its slices in order.
 
@@ -120,7 +111,6 @@ def sources_in(
         synthesiser: whose sources are looked for.
         target: what to synthesise.
         series: contrast -> number, description or UID.
-        register: whether the sources are moved onto each other.
 
     Returns:
         contrast -> series, and the study's highest series number.
@@ -134,7 +124,6 @@ def sources_in(
         shown = shown_in(scans, series or {})
         wanted = tuple(name for name in wanted if name in shown and (target is None or name != canonical(target)))
     sources = {name: sorted_slices(scan) for name, scan in choose(scans, wanted, series or {}).items()}
-    _same_frame(sources, register)
     return sources, max((int(scan.number) for scan in scans if scan.number.isdigit()), default=0)
 
 
@@ -143,6 +132,8 @@ def synthesised(
     synthesiser: BundleSynthesiser, sources: Mapping[str, Series], *, trust_names: bool = False, **options: str | None
 ) -> Iterator[dict[str, Path]]:
     """Give the NIfTI that the bundle makes of these series for each contrast, for as long as the block lasts.
+
+    Series that have no frame of reference in common are registered, which is said.
 
     Args:
         synthesiser: what synthesises.
@@ -154,8 +145,10 @@ def synthesised(
         contrast -> NIfTI, in a folder that is removed with the block.
 
     Raises:
-        ValueError: the series are not what they are taken for, or cannot be used.
+        ValueError: the series are not what they are taken for, or cannot be used; or it is not known where they lie on
+            each other, and they are not to be registered.
     """
+    options["register"] = _registration(sources, options.get("register") or synthesiser.get("register"))
     volumes = {contrast: read_series(scan) for contrast, scan in sources.items()}
     findings = looked_at(volumes, subject="study", trust_names=trust_names)
     with tempfile.TemporaryDirectory() as work:
@@ -226,17 +219,19 @@ def _kept(image: Path, out: Path) -> Path:
     return out / image.name
 
 
-def _same_frame(sources: Mapping[str, Series], register: str | None) -> None:
-    """Positions of two frames of reference cannot be compared: the patient may have moved in between."""
+def _registration(sources: Mapping[str, Series], register: str | None) -> str | None:
+    """As asked for; rigid where positions cannot be compared, since the patient may have moved in between."""
     frames = {contrast: str(scan.headers[0].get("FrameOfReferenceUID") or "") for contrast, scan in sources.items()}
     lost = [contrast for contrast, frame in frames.items() if not frame]
-    if lost and len(frames) > 1 and register != "rigid":
-        raise ValueError(
-            f"{' and '.join(lost)} has no FrameOfReferenceUID, so where it lies on the others is not known: "
-            "give --register rigid"
-        )
-    if len(set(frames.values())) > 1 and register != "rigid":
-        raise ValueError(
-            f"{' and '.join(frames)} have different frames of reference, so where they lie on each other is not known: "
-            "give --register rigid"
-        )
+    if len(frames) < 2 or (not lost and len(set(frames.values())) == 1):
+        return register
+    why = (
+        f"{' and '.join(lost)} has no FrameOfReferenceUID, so where it lies on the others is not known"
+        if lost
+        else f"{' and '.join(frames)} have different frames of reference, so where they lie on each other is not known"
+    )
+    if register == "none":
+        raise ValueError(f"{why}: leave --register none out, and they are registered")
+    if register is None:
+        logger.warning("%s: they are registered", why)
+    return "rigid"

@@ -178,6 +178,17 @@ class TestStudies:
         line = refused(capsys, study, "--target", "FLAIR", "-o", tmp_path / "out")
         assert "is there already" in line
 
+    def test_series_of_two_frames_of_reference_are_registered_unless_asked_otherwise(self, tmp_path, capsys, caplog):
+        study = write_study(tmp_path / "study", "T1")
+        write_series(study / "T2", number=2, SeriesDescription="T2 TSE TRA", FrameOfReferenceUID="1.2.3.9")
+        words = (study, "--target", "FLAIR", "-o", tmp_path / "out")
+        assert "different frames of reference" in refused(capsys, *words, "--register", "none")
+        assert not any(tmp_path.glob("out/*"))
+        assert typed(*words) == 0
+        assert "they are registered" in caplog.text
+        sources = record(tmp_path / "out" / "FLAIR_synthetic.nii.gz")["sources"].values()
+        assert any("registration" in source["placed_by"] for source in sources)
+
     def test_the_dicom_command_needs_no_more_than_a_target(self, tmp_path, capsys):
         study = write_study(tmp_path / "study", "T1", "T2")
         words = ["dicom", "--study", str(study), "--out", str(tmp_path / "out")]
