@@ -1,29 +1,37 @@
-"""Every operator against PyTorch, in one run: median ms, peak extra MB, and how far from the least time it could take.
+"""`make bench`: every operator and every bundle against what one would take instead, in one table.
 
-python cuda_ops/bench.py [--quick] [--device cpu|cuda] [--threads 2]
+    python cuda_ops/bench.py [--quick] [--device cpu|cuda] [--threads 2] [--minutes 6] [--size 128]
+
+Median ms, the most MB that a run takes beyond its inputs, times the least that it could take, and how far what it gives
+is from the truth. Implementations take turns. "reference" is ours in plain PyTorch; a dash is what was not measured,
+why stands under the table. Parts run in processes of their own (tests/benchmarks/parts.py), all within the minutes.
 """
 
 import argparse
-import contextlib
-import ctypes
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "benchmarks"))
+import bundle_rows
+from measuring import Run, apart, machine, measure, median_ms
+from parts import Part, Row, Table, carry_out, tell
+
 from monai_ext import ops
 from monai_ext.ops.float_roll import float_roll_reference
+from monai_ext.ops.group_pool import group_pool_reference
 from monai_ext.ops.selective_scan import selective_scan_reference
 
-Run = Callable[[], object]
+# What people write in PyTorch today.
 
 
 # What people write in PyTorch today.
@@ -89,44 +97,153 @@ def parallel_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     return torch.einsum("bdnl,bnl->bdl", states, C) + D[:, None] * u
 
 
-# The cases.
-
-
-def roll_inputs(device: str, batch: int, channels: int) -> dict[str, Tensor]:
-    random = torch.Generator().manual_seed(0)
-    weight = torch.randn(channels, channels, 3, 3, generator=random)
-    offsets, scale = torch.randn(batch, 8, 2, generator=random), torch.rand(batch, 8, generator=random)
-    return {"weight": weight.to(device), "offsets": offsets.to(device), "scale": scale.to(device)}
-
-
-def scan_inputs(device: str, length: int) -> dict[str, Tensor]:
-    random = torch.Generator().manual_seed(0)
-    width, states = 512, 16
-    inputs = {
-        "u": torch.randn(1, width, length, generator=random),
-        "delta": torch.rand(1, width, length, generator=random) * 0.1,
-        "A": -torch.arange(1.0, states + 1).repeat(width, 1),
-        "B": torch.randn(1, states, length, generator=random),
-        "C": torch.randn(1, states, length, generator=random),
-        "D": torch.randn(width, generator=random),
-    }
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
-
-
 def scan_reference(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     return selective_scan_reference(u, delta, A, B[:, None], C[:, None], D, None, False)[0]
 
 
-ROLLS = {"four torch.roll": four_rolls, "reference": float_roll_reference, "kernel": ops.float_roll}
-SCANS = {
-    "unbind loop": unbind_loop,
-    "parallel scan": parallel_scan,
-    "reference": scan_reference,
-    "kernel": ops.selective_scan,
+def pool_reference(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    return group_pool_reference(x, weight, bias, gain, shift, GROUPS, None)
+
+
+def pool(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    return ops.group_pool(x, weight, bias, gain, shift, GROUPS)
+
+
+def conv_reference(x: Tensor, weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
+    """Each sample's kernels in one grouped convolution, as `rolled_conv` does, rolled in plain PyTorch."""
+    kernels = float_roll_reference(weight, offsets, scale).flatten(0, 1)
+    y = F.conv2d(x.flatten(0, 1)[None], kernels, padding=1, groups=len(x))
+    return y.unflatten(1, (len(x), -1))[0]
+
+
+def conv(x: Tensor, weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
+    return ops.rolled_conv(x, weight, offsets, scale, padding=1)
+
+
+# The cases.
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What is measured of one operator.
+
+    Attributes:
+        kernel: the operator, of named tensors.
+        reference: the same in plain PyTorch.
+        others: what people write or install instead.
+        inputs: of a device and a size.
+        floor: of the inputs' device and a size: what takes the least time that the operator could.
+        floor_is: in words.
+        sizes: those of the table, by the name that a row has, if there are several.
+        small: those of --quick.
+    """
+
+    kernel: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    others: Mapping[str, Callable[..., Tensor]]
+    inputs: Callable[[str, int], dict[str, Tensor]]
+    floor: Callable[[str, int], Run]
+    floor_is: str
+    sizes: tuple[int, ...]
+    small: tuple[int, ...]
+    ways: tuple[str, ...] = ("forward", "forward+backward")
+
+
+GROUPS = 8
+
+
+def roll_inputs(device: str, channels: int, batch: int = 16) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(channels, channels, 3, 3, generator=random)
+    offsets, scale = torch.randn(batch, GROUPS, 2, generator=random), torch.rand(batch, GROUPS, generator=random)
+    return {"weight": weight.to(device), "offsets": offsets.to(device), "scale": scale.to(device)}
+
+
+def conv_inputs(device: str, channels: int) -> dict[str, Tensor]:
+    """The scales of a 256x256 image, by channels."""
+    size = 256 * 64 // channels
+    x = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
+    return {"x": x.to(device), **roll_inputs(device, channels, batch=2)}
+
+
+def pool_inputs(device: str, size: int) -> dict[str, Tensor]:
+    random, channels = torch.Generator().manual_seed(0), 64
+    inputs = {
+        "x": torch.randn(1, channels, size, size, generator=random),
+        "weight": torch.randn(channels, channels // GROUPS, 3, 3, generator=random),
+        "bias": torch.randn(channels, generator=random),
+        "gain": torch.rand(channels, generator=random),
+        "shift": torch.randn(channels, generator=random),
+    }
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def scan_inputs(device: str, length: int) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    inputs = {
+        "u": torch.randn(1, WIDTH, length, generator=random),
+        "delta": torch.rand(1, WIDTH, length, generator=random) * 0.1,
+        "A": -torch.arange(1.0, STATES + 1).repeat(WIDTH, 1),
+        "B": torch.randn(1, STATES, length, generator=random),
+        "C": torch.randn(1, STATES, length, generator=random),
+        "D": torch.randn(WIDTH, generator=random),
+    }
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+WIDTH, STATES = 512, 16
+
+
+def one_write(device: str, channels: int) -> Run:
+    shape = (16, channels, channels, 3, 3)
+    return lambda: torch.empty(shape, device=device).fill_(1.0)
+
+
+def plain_conv(device: str, channels: int) -> Run:
+    inputs = conv_inputs(device, channels)
+    return forward(lambda x, weight, **_: F.conv2d(x, weight, padding=1), inputs)
+
+
+def one_read(device: str, size: int) -> Run:
+    x = pool_inputs(device, size)["x"]
+    return lambda: x.sum()
+
+
+def exponentials(device: str, length: int) -> Run:
+    number = WIDTH * STATES * length
+    piece = torch.rand(min(number, 65536) if device == "cpu" else number, device=device)
+    return lambda: [torch.exp(piece) for _ in range(number // piece.numel())]
+
+
+OPERATORS = {
+    "float_roll": Operator(
+        ops.float_roll,
+        float_roll_reference,
+        {"four torch.roll": four_rolls},
+        roll_inputs,
+        one_write,
+        "one write",
+        (512,),
+        (64,),
+    ),
+    "rolled_conv": Operator(
+        conv, conv_reference, {}, conv_inputs, plain_conv, "plain conv", (64, 128, 256, 512), (512,), ("forward",)
+    ),
+    "group_pool": Operator(pool, pool_reference, {}, pool_inputs, one_read, "one read", (256,), (64,)),
+    "selective_scan": Operator(
+        ops.selective_scan,
+        scan_reference,
+        {"unbind loop": unbind_loop, "parallel scan": parallel_scan},
+        scan_inputs,
+        exponentials,
+        "exponentials",
+        (4096,),
+        (256,),
+    ),
 }
 
 
-def forward(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Run:
+def forward(function: Callable[..., Tensor], inputs: Mapping[str, Tensor]) -> Run:
     def run() -> Tensor:
         with torch.no_grad():
             return function(**inputs)
@@ -134,217 +251,172 @@ def forward(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Run:
     return run
 
 
-def both_ways(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Run:
+def both_ways(function: Callable[..., Tensor], inputs: Mapping[str, Tensor]) -> Run:
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+    with torch.no_grad():
+        shape = function(**inputs).shape
+    # of chance: all ones would make the gradient by a roll's offsets nothing but rounding
+    back = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(next(iter(leaves.values())))
 
     def run() -> tuple[Tensor, ...]:
         result = function(**leaves)
-        return torch.autograd.grad(result, list(leaves.values()), torch.ones_like(result))
+        return torch.autograd.grad(result, list(leaves.values()), back)
 
     return run
 
 
-def build(operator: str, name: str, way: str, device: str, quick: bool) -> Run:
-    """What one row of the table runs."""
-    if operator == "float_roll":
-        function, inputs = ROLLS[name], roll_inputs(device, 16, 256 if quick else 512)
-    else:
-        function, inputs = SCANS[name], scan_inputs(device, 1024 if quick else 4096)
-    return (forward if way == "forward" else both_ways)(function, inputs)
+RUNS = {"forward": forward, "forward+backward": both_ways}
 
 
-# Measuring.
+def mamba_ssm_scan() -> Callable[..., Tensor] | str:
+    """Its CUDA scan, or why there is none."""
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except Exception as error:  # a package for another torch raises what it likes
+        return f"not importable ({type(error).__name__})"
+    return selective_scan_fn if torch.cuda.is_available() else "it needs a CUDA device"
 
 
-def median_ms(run: Run, device: str, seconds: float = 2.0) -> float:
-    """The median of as many runs as fit, at least three, after one to warm up."""
+def operator_rows(name: str, device: str, sizes: Sequence[int], *, compiled: bool, seconds: float) -> Iterator[Row]:
+    """One operator's rows: those of the eager implementations and the floor, or those of torch.compile.
 
-    def once() -> float:
-        start = time.perf_counter()
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    once()
-    times = [once()]
-    while len(times) < 3 or (sum(times) < seconds and len(times) < 50):
-        times.append(once())
-    return statistics.median(times) * 1e3
-
-
-def peak_mb(operator: str, name: str, way: str, device: str, threads: int, quick: bool) -> float:
-    """The most memory one run takes beyond its inputs, in a process of its own."""
-    arguments = [operator, name, way, device, str(threads), str(int(quick))]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tensors go back to the system at once
-    command = [sys.executable, __file__, "--peak-of", *arguments]
-    return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
-
-
-def print_peak(operator: str, name: str, way: str, device: str, threads: str, quick: str) -> None:
-    torch.set_num_threads(int(threads))
-    run = build(operator, name, way, device, bool(int(quick)))
-    ops.load(operator)
-    build(operator, name, way, device, True)()  # libraries and threads are there before the measured run
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        print((torch.cuda.max_memory_allocated() - before) / 1e6)
-        return
-
-    def kilobytes(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-    with contextlib.suppress(AttributeError):  # a C library without it
-        ctypes.CDLL(None).malloc_trim(0)  # what the warm-up left behind goes back to the system
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-    before = kilobytes("VmRSS")
-    run()
-    print((kilobytes("VmHWM") - before) / 1e3)
+    Args:
+        name: of the operator.
+        device: "cpu" or "cuda".
+        sizes: each an inputs' size.
+        compiled: only torch.compile of the reference, which can take minutes to begin with.
+        seconds: for each implementation and way.
+    """
+    case = OPERATORS[name]
+    for size in sizes:
+        inputs = case.inputs(device, size)
+        double = {key: tensor.double() for key, tensor in inputs.items()}
+        least = median_ms(case.floor(device, size), device, seconds=seconds)
+        title = f"{name} {size}" if len(case.sizes) > 1 else name
+        if compiled:
+            functions = {"torch.compile": torch.compile(case.reference)}
+        else:
+            yield Row(title, "floor", case.floor_is, least, None, least)
+            functions = {**case.others, "reference": case.reference, "kernel": case.kernel}
+            if name == "selective_scan" and isinstance(scan := mamba_ssm_scan(), str):
+                yield Row(title, "both", "mamba_ssm", note=scan)
+            elif name == "selective_scan":
+                functions["mamba_ssm"] = scan
+        for way in case.ways:
+            truth = RUNS[way](case.reference, double)()
+            runs = {by: RUNS[way](function, inputs) for by, function in functions.items()}
+            for by, made in measure(runs, device, seconds=seconds).items():
+                away = apart(made.result, truth)
+                yield Row(title, way, by, made.ms, made.peak_mb, least, away, made.note)
 
 
-def relative_error(result: Tensor, truth: Tensor) -> float:
-    return ((result.double() - truth).abs().max() / truth.abs().max()).item()
+def build_rows() -> Iterator[Row]:
+    """How long all CPU operators take to compile into an empty cache, to load from it, and to import."""
+    code = "import time; from monai_ext import ops; t = time.perf_counter(); ops.load(); print(time.perf_counter() - t)"
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "MONAI_EXT_CACHE": cache, "MONAI_EXT_OPS": "require"}
+        for by in ("a compiler", "the cache"):
+            yield Row("build", "all CPU operators", by, 1e3 * _seconds(code, environment))
+    code = "import time, torch, monai; t = time.perf_counter(); import monai_ext.ops; print(time.perf_counter() - t)"
+    seconds = statistics.median(_seconds(code, dict(os.environ)) for _ in range(3))
+    yield Row("import", "beyond torch, monai", "monai_ext.ops", 1e3 * seconds)
 
 
-def scan_errors(device: str, length: int) -> tuple[float, float]:
-    """The kernel's largest relative error against the loop in float64: forward, and worst gradient."""
-    inputs = scan_inputs(device, length)
-    double = {name: tensor.double() for name, tensor in inputs.items()}
-    ahead = relative_error(forward(ops.selective_scan, inputs)(), forward(unbind_loop, double)())  # type: ignore[arg-type]
-    grads = zip(both_ways(ops.selective_scan, inputs)(), both_ways(unbind_loop, double)(), strict=True)  # type: ignore[call-overload]
-    return ahead, max(relative_error(one, other) for one, other in grads)
+def _seconds(code: str, environment: dict[str, str]) -> float:
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def claims(rows: Sequence[Row]) -> Iterator[str]:
+    """What the rows say of the goals in README.md."""
+    ms = {(row.what, row.way, row.by): row.ms for row in rows if row.ms is not None}
+    for way in RUNS:
+        plain = [
+            ms["selective_scan", way, by]
+            for by in ("unbind loop", "parallel scan")
+            if ("selective_scan", way, by) in ms
+        ]
+        if plain and ("selective_scan", way, "kernel") in ms:
+            yield f"selective_scan {way}: {min(plain) / ms['selective_scan', way, 'kernel']:.0f}x the best of PyTorch's"
+    if {("float_roll", "forward", "four torch.roll"), ("float_roll", "forward", "kernel")} <= set(ms):
+        faster = ms["float_roll", "forward", "four torch.roll"] / ms["float_roll", "forward", "kernel"]
+        yield f"float_roll: {faster:.1f}x four torch.roll a group"
+    kernels = [row for row in rows if row.what.startswith("rolled_conv") and row.by == "kernel" and row.ms]
+    if kernels:
+        ratio = sum(row.ms for row in kernels) / sum(row.floor_ms for row in kernels)
+        yield f"rolled_conv: {ratio:.2f} times the plain convolution over all its sizes"
 
 
 # The table.
 
 
-class Table:
-    def __init__(self) -> None:
-        self.row("operator", "way", "implementation", "ms", "peak MB", "x floor")
-        self.row(*["-" * 8] * 6)
-
-    def row(self, *cells: object) -> None:
-        widths = (14, 18, 16, 9, 9, 8)
-        texts = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells]
-        print(" | ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)), flush=True)
-
-
-def bench_operator(
-    table: Table, operator: str, names: list[str], floor: Run, what: str, args: argparse.Namespace
-) -> dict:
-    least = median_ms(floor, args.device)
-    table.row(operator, "floor", what, least, "", 1.0)
-    times = {}
-    for way in ("forward", "forward+backward"):
-        for name in names:
-            run = build(operator, name, way, args.device, args.quick)
-            times[name, way] = median_ms(run, args.device)
-            peak = peak_mb(operator, name, way, args.device, args.threads, args.quick)
-            table.row(operator, way, name, times[name, way], peak, times[name, way] / least)
-            times[name, way, "peak"] = peak
-    times["floor"] = least
-    return times
+def operator_parts(device: str, threads: int, *, quick: bool) -> list[Part]:
+    """The processes that measure the operators; torch.compile's apart, since it may take longer than is left."""
+    command = (sys.executable, __file__, "--device", device, "--threads", str(threads), *(["--quick"] if quick else []))
+    parts = []
+    if quick:
+        return [Part("operators", (*command, "--rows", *OPERATORS), 180.0)]
+    parts += [Part(name, (*command, "--rows", name), 75.0) for name in OPERATORS]
+    parts += [Part(f"{name}, torch.compile", (*command, "--compiled", "--rows", name), 45.0) for name in OPERATORS]
+    return parts
 
 
-def bench_rolled_conv(table: Table, args: argparse.Namespace) -> dict[int, tuple[float, float]]:
-    """The four scales of a 256x256 image, by channels: one kernel for all, and each sample's own, in ms."""
-    times = {}
-    for channels in (64, 128) if args.quick else (64, 128, 256, 512):
-        size = 256 * 64 // channels
-        inputs = roll_inputs(args.device, 2, channels)
-        x = torch.randn(2, channels, size, size, device=args.device)
-        with torch.no_grad():
-            plain = median_ms(lambda x=x, w=inputs["weight"]: F.conv2d(x, w, padding=1), args.device)
-            rolled = median_ms(lambda x=x, i=inputs: ops.rolled_conv(x, **i, padding=1), args.device)
-        table.row("rolled_conv", f"{channels} at {size}x{size}", "plain conv", plain, "", 1.0)
-        table.row("rolled_conv", f"{channels} at {size}x{size}", "kernel", rolled, "", rolled / plain)
-        times[channels] = plain, rolled
-    return times
+def own_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """The rows of the process that this is."""
+    for name in args.rows:
+        if name == "build":
+            yield from build_rows()
+        else:
+            case = OPERATORS[name]
+            sizes = case.small if args.quick else case.sizes
+            seconds = 0.1 if args.quick else 1.5
+            yield from operator_rows(name, args.device, sizes, compiled=args.compiled, seconds=seconds)
 
 
-def bench_build() -> tuple[float, float]:
-    """Seconds to compile all CPU operators into an empty cache, and to load them from it."""
-    code = "import time; from monai_ext import ops; t = time.perf_counter(); ops.load(); print(time.perf_counter() - t)"
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "MONAI_EXT_CACHE": cache, "MONAI_EXT_OPS": "require"}
-        first, again = (
-            float(subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True).stdout)
-            for _ in range(2)
-        )
-    return first, again
-
-
-def import_seconds() -> float:
-    """What importing the operators adds to importing torch and monai."""
-    code = "import time, torch, monai; t = time.perf_counter(); import monai_ext.ops; print(time.perf_counter() - t)"
-    runs = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout for _ in range(3)]
-    return statistics.median(map(float, runs))
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "an unnamed processor"
-
-
-def main() -> None:
+def main() -> int:
+    """Print the table; the status is 1 where a part failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes: a minute instead of several")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, no torch.compile, no onnxruntime: under a minute"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peak-of", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--minutes", type=float, default=6.0, help="for all; what they leave no time for is not run")
+    parser.add_argument("--size", type=int, default=128, help="of the bundles' square images")
+    parser.add_argument("--rows", nargs="+", choices=[*OPERATORS, "build"], help=argparse.SUPPRESS)
+    parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.peak_of:
-        return print_peak(*args.peak_of)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here")
     torch.set_num_threads(args.threads)
+    if args.rows:
+        tell(own_rows(args))
+        return 0
     ops.load()
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor()}, {args.threads} threads"
     kernels = ", ".join(f"{name}: {status.kernel}" for name, status in ops.status().items())
-    print(f"{where}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}; {kernels}\n")
-
-    table = Table()
-    batch, channels, length = (16, 256, 1024) if args.quick else (16, 512, 4096)
-    shape = (batch, channels, channels, 3, 3)
-    rolls = bench_operator(
-        table, "float_roll", list(ROLLS), lambda: torch.empty(shape, device=args.device).fill_(1.0), "one write", args
-    )
-    convs = bench_rolled_conv(table, args)
-    piece = torch.rand(65536 if args.device == "cpu" else 512 * 16 * length, device=args.device)
-    scans = bench_operator(
-        table,
-        "selective_scan",
-        list(SCANS),
-        lambda: [torch.exp(piece) for _ in range(512 * 16 * length // piece.numel())],
-        "exponentials",
-        args,
-    )
-
-    ways = ("forward", "forward+backward")
-    best = {way: min(scans[name, way] for name in ("unbind loop", "parallel scan")) for way in ways}
-    errors = scan_errors(args.device, length)
-    u_mb = 512 * length * 4 / 1e6
-    print()
-    for way in ways:
-        print(f"selective_scan {way}: {best[way] / scans['kernel', way]:.0f}x the best of PyTorch's")
-    print(f"selective_scan peak, both ways: {scans['kernel', ways[1], 'peak'] / u_mb:.1f} times u")
-    print(f"selective_scan relative error: {errors[0]:.1e} forward, {errors[1]:.1e} gradients")
-    faster = rolls["four torch.roll", "forward"] / rolls["kernel", "forward"]
-    print(f"float_roll: {faster:.1f}x four torch.roll a group")
-    print(f"float_roll: {rolls['kernel', 'forward'] / rolls['floor']:.2f} times one write of its output")
-    ratios = ", ".join(f"{rolled / plain:.2f} at {channels}" for channels, (plain, rolled) in convs.items())
-    plain, rolled = map(sum, zip(*convs.values(), strict=True))
-    print(f"rolled_conv: {ratios} channels times the plain convolution, {rolled / plain:.2f} over all")
+    print(f"{machine(args.device)}; {kernels}\n")
+    parts = operator_parts(args.device, args.threads, quick=args.quick)
+    parts += bundle_rows.parts(args.device, args.threads, quick=args.quick, size=args.size)
     if args.device == "cpu" and not args.quick:
-        first, again = bench_build()
-        print(f"build of all CPU operators: {first:.1f} s; from the cache: {again:.3f} s")
-        print(f"import monai_ext.ops: {import_seconds():.3f} s beyond torch and monai")
-    return None
+        parts.append(Part("build", (sys.executable, __file__, "--rows", "build"), 60.0))
+    table, rows, went_wrong = Table(), [], []
+    for outcome in carry_out(parts, seconds=60 * args.minutes):
+        for row in outcome.rows:
+            rows.append(row)
+            table.add(row)
+        if outcome.state != "done":
+            table.add(Row(outcome.name, "-", "-"))
+            went_wrong.append(f"{outcome.name}: {outcome.state}, {outcome.said}")
+    print()
+    table.end()
+    for line in (*went_wrong, *claims(rows)):
+        print(line)
+    if args.quick:
+        print("--quick: no torch.compile, no onnxruntime")
+    if args.device == "cpu":
+        print("CUDA: not run here; cuda_ops/gpu_session.py does it where there is a device")
+    return 1 if any(": failed" in line for line in went_wrong) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

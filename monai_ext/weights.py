@@ -63,10 +63,10 @@ def load_weights(network: nn.Module, path: Path | str) -> dict[str, Any]:
         path: of the weights, or of an archive that `ckpt_export` wrote.
 
     Returns:
-        What their JSON says; {} where there is none, or it speaks of other weights.
+        What their JSON says; {} where there is none.
 
     Raises:
-        ValueError: they do not fit the network, the file is damaged or would run code, or the JSON may not say so.
+        ValueError: they do not fit the network, the file is damaged or would run code, or the JSON speaks of others.
 
     Example:
         >>> import tempfile
@@ -76,10 +76,11 @@ def load_weights(network: nn.Module, path: Path | str) -> dict[str, Any]:
         ['T1', 'T2']
     """
     path = absolute(Path(path))
+    stored = read(path)
     about = about_weights(path)
     own = network.state_dict()
     constants = {name for name, _ in network.named_buffers()} - set(own)  # an archive has them too
-    weights = {name: value for name, value in read(path).items() if name not in constants}
+    weights = {name: value for name, value in stored.items() if name not in constants}
     faults = [f"lacks {name}" for name in own if name not in weights]
     faults += [f"has {name}, which the network has not" for name in weights if name not in own]
     faults += [
@@ -98,16 +99,16 @@ def load_weights(network: nn.Module, path: Path | str) -> dict[str, Any]:
 
 
 def about_weights(path: Path | str) -> dict[str, Any]:
-    """Read what the JSON beside the weights says, unless it speaks of others; of an archive, what is in it.
+    """Read what the JSON beside the weights says; of an archive, what is in it.
 
     Args:
         path: of the weights.
 
     Returns:
-        Plain values by key; {} where nothing is said of these weights.
+        Plain values by key; {} where there is no JSON.
 
     Raises:
-        ValueError: it says what may not enter a config.
+        ValueError: it speaks of other weights, or says what may not enter a config.
     """
     path = absolute(Path(path))
     if path.suffix == ARCHIVE:
@@ -120,8 +121,10 @@ def about_weights(path: Path | str) -> dict[str, Any]:
         logger.warning("%s cannot be read (%s): it is not used", path.with_suffix(".json"), error)
         return {}
     if not isinstance(about, dict) or about.get("sha256") != sha256(path):
-        logger.warning("%s speaks of other weights than %s: it is not used", path.with_suffix(".json"), path.name)
-        return {}
+        raise ValueError(
+            f"{path} is not what the JSON beside it speaks of: its SHA-256 is another. Get both anew, from one place; "
+            f"to use the weights without what is said of them, remove {path.with_suffix('.json').name}"
+        )
     return checked(_by_todays_names(about), of=str(path.with_suffix(".json")))
 
 

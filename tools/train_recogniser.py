@@ -1,117 +1,103 @@
 """Train what recognises a scan's contrast, skull and pose, on phantoms alone, and write it into the package.
 
-    python tools/train_recogniser.py --anatomies LABEL_MAPS --samples samples.npz --jobs 2
+    python -m monai_ext phantom --stream POOL --once --anatomy LABEL_MAPS --spacing 2 --canvas 96x112 --depth 80
+    python tools/train_recogniser.py POOL --seconds 1500
 
-LABEL_MAPS is a folder of whole-head label maps in SynthSeg's numbers. Phantoms are rendered at the 4 mm that the
-recogniser looks at, each is scanned many times as hospitals do, and what the recogniser measures of these scans is kept
-in `--samples`: some 20 minutes on one core, once. The training itself takes a minute.
+Every contrast of the pool's phantoms is averaged to the 4 mm that the recogniser looks at. In training each is scanned
+anew every time, as hospitals do: sharp or blurred, stripped or not, defaced, cut off, noisy, and turned over. Phantoms
+of one person in four are not trained on: thresholds are measured with them.
 """
 
 import argparse
 import json
-import multiprocessing
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import time
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from monai_ext.data.phantoms.acquisition import Grid
-from monai_ext.data.phantoms.anatomy import halved, label_maps, read_anatomy
-from monai_ext.data.phantoms.drawing import draw_subject
-from monai_ext.data.phantoms.rendering import render
-from monai_ext.files import absolute, whole_file
-from monai_ext.inference.coarse import CEILING, STEP, TOP, cube
-from monai_ext.inference.recogniser import (
-    BLOCKS,
-    LARGEST,
-    POSES,
-    UPRIGHT,
-    WEIGHTS,
-    blocks,
-    distances,
-    posed,
-    profile,
-    softmax,
-)
+from monai_ext.data.datalist import read_datalist
+from monai_ext.data.volumes import Volume, read_volume
+from monai_ext.files import absolute, read_json, whole_file
+from monai_ext.inference.coarse import SIDE, STEP, cube, foreground, scaled
+from monai_ext.inference.recogniser import POSES, UPRIGHT, WEIGHTS, Recogniser, distances, posed, trained
 from monai_ext.modalities import MODALITIES
+from monai_ext.runtime import autocast
 
-GRID = Grid((56, 60, 58), (STEP,) * 3)
-BATCH = 256
-HELD_OUT = 4  # one person in so many is not trained on: thresholds are measured with them
-SCANS = 19  # of each phantom
-BOXES = 3  # one scan in so many serves for poses too: turned by right angles and mirrored it is 48
+BATCH = 32
+HELD_OUT = 4  # one person in so many is not trained on
+MEASURED = 14  # scans of each held-out phantom
+RATE = 2e-3
 LEAST_SURE = 0.9  # of a pose
 WRONGLY_REFUSED = 0.001  # of scans that are what they are said to be
 MOST_IMPLAUSIBLE = 0.01
 GROUPS = {"T1C": "T1"}  # without enhancement nobody can tell them apart
 
 
-@dataclass(frozen=True)
-class Work:
-    """The phantoms to be made of one person's anatomy."""
+class Scans:
+    """Phantoms of hospitals' protocols, at 4 mm, scanned anew each time that they are asked for."""
 
-    anatomy: Path
-    person: int
-    count: int
-    masks: tuple[Path, ...]
-    seed: int
+    def __init__(self, folders: list[Path]) -> None:
+        self.images, self.brains, self.skulls = [], [], []
+        for folder in tqdm(folders, desc="reading"):
+            volumes = [read_volume(folder / f"{name}.nii", allow_constant=True) for name in MODALITIES]
+            self.images.append(np.stack([averaged(volume) for volume in volumes]).astype(np.float16))
+            self.brains.append(brain_of(averaged(read_volume(folder / "brain.nii")) > 0.5))
+            self.skulls.append(bool(facts_of(folder)["skull"]))
 
+    def __len__(self) -> int:
+        return len(self.images)
 
-def samples_of(work: Work) -> dict[str, np.ndarray]:
-    """What the recogniser measures of scans of one person's phantoms; which contrast each is, and if it has a skull."""
-    torch.set_num_threads(1)
-    anatomy = halved(read_anatomy(work.anatomy, STEP / 2))
-    figures, boxes, contrasts, skulls = [], [], [], []
-    for number in range(work.count):
-        rng = np.random.default_rng([work.seed, work.person, number])
-        drawn = draw_subject(rng, anatomy, grid=GRID, contrasts=MODALITIES, masks=work.masks, skull=True)
-        made = render(drawn)
-        brain = brain_of(made.brain.numpy())
-        for scan in range(SCANS):
-            contrast = MODALITIES[int(rng.integers(len(MODALITIES)))]
-            image = made.images[contrast].numpy()
-            image = image / max(float(np.percentile(image, 99.9)), 1e-6)
-            seen, skull = scan_of(image, brain, rng, contrast=contrast)
-            figures.append(profile(seen))
-            contrasts.append(MODALITIES.index(contrast))
-            skulls.append(skull)
-            if scan % BOXES == 0:
-                boxes.append(blocks(seen))
-    return {
-        "figures": np.stack(figures),
-        "contrasts": np.array(contrasts),
-        "skulls": np.array(skulls),
-        "people": np.full(len(figures), work.person),
-        "boxes": np.stack(boxes),
-        "box_people": np.full(len(boxes), work.person),
-    }
+    def scan(self, which: int, contrast: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """What is seen of a contrast of a phantom, upright; and whether its skull is there."""
+        image, skull = self.images[which][contrast].astype(np.float32), self.skulls[which]
+        return scan_of(image, self.brains[which], rng, contrast=MODALITIES[contrast], skull=skull)
 
 
-def make_samples(anatomies: Path, masks: Path | None, *, count: int, seed: int, jobs: int) -> dict[str, np.ndarray]:
-    """Of `count` phantoms, as many of each anatomy."""
-    maps = label_maps(anatomies)
-    infarcts = tuple(sorted(masks.glob("*.nii.gz"))) if masks else ()
-    work = [Work(path, person, -(-count // len(maps)), infarcts, seed) for person, path in enumerate(maps)]
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        parts = list(tqdm(pool.map(samples_of, work), total=len(work), desc="anatomies"))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def facts_of(folder: Path) -> dict[str, object]:
+    """What was drawn of a phantom."""
+    return dict(read_json(folder / "phantom.json"))
 
 
-def scan_of(image: np.ndarray, person: "Brain", rng: np.random.Generator, *, contrast: str) -> tuple[np.ndarray, bool]:
+def averaged(volume: Volume) -> np.ndarray:
+    """Whole voxels averaged to cubes of STEP mm."""
+    counts = [round(STEP / float(side)) for side in volume.spacing]
+    kept = [side // count * count for side, count in zip(volume.shape, counts, strict=True)]
+    blocks = [part for side, count in zip(kept, counts, strict=True) for part in (side // count, count)]
+    return volume.array[: kept[0], : kept[1], : kept[2]].reshape(blocks).mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def people_of(pools: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The phantoms' folders: those to train on, and those of people that are held out."""
+    folders = [
+        absolute(next(iter(subject.images.values()))).parent
+        for pool in pools
+        for split in read_datalist(pool / "datalist.json").splits.values()
+        for subject in split
+    ]
+    facts = {folder: facts_of(folder) for folder in folders}
+    people = sorted({str(one["anatomy"]) for one in facts.values()})
+    held = set(people[::HELD_OUT])
+    hospitals = [folder for folder in folders if not facts[folder]["wide"]]
+    return (
+        [folder for folder in hospitals if facts[folder]["anatomy"] not in held],
+        [folder for folder in hospitals if facts[folder]["anatomy"] in held],
+    )
+
+
+def scan_of(
+    image: np.ndarray, person: "Brain", rng: np.random.Generator, *, contrast: str, skull: bool
+) -> tuple[np.ndarray, bool]:
     """One image as it may come from a hospital: stripped or with its skull, defaced, cut, noisy; and whether skull."""
-    image = image.astype(np.float32)
-    skull = bool(rng.uniform() < 0.5)
+    whole, skull = skull, skull and bool(rng.uniform() < 0.7)
+    image += rng.uniform(-0.8, 0.8) * (image - ndimage.gaussian_filter(image, 0.7))
     if rng.uniform() < 0.25:  # blurred along one axis, as thick slices are
         ndimage.uniform_filter1d(image, 2, axis=int(rng.integers(3)), output=image)
-    image **= float(np.exp(np.clip(rng.normal(0, 0.12), -0.3, 0.3)))
+    image = np.maximum(image, 0) ** float(np.exp(np.clip(rng.normal(0, 0.12), -0.3, 0.3)))
     if skull:
         if rng.uniform() < 0.35:
             image[person.before_brain(rng)] = 0
@@ -123,18 +109,17 @@ def scan_of(image: np.ndarray, person: "Brain", rng: np.random.Generator, *, con
             image[air] = rng.uniform(0, rng.uniform(0.1, 1), int(air.sum()))
         elif choice < 0.75:
             image += rng.uniform(0, 0.03) * np.abs(rng.standard_normal(image.shape, dtype=np.float32))
-    else:
+    elif whole:
         bumps = rng.standard_normal([n // 6 + 2 for n in image.shape], dtype=np.float32) * rng.uniform(0, 0.25)
         uneven = bumps.repeat(6, 0).repeat(6, 1).repeat(6, 2)[tuple(map(slice, image.shape))]
         image[person.near + uneven < rng.uniform(0.2, 0.65)] = 0
     _cut(image, person, rng, skull=skull)
     if rng.uniform() < 0.5:
         image = image[::-1]
-    few = image[::2, ::2, ::2]
-    few = few[few > 0]
-    threshold = float(np.percentile(few, TOP)) / 12
-    head, top = image > threshold, max(float(np.percentile(few[few > threshold], TOP)), 1e-6)
-    return np.clip(cube(image, head) / top, 0, CEILING), skull
+    head = foreground(np.ascontiguousarray(image))
+    if not head.any():  # all of it was cut off
+        head[:] = True
+    return cube(scaled(image, head), head), skull
 
 
 @dataclass(frozen=True)
@@ -157,7 +142,7 @@ class Brain:
 def brain_of(brain: np.ndarray) -> Brain:
     lines = [np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     near = ndimage.gaussian_filter(brain.astype(np.float32), 1.0)
-    return Brain(near, tuple((int(line[0]), int(line[-1])) for line in lines))
+    return Brain(near.astype(np.float16), tuple((int(line[0]), int(line[-1])) for line in lines))
 
 
 def _cut(image: np.ndarray, person: Brain, rng: np.random.Generator, *, skull: bool) -> None:
@@ -175,67 +160,44 @@ def _cut(image: np.ndarray, person: Brain, rng: np.random.Generator, *, skull: b
             view[last + int(rng.integers(-3, 7)) :] = 0
 
 
-class Dense(nn.Module):
-    """Layers with ReLU between them; figures and hidden ones are dropped at random while it is trained."""
-
-    def __init__(self, widths: Sequence[int], *, dropped: float) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.dropped = dropped
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, F) -> the last layer's (B, C), and what goes into it (B, H)."""
-        x = functional.dropout(x, self.dropped / 3, self.training)
-        for layer in self.layers[:-1]:
-            x = functional.dropout(functional.relu(layer(x)), self.dropped, self.training)
-        return self.layers[-1](x), x
-
-
-def train_looks(figures: torch.Tensor, contrasts: torch.Tensor, skulls: torch.Tensor, *, epochs: int) -> Dense:
-    """Figures, normalised -> contrasts and skull."""
-    network = Dense((figures.shape[1], 192, 64, len(MODALITIES) + 1), dropped=0.25)
-
-    def loss(rows: torch.Tensor) -> torch.Tensor:
-        given = figures[rows]
-        said, _ = network(given + 0.1 * torch.randn_like(given))
-        skull = functional.binary_cross_entropy_with_logits(said[:, -1], skulls[rows].float())
-        return functional.cross_entropy(said[:, :-1], contrasts[rows]) + 0.5 * skull
-
-    return fitted(network, loss, count=len(figures), epochs=epochs)
-
-
-def train_lies(boxes: torch.Tensor, *, epochs: int) -> Dense:
-    """Boxes of upright heads -> poses, each batch in one of them."""
-    network = Dense((BLOCKS**3, 128, 64, len(POSES)), dropped=0.15)
-
-    def loss(rows: torch.Tensor) -> torch.Tensor:
-        given, truth = turned(boxes[rows], torch.randint(len(POSES), (len(rows),)), torch.rand(len(rows)) < 0.5)
-        said, _ = network(given * (1 + 0.1 * torch.randn(len(rows), 1)) + 0.03 * torch.randn_like(given))
-        return functional.cross_entropy(said, truth)
-
-    return fitted(network, loss, count=len(boxes), epochs=epochs)
-
-
-def turned(boxes: torch.Tensor, poses: torch.Tensor, mirrored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Upright boxes (B, n, n, n) as they lie in poses: (B, n^3) and the poses."""
-    arrays = [box[::-1] if flip else box for box, flip in zip(boxes.numpy(), mirrored, strict=True)]
-    lie = [posed(array, int(pose)).ravel() for array, pose in zip(arrays, poses, strict=True)]
-    return torch.from_numpy(np.stack(lie)), poses
-
-
-def fitted(network: Dense, loss: Callable[[torch.Tensor], torch.Tensor], *, count: int, epochs: int) -> Dense:
-    """`loss` of rows, minimised over shuffled batches."""
-    optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.05)
-    steps = max(count // BATCH, 1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * steps)
+def train(scans: Scans, *, seconds: float, seed: int, begin: Path | None) -> Recogniser:
+    """Until the time is up, the rate falling to 0 with it."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    network = Recogniser()
+    network(torch.zeros(2, 1, *(SIDE,) * 3))  # its last layers learn their size
+    if begin is not None:
+        network.load_state_dict(trained(begin).network.state_dict())
+    optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.02)
     network.train()
-    for _ in tqdm(range(epochs), desc="training", mininterval=10):
-        for rows in torch.randperm(count)[: steps * BATCH].reshape(steps, -1):
-            value = loss(rows)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            schedule.step()
+    began, steps, right = time.monotonic(), 0, 0.0
+    while (share := (time.monotonic() - began) / seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (steps + 1) / 100) * (1 - share)
+        contrasts = rng.integers(len(MODALITIES), size=BATCH)
+        taken = [scans.scan(int(rng.integers(len(scans))), int(contrast), rng) for contrast in contrasts]
+        poses = np.where(rng.uniform(size=BATCH) < 0.5, UPRIGHT, rng.integers(len(POSES), size=BATCH))
+        cubes = np.stack([posed(image, int(pose)) for (image, _), pose in zip(taken, poses, strict=True)])
+        given = torch.from_numpy(cubes)[:, None] * (1 + 0.1 * torch.randn(BATCH, 1, 1, 1, 1))
+        truth = torch.from_numpy(contrasts)
+        with autocast("cpu", True):
+            looks, lies, _ = (part.float() for part in network(given + 0.02 * torch.randn_like(given) * (given > 0)))
+        skulls = torch.tensor([float(skull) for _, skull in taken])
+        loss = (
+            functional.cross_entropy(looks[:, :-1], truth)
+            + 0.3 * functional.binary_cross_entropy_with_logits(looks[:, -1], skulls)
+            + 0.5 * functional.cross_entropy(lies, torch.from_numpy(poses))
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        steps += 1
+        right += (looks[:, :-1].argmax(1) == truth).float().mean().item()
+        if steps % 50 == 0:
+            print(
+                f"step {steps}, {share:.0%} of the time: loss {loss.item():.3f}, contrasts {right / 50:.1%}", flush=True
+            )
+            right = 0.0
     return network.eval()
 
 
@@ -256,87 +218,75 @@ def sure(probability: np.ndarray, right: np.ndarray, *, wrong_share: float) -> f
 
 
 @torch.inference_mode()
-def train(samples: dict[str, np.ndarray], *, seed: int, epochs: int) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-    """The arrays of the recogniser, and what was measured of it on people that it had not seen."""
-    held, box_held = (samples[name] % HELD_OUT == 0 for name in ("people", "box_people"))  # no person on both sides
-    mean, spread = samples["figures"][~held].mean(axis=0), samples["figures"][~held].std(axis=0) + 1e-3
-    figures = torch.from_numpy(np.clip((samples["figures"] - mean) / spread, -LARGEST, LARGEST).astype(np.float32))
-    contrasts, skulls = torch.from_numpy(samples["contrasts"]), torch.from_numpy(samples["skulls"])
-    boxes = torch.from_numpy(samples["boxes"])
-    torch.manual_seed(seed)
-    with torch.inference_mode(False), torch.enable_grad():
-        looks = train_looks(figures[~held], contrasts[~held], skulls[~held], epochs=epochs)
-        lies = train_lies(boxes[~box_held], epochs=2 * epochs)
-
-    said, hidden = (part.numpy() for part in looks(figures))
-    probabilities, truth = softmax(said[:, :-1]), samples["contrasts"]
-    centres = np.stack([hidden[~held & (truth == n)].mean(axis=0) for n in range(len(MODALITIES))])
-    # of what is unseen, for what was trained on lies closer: half of it gives the shape, all of it the threshold
-    apart = hidden[held] - centres[truth[held]]
-    covariance = np.cov(apart.T)
+def measure(network: Recogniser, scans: Scans, *, seed: int) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
+    """Centres, precision, and what is true of phantoms of people that were not trained on."""
+    rng = np.random.default_rng([seed, 1])
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in ("looks", "upright", "turned", "figures")}
+    truth, skulls, poses = [], [], []
+    for which in tqdm(range(len(scans)), desc="measuring"):
+        contrasts = rng.integers(len(MODALITIES), size=MEASURED)
+        taken = [scans.scan(which, int(contrast), rng) for contrast in contrasts]
+        pose = rng.integers(len(POSES), size=MEASURED)
+        cubes = [image for image, _ in taken] + [
+            posed(image, int(p)) for (image, _), p in zip(taken, pose, strict=True)
+        ]
+        looks, lies, figures = (part.numpy() for part in network(torch.from_numpy(np.stack(cubes))[:, None]))
+        for name, part in (("looks", looks), ("upright", lies), ("figures", figures)):
+            seen[name].append(part[:MEASURED])
+        seen["turned"].append(lies[MEASURED:])
+        truth.append(contrasts)
+        skulls.append(np.array([skull for _, skull in taken]))
+        poses.append(pose)
+    labels, looks, figures = np.concatenate(truth), np.concatenate(seen["looks"]), np.concatenate(seen["figures"])
+    centres = np.stack([figures[labels == n].mean(axis=0) for n in range(len(MODALITIES))])
+    covariance = np.cov((figures - centres[labels]).T)
     precision = np.linalg.inv(covariance + 0.05 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
-    farthest = float(np.percentile(distances(hidden[held], centres, precision), 99))
 
-    leader = np.array([MODALITIES.index(GROUPS.get(name, name)) for name in MODALITIES])[truth]
-    together = grouped(probabilities)
+    leader = np.array([MODALITIES.index(GROUPS.get(name, name)) for name in MODALITIES])[labels]
+    together = grouped(torch.from_numpy(looks[:, :-1]).double().softmax(1).numpy())
     right = together.argmax(axis=1) == leader
-    of_truth = together[np.arange(len(truth)), leader][held]
-    poses = torch.arange(int(box_held.sum())) % len(POSES)
-    poses = torch.cat([torch.full_like(poses, UPRIGHT), poses])
-    lying, poses = turned(torch.cat([boxes[box_held]] * 2), poses, torch.rand(len(poses)) < 0.5)
-    pose = softmax(lies(lying)[0].numpy())
-    upright = pose.argmax(axis=1) == poses.numpy()
+    of_truth = together[np.arange(len(labels)), leader]
+    lies = torch.from_numpy(np.concatenate([*seen["upright"], *seen["turned"]])).double().softmax(1).numpy()
+    lying = np.concatenate([np.full(len(labels), UPRIGHT), *poses])
+    upright = lies.argmax(axis=1) == lying
+    for name in (name for name in MODALITIES if name not in GROUPS):
+        rows = leader == MODALITIES.index(name)
+        counts = np.bincount(together[rows].argmax(axis=1), minlength=len(MODALITIES))
+        print(f"{name:>5} of {rows.sum()}: " + ", ".join(f"{MODALITIES[n]} {k}" for n, k in enumerate(counts) if k))
     about: dict[str, object] = {
-        "farthest": farthest,
+        "farthest": float(np.percentile(distances(figures, centres, precision), 99)),
         "implausible": min(MOST_IMPLAUSIBLE, float(np.quantile(of_truth, WRONGLY_REFUSED))),
-        "sure_of_pose": sure(pose.max(axis=1), upright, wrong_share=0.0005),
+        "sure_of_pose": sure(lies.max(axis=1), upright, wrong_share=0.0005),
         "right": {
-            "contrast": float(right[held].mean()),
-            "skull": float(((said[:, -1] > 0) == samples["skulls"])[held].mean()),
+            "contrast": float(right.mean()),
+            "skull": float(((looks[:, -1] > 0) == np.concatenate(skulls)).mean()),
             "pose": float(upright.mean()),
         },
-        "unseen_scans": int(held.sum()),
-        "scans": len(held),
+        "unseen_scans": len(labels),
         "seed": seed,
     }
-    names = [name for name in MODALITIES if name not in GROUPS]
-    for name in names:
-        rows = held & (leader == MODALITIES.index(name))
-        taken = {other: int((together[rows].argmax(axis=1) == MODALITIES.index(other)).sum()) for other in names}
-        print(f"{name:>5} of {rows.sum()}: " + ", ".join(f"{other} {n}" for other, n in taken.items() if n))
-    arrays = {"mean": mean, "spread": spread, "centres": centres, "precision": precision}
-    for name, network in (("looks", looks), ("lies", lies)):
-        for n, layer in enumerate(network.layers):
-            arrays[f"{name}.weight{n}"] = layer.weight.numpy().astype(np.float16)
-            arrays[f"{name}.bias{n}"] = layer.bias.numpy()
-    return arrays, about
+    return centres, precision, about
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--anatomies", type=Path, help="label maps; not needed where --samples is there")
-    parser.add_argument("--masks", type=Path, help="a folder of infarcts' masks")
-    parser.add_argument("--samples", type=Path, required=True, help="a .npz: made if it is not there")
-    parser.add_argument("--count", type=int, default=320, help="phantoms")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that make them")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("pools", type=Path, nargs="+", metavar="POOL", help="as phantom --stream writes them")
+    parser.add_argument("--seconds", type=float, default=1500, help="of training")
+    parser.add_argument("--begin", type=Path, metavar="NPZ", help="a recogniser to go on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
 
-    if not args.samples.is_file():
-        if args.anatomies is None:
-            parser.error(f"{args.samples} is not there: give --anatomies to make it")
-        made = make_samples(args.anatomies, args.masks, count=args.count, seed=args.seed, jobs=args.jobs)
-        with whole_file(absolute(args.samples)) as partial, partial.open("wb") as file:
-            np.savez(file, **made)
-    with np.load(args.samples, allow_pickle=False) as stored:
-        samples = {name: stored[name] for name in stored.files}
-    arrays, about = train(samples, seed=args.seed, epochs=args.epochs)
+    known, unseen = people_of(args.pools)
+    network = train(Scans(known), seconds=args.seconds, seed=args.seed, begin=args.begin)
+    centres, precision, about = measure(network, Scans(unseen), seed=args.seed)
+    about["phantoms"] = len(known)
     print(json.dumps(about, indent=1))
-    written = {name: value if value.dtype == np.float16 else value.astype(np.float32) for name, value in arrays.items()}
+    arrays = {name: value.numpy() for name, value in network.state_dict().items()}
+    arrays = {name: value.astype(np.float16) if value.dtype == np.float32 else value for name, value in arrays.items()}
     with whole_file(absolute(args.out)) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **written, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8))
+        about_bytes = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+        np.savez_compressed(file, **arrays, centres=centres, precision=precision, about=about_bytes)
 
 
 if __name__ == "__main__":

@@ -134,11 +134,11 @@ class Findings:
             The messages of `warnings`.
 
         Raises:
-            ValueError: something is refused; a line for each.
+            ValueError: something is refused; one line says all of it.
         """
         refused = [finding.message for finding in self.refusals(trust_names=trust_names)]
         if refused:
-            raise ValueError("\n".join(refused))
+            raise ValueError("; ".join(refused))
         return [finding.message for finding in self.warnings(trust_names=trust_names)]
 
     @property
@@ -302,23 +302,26 @@ def _of_image(name: str, called: str, volume: Volume, glanced: Glance, look: Loo
 
 
 def _of_contrast(name: str, called: str, recognised: Seen, implausible: float) -> Iterator[Finding]:
-    def share(contrast: str) -> float:
-        return sum(recognised.contrasts[each] for each in (INTERCHANGED if contrast in INTERCHANGED else {contrast}))
-
-    likeliest = max(recognised.contrasts, key=share)
-    if name not in recognised.contrasts or share(name) == share(likeliest):
+    """What it shows may lie between two contrasts, and be certain not to be the one that it is called."""
+    shares: dict[str, float] = {}
+    for contrast, probability in recognised.contrasts.items():
+        group = " or ".join(sorted(INTERCHANGED)) if contrast in INTERCHANGED else contrast
+        shares[group] = shares.get(group, 0.0) + probability
+    own = " or ".join(sorted(INTERCHANGED)) if name in INTERCHANGED else name
+    likeliest = sorted(shares, key=lambda group: -shares[group])
+    if own not in shares or own == likeliest[0]:
         return
-    looks = " or ".join(sorted(INTERCHANGED)) if likeliest in INTERCHANGED else likeliest
-    if {likeliest, name} == NEXT_OF_KIN:
+    looks = likeliest[:1] if shares[likeliest[0]] >= LEAST_SURE else likeliest[:2]
+    sure = sum(shares[group] for group in looks)
+    if {likeliest[0], name} == NEXT_OF_KIN:
         implausible *= KIN_SURER
-    sure = share(likeliest)
-    if share(name) < implausible and sure >= LEAST_SURE:
-        message = (
-            f"{called} looks like {looks} ({_percent(sure)} sure): name it {likeliest}=FILE, or go on with {TRUST}"
-        )
+    words = " or ".join(looks)
+    if shares[own] < implausible and sure >= LEAST_SURE:
+        right = f"name it {words}=FILE" if len(looks) == 1 and " " not in words else "name it by what it is"
+        message = f"{called} looks like {words} ({_percent(sure)} sure): {right}, or go on with {TRUST}"
         yield Finding("contrast", "refuse", (name,), message, sure)
-    elif share(name) < UNLIKELY:
-        message = f"{called} may be {looks} ({_percent(sure)} sure) rather than {name}: look at it"
+    elif shares[own] < UNLIKELY:
+        message = f"{called} may be {words} ({_percent(sure)} sure) rather than {name}: look at it"
         yield Finding("contrast", "warn", (name,), message, sure)
 
 

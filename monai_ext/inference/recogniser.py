@@ -1,102 +1,34 @@
 """What a glance at a scan tells: its contrast, whether the skull is there, which way up it lies, and how strange it is.
 
-Plain figures of the image (how bright, how uneven and how edged it is, shell by shell from the middle outwards) go
-through a small network, its coarsest picture through another that sees how the head lies. Both were trained on phantoms
-alone by `tools/train_recogniser.py`; their weights and what was measured of them on unseen phantoms lie beside this
-file. Nothing but numpy is needed.
+A small network sees the head in cubes of 4 mm. It was trained on phantoms alone by `tools/train_recogniser.py`; its
+weights and what was measured of it on phantoms of people that it had not seen lie beside this file.
 """
 
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from torch import Tensor, nn
 
 from monai_ext.inference.coarse import Glance, cube
 from monai_ext.modalities import MODALITIES
 
 WEIGHTS = Path(__file__).with_name("recogniser.npz")
-DARK = 1 / 12  # of the bright: less is background
-SHELLS = (0.0, 0.45, 0.75, 1.05, 1.35, 1.75, 9.0)  # of the head's own radius along each axis
-LEVELS = np.linspace(0, 1.2, 21)
-SLOPES = np.linspace(0, 0.4, 7)
-PERCENTILES = (2, 10, 25, 50, 75, 90, 98)
-BLOCKS = 10  # along each side of the head's box, for its pose
-LARGEST = 4.0  # standard deviations: figures further out are held there
+WIDTHS = (1, 12, 32, 64, 96)  # channels; all but the last stage halve the image
+PLACED = 12  # channels that keep where they are, for the pose
+HIDDEN = 64
 
 # How a head may lie along (right, front, top): first mirrored along its front, along its top, then its axes exchanged.
 # Along left and right it is nearly its own mirror image: which of the two it shows cannot be seen.
 POSES = tuple((axes, front, top) for axes in permutations(range(3)) for front in (False, True) for top in (False, True))
 UPRIGHT = 0
 _AXES = ("left-right", "front-back", "head-foot")
-
-
-def profile(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Compute the figures of a cube, the same however it is turned by right angles.
-
-    Args:
-        image: (S, S, S), of `coarse.cube`; something in it must be brighter than DARK.
-
-    Returns:
-        (F,), six shells' worth, finite.
-    """
-    head = np.argwhere(image > DARK)
-    middle, radius = head.mean(axis=0), head.std(axis=0) * np.sqrt(5) + 1e-6  # of a ball of that spread
-    places = np.ogrid[tuple(map(slice, image.shape))]
-    away = 1.35 * np.sqrt(sum(((x - m) / r) ** 2 for x, m, r in zip(places, middle, radius, strict=True)))
-    shell = np.digitize(away, SHELLS) - 1
-    slope = np.sqrt(sum(part**2 for part in np.gradient(image)))
-    around = ndimage.uniform_filter(image, 3)
-    figures: list[Any] = []
-    for number in range(len(SHELLS) - 1):
-        inside = shell == number
-        values, near = image[inside], around[inside]
-        detail = values - near
-        spread, count = float(detail.std()) if values.size else 0.0, max(values.size, 1)
-        varied = values.size and values.std() > 1e-6 and near.std() > 1e-6
-        figures += [
-            np.histogram(np.minimum(values, 1.19), LEVELS)[0] / count,
-            np.percentile(values, PERCENTILES) if values.size else np.zeros(len(PERCENTILES)),
-            np.histogram(np.minimum(slope[inside], 0.39), SLOPES)[0] / count,
-            [
-                np.corrcoef(values, near)[0, 1] if varied else 0.0,
-                float((detail**3).sum()) / count / (spread**3 + 1e-6),
-                float((values > DARK).sum()) / count,
-                spread,
-            ],
-        ]
-    return np.nan_to_num(np.concatenate(figures)).astype(np.float32)
-
-
-def blocks(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Average the head's box to a few blocks, whatever its size.
-
-    Args:
-        image: (S, S, S), of `coarse.cube`; something in it must be brighter than DARK.
-
-    Returns:
-        (BLOCKS, BLOCKS, BLOCKS)
-
-    Raises:
-        IndexError: nothing is brighter than DARK.
-    """
-    head = image > DARK
-    result = image.astype(np.float64)
-    for axis in range(3):
-        filled = np.flatnonzero(head.any(axis=tuple({0, 1, 2} - {axis})))
-        edges = np.linspace(filled[0], filled[-1] + 1, BLOCKS + 1)
-        upright = np.moveaxis(result, axis, 0)
-        sums = np.concatenate([np.zeros_like(upright[:1]), np.cumsum(upright, axis=0)])
-        low = np.minimum(edges.astype(int), len(sums) - 2)
-        share = (edges - low).reshape(-1, 1, 1)
-        at_edges = sums[low] * (1 - share) + sums[low + 1] * share
-        result = np.moveaxis(np.diff(at_edges, axis=0) / (edges[1] - edges[0]), 0, axis)
-    return result.astype(np.float32)
 
 
 def posed(array: NDArray[Any], pose: int) -> NDArray[Any]:
@@ -159,69 +91,72 @@ class Seen:
         return int(np.argmax(self.poses))
 
 
-Layers = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+class Recogniser(nn.Module):
+    """See cubes of a head: (B, 1, S, S, S), of `coarse.cube`, -> logits of contrast and skull, of pose; and figures.
+
+    Figures (B, HIDDEN) are what contrast and skull are told by: strange scans lie far from all phantoms' there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv3d(a, b, 3, stride=1 if b == WIDTHS[-1] else 2, padding=1, bias=False),
+                nn.BatchNorm3d(b),
+                nn.ReLU(),
+            )
+            for a, b in pairwise(WIDTHS)
+        )
+        self.figures = nn.Sequential(nn.Linear(2 * WIDTHS[-1], HIDDEN), nn.ReLU())
+        self.looks = nn.Linear(HIDDEN, len(MODALITIES) + 1)
+        self.places = nn.Conv3d(WIDTHS[-1], PLACED, 1)
+        self.lies = nn.Sequential(nn.LazyLinear(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, len(POSES)))
+
+    def forward(self, cubes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 1, S, S, S) -> (B, 7 + 1), the contrasts in the order of MODALITIES, then the skull; (B, 24); figures."""
+        x = cubes
+        for stage in self.stages:
+            x = stage(x)
+        pooled = torch.cat([x.mean(dim=(2, 3, 4)), x.amax(dim=(2, 3, 4))], dim=1)
+        figures = self.figures(pooled)
+        return self.looks(figures), self.lies(self.places(x).flatten(1)), figures
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Two networks of dense layers, what their figures are normalised by, and what was measured of them."""
+    """The recogniser, and what was measured of it.
 
-    looks: Layers
-    lies: Layers
-    mean: NDArray[np.float32]
-    spread: NDArray[np.float32]
-    centres: NDArray[np.float32]  # (7, H): each contrast's phantoms in the last hidden layer
-    precision: NDArray[np.float32]  # (H, H)
+    Attributes:
+        network: in eval mode; nothing may change it.
+        centres: (7, H), where each contrast's phantoms lie.
+        precision: (H, H), the inverse of the covariance that all contrasts share.
+        farthest: the distance that 99 in 100 unseen phantoms keep below.
+        implausible: the true contrast's probability that one unseen phantom in a thousand falls below.
+        sure_of_pose: the probability above which a pose is hardly ever wrong.
+    """
+
+    network: Recogniser
+    centres: NDArray[np.float32]
+    precision: NDArray[np.float32]
     farthest: float
-    implausible: float  # probability of the true contrast that one unseen phantom in a thousand falls below
+    implausible: float
     sure_of_pose: float
-
-    def look(self, figures: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Look at figures: which contrast, and whether the skull is there.
-
-        Args:
-            figures: (N, F), of `profile`.
-
-        Returns:
-            Logits (N, 7 + 1), the contrasts' in the order of `MODALITIES` and the skull's, and the last hidden layer
-            (N, H).
-        """
-        hidden = np.clip((figures - self.mean) / self.spread, -LARGEST, LARGEST)
-        for weight, bias in self.looks[:-1]:
-            hidden = np.maximum(hidden @ weight.T + bias, 0)
-        weight, bias = self.looks[-1]
-        return hidden @ weight.T + bias, hidden
-
-    def lie(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Look at pictures: which way up the head lies.
-
-        Args:
-            boxes: (N, BLOCKS, BLOCKS, BLOCKS), of `blocks`.
-
-        Returns:
-            Logits (N, 24), in the order of POSES.
-        """
-        hidden = boxes.reshape(len(boxes), -1)
-        for weight, bias in self.lies[:-1]:
-            hidden = np.maximum(hidden @ weight.T + bias, 0)
-        weight, bias = self.lies[-1]
-        return hidden @ weight.T + bias
 
 
 def distances(
-    hidden: NDArray[np.float32], centres: NDArray[np.float32], precision: NDArray[np.float32]
+    figures: NDArray[np.float32], centres: NDArray[np.float32], precision: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """Measure how far figures are from the nearest of the centres (Mahalanobis).
 
     Args:
-        hidden: (N, H), of `Trained.look`.
+        figures: (N, H), of `Recogniser`.
         centres: (C, H).
         precision: (H, H), the inverse of the covariance that all centres share.
 
     Returns:
         (N,), in standard deviations.
     """
-    apart = (hidden[:, None] - centres[None]).astype(np.float64)
+    apart = (figures[:, None] - centres[None]).astype(np.float64)
     return np.sqrt(np.einsum("ncf,fg,ncg->nc", apart, precision, apart).min(axis=1))
 
 
@@ -233,7 +168,7 @@ def trained(path: Path = WEIGHTS) -> Trained:
         path: an .npz of `tools/train_recogniser.py`.
 
     Returns:
-        Its two networks and what was measured of them; nothing may change it.
+        Its network and what was measured of it; nothing may change it.
 
     Raises:
         OSError: it is not there.
@@ -241,19 +176,14 @@ def trained(path: Path = WEIGHTS) -> Trained:
     with np.load(path, allow_pickle=False) as stored:
         values = {name: stored[name] for name in stored.files}
     about = json.loads(bytes(values.pop("about")).decode())
-    values = {name: value.astype(np.float32) for name, value in values.items()}
-
-    def layers(name: str) -> Layers:
-        count = sum(key.startswith(f"{name}.weight") for key in values)
-        return [(values[f"{name}.weight{n}"], values[f"{name}.bias{n}"]) for n in range(count)]
-
+    centres, precision = (values.pop(name).astype(np.float32) for name in ("centres", "precision"))
+    network = Recogniser()
+    state = {name: torch.from_numpy(value) for name, value in values.items()}
+    network.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in state.items()})
     return Trained(
-        looks=layers("looks"),
-        lies=layers("lies"),
-        mean=values["mean"],
-        spread=values["spread"],
-        centres=values["centres"],
-        precision=values["precision"],
+        network=network.eval().requires_grad_(False),
+        centres=centres,
+        precision=precision,
         farthest=float(about["farthest"]),
         implausible=float(about["implausible"]),
         sure_of_pose=float(about["sure_of_pose"]),
@@ -270,24 +200,11 @@ def recognise(glance: Glance) -> Seen:
         Probabilities, and how far the scan is from phantoms.
     """
     model = trained()
-    image = cube(glance.array, glance.head)
-    logits, hidden = model.look(profile(image)[None])
+    looks, lies, figures = model.network(torch.from_numpy(cube(glance.array, glance.head))[None, None])
+    contrasts = looks[0, :-1].double().softmax(0)
     return Seen(
-        contrasts={name: float(p) for name, p in zip(MODALITIES, softmax(logits[:, :-1])[0], strict=True)},
-        skull=float(1 / (1 + np.exp(-np.clip(logits[0, -1], -50, 50)))),
-        poses=softmax(model.lie(blocks(image)[None]))[0],
-        distance=float(distances(hidden, model.centres, model.precision)[0] / model.farthest),
+        contrasts={name: float(p) for name, p in zip(MODALITIES, contrasts, strict=True)},
+        skull=float(looks[0, -1].double().sigmoid()),
+        poses=lies[0].double().softmax(0).numpy(),
+        distance=float(distances(figures.numpy(), model.centres, model.precision)[0] / model.farthest),
     )
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Turn logits into probabilities.
-
-    Args:
-        logits: (N, C), finite.
-
-    Returns:
-        (N, C); each row adds up to 1.
-    """
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)

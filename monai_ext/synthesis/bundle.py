@@ -141,7 +141,7 @@ class BundleSynthesiser:
         if findings is None:
             by_name = {canonical(contrast): path for contrast, path in files.items()}
             findings = looked_at(by_name, subject=subject or "subject", trust_names=trust_names)
-        if findings and findings.registration and "register" not in options and self.get("register") is None:
+        if findings.registration and "register" not in options and self.get("register") is None:
             options["register"] = "rigid"
         request = {
             "images": {contrast: str(path) for contrast, path in files.items()},
@@ -164,9 +164,8 @@ class BundleSynthesiser:
             (who,) = dataset.cases.subjects
             targets = parser.get_parsed_content("maker").of(who).target
         results = {target: synthetic_file(absolute(Path(output_dir)), who.name, target) for target in targets}
-        if findings is not None:
-            for path in results.values():
-                write_json(sidecar(path), {**read_json(sidecar(path)), "checks": findings.record()})
+        for path in results.values():
+            write_json(sidecar(path), {**read_json(sidecar(path)), "checks": findings.record()})
         return results
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from monai_ext.files import absolute
 from monai_ext.modalities import Task, make_task
 from monai_ext.weights import about_weights
 
+logger = logging.getLogger(__name__)
 NONE_INSTALLED = (
     "no weights are installed: train a bundle (monai-ext train agi_net --dataset_dir PREPARED), or name weights that "
     "you have with --weights FILE"
@@ -68,13 +70,19 @@ class Method:
 
 
 def installed_methods() -> list[Method]:
-    """One for each file of weights in the models folder of an installed bundle.
+    """One for each file of weights in the models folder of an installed bundle; what is wrong with one is said.
 
     Returns:
         Bundle by bundle, by the names of the files.
     """
-    roots = [find_bundle(name) for name in bundle_names()]
-    return [method_of(root, weights) for root in roots for weights in sorted((root / "models").glob("*.pt"))]
+    methods = []
+    for root in map(find_bundle, bundle_names()):
+        for weights in sorted((root / "models").glob("*.pt")):
+            try:
+                methods.append(method_of(root, weights))
+            except ValueError as fault:
+                logger.warning("left aside: %s", fault)
+    return methods
 
 
 def method_of(bundle: Path, weights: Path) -> Method:
@@ -164,13 +172,19 @@ def _refuse_name(method: str, methods: Sequence[Method]) -> None:
     raise ValueError(f"there is no method {method!r}; {hint}")
 
 
-def choose_method(methods: Sequence[Method], target: str, available: Collection[str]) -> Method:
+def choose_method(
+    methods: Sequence[Method], target: str, available: Collection[str], *, skull: bool | None = None
+) -> Method:
     """Choose for a patient: made for exactly these contrasts, else from whichever are there, else from a part.
+
+    Where the weights' JSON states what was measured on real scans of this very task, the best of those that state it
+    goes before.
 
     Args:
         methods: to choose from.
         target: what is to be made.
         available: contrasts that the patient has.
+        skull: whether the scans show it, None where that is not known.
 
     Returns:
         The best of those that can.
@@ -191,17 +205,42 @@ def choose_method(methods: Sequence[Method], target: str, available: Collection[
         raise ValueError(f"{target} cannot be made of {has}: {asked}{can}")
     acquired = set(available) - {target}
 
+    measured = {one: fitted_psnr(one, one.uses(target, available), target, skull=skull) for one in able}
+
     def rank(method: Method) -> tuple[int, float]:
         exact = set(method.uses(target, available)) == acquired
         fixed = method.task.every_source
-        return (0 if fixed and exact else 1 if not fixed else 2), -_quality(method, target)
+        return 0 if fixed and exact else 1 if not fixed else 2, -(measured[method] or 0.0)
 
-    return min(able, key=rank)
+    chosen = min(able, key=rank)
+    sources = set(chosen.uses(target, available))
+    same = [one for one in able if measured[one] and set(one.uses(target, available)) == sources]
+    return max(same, key=lambda one: measured[one] or 0.0) if chosen in same else chosen
 
 
-def _quality(method: Method, target: str) -> float:
-    """The SSIM on real scans that its JSON states for this target; 0 where it states none."""
+def fitted_psnr(method: Method, sources: Sequence[str], target: str, *, skull: bool | None) -> float | None:
+    """Read what a method's JSON states of a task on real scans, as `tests/benchmarks/real.py --record` writes it.
+
+    Args:
+        method: whose weights.
+        sources: contrasts, in any order.
+        target: a contrast.
+        skull: on heads as scanned, on brains without their skull, or, for None, on all of them.
+
+    Returns:
+        PSNR after one linear fit, in dB, the mean over cases; None where it states none.
+    """
     stated = method.about.get("quality")
-    value = stated.get(target) if isinstance(stated, Mapping) else None
-    ssim = value.get("ssim") if isinstance(value, Mapping) else None
-    return float(ssim) if isinstance(ssim, int | float) and 0 <= ssim <= 1 else 0.0
+    for task, figures in stated.items() if isinstance(stated, Mapping) else ():
+        of, _, makes = str(task).partition(":")
+        if makes != target or set(of.split(",")) != set(sources) or not isinstance(figures, Mapping):
+            continue
+        kinds = ("head", "brain") if skull is None else ("head" if skull else "brain",)
+        parts = [one for one in map(figures.get, kinds) if isinstance(one, Mapping)]
+        rows = [(one.get("cases"), one.get("psnr_fitted")) for one in parts]
+        sound = [
+            (n, dB) for n, dB in rows if isinstance(n, int) and n > 0 and isinstance(dB, int | float) and 0 < dB < 100
+        ]
+        if sound:
+            return sum(n * dB for n, dB in sound) / sum(n for n, _ in sound)
+    return None

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping
 
-from monai_ext.synthesis.installed import NONE_INSTALLED, Method, installed_methods
+from monai_ext.synthesis.installed import NONE_INSTALLED, Method, fitted_psnr, installed_methods
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,12 +53,12 @@ def described(method: Method) -> list[str]:
     if method.sites:
         lines.append(f"knows the sites {', '.join(method.sites)}")
     quality = about.get("quality")
-    if isinstance(quality, Mapping):
-        lines += [f"on real scans, {target}: {_figures(figures)}" for target, figures in quality.items()]
+    for asked in quality if isinstance(quality, Mapping) else ():
+        of, _, target = str(asked).partition(":")
+        for skull, kind in ((True, "heads as scanned"), (False, "brains without their skull")):
+            fitted = fitted_psnr(method, of.split(","), target, skull=skull)
+            if fitted is not None:
+                lines.append(
+                    f"{target} of {of.replace(',', ' and ')}, real {kind}: {fitted:.1f} dB after one linear fit"
+                )
     return lines
-
-
-def _figures(figures: object) -> str:
-    if not isinstance(figures, Mapping):
-        return str(figures)
-    return ", ".join(f"{name} {value}" for name, value in figures.items())

@@ -92,12 +92,15 @@ class Synthesiser:
             array = np.asarray(result.dataobj, dtype=np.float32)
             return type(result)(array, result.affine, result.header.copy(), extra=read_json(sidecar(written)))
 
-    def plan(self, available: Sequence[str], targets: Sequence[str] | None) -> dict[str, Method]:
+    def plan(
+        self, available: Sequence[str], targets: Sequence[str] | None, *, skull: bool | None = None
+    ) -> dict[str, Method]:
         """Choose for each target the method that makes it of the contrasts that are there.
 
         Args:
             available: contrasts, as in `MODALITIES`.
             targets: contrasts; None is each that is missing and can be made.
+            skull: whether the scans show it, None where that is not known.
 
         Returns:
             target -> method.
@@ -113,14 +116,14 @@ class Synthesiser:
             ]
             if missing and not can:
                 choose_method(self.methods, missing[0], available)  # says why not
-            return {target: choose_method(self.methods, target, available) for target in can}
+            return {target: choose_method(self.methods, target, available, skull=skull) for target in can}
         names = [canonical(target) for target in targets]
         acquired = [contrast for contrast in names if contrast in available]
         if acquired:
             raise ValueError(
                 f"{acquired[0]} is there already: name with --target what is missing, or leave its file out"
             )
-        return {target: choose_method(self.methods, target, available) for target in names}
+        return {target: choose_method(self.methods, target, available, skull=skull) for target in names}
 
     def write(
         self, images: Mapping[str, Path], targets: Sequence[str] | None, output_dir: Path, *, subject: str
@@ -140,10 +143,12 @@ class Synthesiser:
             ValueError: as `plan`, or the scans cannot be used.
         """
         plan = self.plan(tuple(images), targets)
-        used = {
-            name: path for name, path in images.items() if any(name in chosen.task.inputs for chosen in plan.values())
-        }
-        findings = looked_at(used, subject=subject, trust_names=self.trust_names) if plan else None
+        if not plan:
+            return {}
+        inputs = {contrast for method in plan.values() for contrast in method.task.inputs}
+        used = {name: path for name, path in images.items() if name in inputs}
+        findings = looked_at(used, subject=subject, trust_names=self.trust_names)
+        plan = self.plan(tuple(images), targets, skull=findings.skull)
         results: dict[str, Path] = {}
         for method in dict.fromkeys(plan.values()):
             its_targets = [target for target, other in plan.items() if other is method]

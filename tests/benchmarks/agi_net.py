@@ -7,35 +7,15 @@ float32 the network first learns the mean of its sources for some steps, so that
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
+from steps import forward, step
 from torch import nn
 from turns import turns
 
 from monai_ext.networks import AGINet
 from monai_ext.runtime import device_name, keep_freed_memory
-
-
-def forward(network: nn.Module, x: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], torch.Tensor]:
-    def run() -> torch.Tensor:
-        with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype is not None):
-            return network(x)
-
-    return run
-
-
-def step(network: nn.Module, x: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], object]:
-    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
-
-    def run() -> None:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            made = network(x)
-        (made.float() - x.mean(1, keepdim=True)).abs().mean().backward()
-        optimizer.step()
-
-    return run
 
 
 def compare(what: str, times: Mapping[str, float]) -> None:

@@ -8,9 +8,8 @@ import io
 import warnings
 from collections.abc import Callable
 
-import onnxruntime
 import torch
-from monai.networks.utils import convert_to_onnx
+from steps import through_onnx
 from torch import Tensor, nn
 
 from monai_ext.networks import FDGAN, AGINet, HMFMambaINR, PMMSynth
@@ -31,10 +30,7 @@ def by_script(network: nn.Module, image: Tensor) -> Tensor:
 
 
 def by_onnx(network: nn.Module, image: Tensor) -> Tensor:
-    model = convert_to_onnx(network, inputs=[image], use_trace=False)
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    (answer,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-    return torch.from_numpy(answer)
+    return through_onnx(network, image)()
 
 
 def by_export(network: nn.Module, image: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ convolutions: its SPE reads the sources' mean and shifts the image. "Fewer" has 
 import argparse
 
 import torch
-from agi_net import compare, forward, step, turns
+from agi_net import compare
+from steps import forward, step
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from turns import turns
 
 from monai_ext.networks import FDGAN
 from monai_ext.networks.layers import InstanceNorm

@@ -12,23 +12,21 @@ import re
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-import onnxruntime
 import torch
-from monai.networks.utils import convert_to_onnx
+from measuring import plainly
+from steps import forward, step, through_onnx
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from turns import turns
 
 from monai_ext import ops
 from monai_ext.networks import HMFMambaINR
-from monai_ext.ops.selective_scan import selective_scan_reference
 from monai_ext.runtime import device_name, keep_freed_memory
 
 SCAN = ops.selective_scan
@@ -43,31 +41,6 @@ def scanning(scan: Callable[..., Tensor]) -> Iterator[None]:
         ops.selective_scan = SCAN
 
 
-def plain(u, delta, A, B, C, D, *, delta_bias, delta_softplus):  # type: ignore[no-untyped-def]
-    """The scan without a kernel."""
-    inputs = (tensor.float() for tensor in (u, delta, A, B, C, D, delta_bias))
-    return selective_scan_reference(*inputs, delta_softplus)[0].to(u.dtype)
-
-
-def forward(network: nn.Module, x: Tensor, *, half: bool = False, scan: Callable[..., Tensor] = SCAN) -> Callable:
-    def run() -> Tensor:
-        with scanning(scan), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            return network.eval()(x)
-
-    return run
-
-
-def step(network: nn.Module, x: Tensor) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
-
-    def run() -> None:
-        optimizer.zero_grad()
-        (network.train()(x) - x[:, :1]).abs().mean().backward()
-        optimizer.step()
-
-    return run
-
-
 def share_of_scans(network: nn.Module, x: Tensor) -> float:
     """Of a forward's time, the part within the scans."""
     spent = []
@@ -78,14 +51,14 @@ def share_of_scans(network: nn.Module, x: Tensor) -> float:
         spent.append(time.perf_counter() - start)
         return y
 
-    run = forward(network, x, scan=timed)
-    run()
-    shares = []
-    for _ in range(3):
-        spent.clear()
-        start = time.perf_counter()
+    run, shares = forward(network, x), []
+    with scanning(timed):
         run()
-        shares.append(sum(spent) / (time.perf_counter() - start))
+        for _ in range(3):
+            spent.clear()
+            start = time.perf_counter()
+            run()
+            shares.append(sum(spent) / (time.perf_counter() - start))
     return median(shares)
 
 
@@ -104,11 +77,7 @@ def archives_differ_by(network: nn.Module, x: Tensor) -> tuple[float, float]:
     file.seek(0)
     with torch.no_grad():
         script = torch.jit.load(file)(x).numpy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = convert_to_onnx(network, inputs=[x], use_trace=False)
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    (answer,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    answer = through_onnx(network, x)().numpy()
     return float(np.abs(script - expected).max()), float(np.abs(answer - expected).max())
 
 
@@ -136,8 +105,8 @@ def main() -> None:
     double = torch.rand(1, 2, 2 * args.size, 2 * args.size)
     runs = {
         "float32": forward(network, x),
-        "bfloat16": forward(network, x, half=True),
-        "plain scan": forward(network, x, scan=plain),
+        "bfloat16": forward(network, x, torch.bfloat16),
+        "plain scan": plainly(forward(network, x)),
         "twice the size": forward(network, double),
         "training step": step(network, x),
     }

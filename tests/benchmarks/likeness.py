@@ -32,6 +32,7 @@ class Case:
     brain: Mask
     lesion: Mask | None
     spacing: tuple[float, float, float]
+    skull: bool = False  # a whole head was scanned
 
     def cut(self, box: tuple[slice, ...]) -> "Case":
         """What lies in the box."""

@@ -7,6 +7,7 @@
 SCANS holds a folder a person, as `python -m monai_ext index` reads them; contrasts on grids of their own are moved onto
 the first one's, rigidly. OUT gets figures.csv, figures.json, table.md and montage.png, which shows what was scanned:
 keep it where the scans may be kept. Nothing is fitted or tuned on a case but what a figure's name says (`likeness.py`).
+With --record the means over cases go into the JSON beside the weights: `synthesise` chooses between methods by them.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import csv
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from monai_ext.data.prepare import prepare_one
 from monai_ext.data.prepared import prepared_subject
 from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import Volume, read_volume, write_volume
-from monai_ext.files import absolute, sha256
+from monai_ext.files import absolute, read_json, sha256, write_json
 from monai_ext.modalities import MODALITIES, canonical
 from monai_ext.synthesis.bundle import BundleSynthesiser
 
@@ -59,22 +61,27 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     pictures: list[list[Image]] = []
     titles: list[list[str]] = []
+    folder = out / f"cases_{args.spacing:g}mm"
     for subject in found.subjects:
         try:
             tasks = _possible(_tasks(makes, args.task), subject, makes)
             if not tasks or (args.case and subject.name not in args.case):
                 continue
-            case = _case(subject, out / f"cases_{args.spacing:g}mm", root=args.root, spacing=args.spacing)
+            case = _case(subject, folder, root=args.root, spacing=args.spacing)
+            if args.thick:
+                case = _thick(case, folder, count=max(round(args.thick / args.spacing), 1))
             for sources, target in tasks:
-                made = _made(makes, case, out, sources=sources, target=target)
+                made = _made(makes, case, folder, sources=sources, target=target)
                 row: dict[str, Any] = {
                     "case": case.name,
                     "task": f"{','.join(sources)}:{target}",
                     "spacing": args.spacing,
+                    "slices": case.spacing[2],
+                    "kind": "head" if case.skull else "brain",
                 }
                 row |= figures(made, case, sources=sources, target=target)
                 if args.canvas:
-                    again = _made(makes, case, out, sources=sources, target=target, wider=True)
+                    again = _made(makes, case, folder, sources=sources, target=target, wider=True)
                     there = figures(again, case, sources=sources, target=target)["psnr_fitted"]
                     row["wider_canvas_gains"] = there - row["psnr_fitted"]
                 rows.append(row)
@@ -89,6 +96,8 @@ def main() -> int:
     if not rows:
         raise SystemExit(f"{args.root} has no case with a task of these weights, and its target to compare with")
     _write(rows, out, about={"weights_sha256": sha256(makes.weights), "bundle": makes.bundle_root.name})
+    if args.record:
+        _record(rows, makes.weights.with_suffix(".json"))
     print(montage(pictures, titles=titles, path=out / "montage.png", white=1.0))
     return report_failures(failures, total=len(found.subjects) + len(found.failures), what="looked at")
 
@@ -102,7 +111,9 @@ def _arguments() -> argparse.Namespace:
     add("--out", type=Path, required=True, help="where figures and pictures go")
     add("--spacing", type=float, default=2.0, help="of the cases' voxels, in mm (default: 2)")
     add("--task", action="append", default=[], help="sources:target, as T1,T2:FLAIR, for weights of any contrasts")
+    add("--thick", type=float, metavar="MM", help="slices are averaged to this thickness first, the truth's too")
     add("--canvas", action="store_true", help="each head again on a canvas 30%% larger, 20 pixels off its middle")
+    add("--record", action="store_true", help="write the means into the JSON beside the weights")
     add("--case", nargs="+", default=[], help="these alone")
     add("--choose", nargs="+", action="extend", default=[], metavar="CONTRAST=PATTERN", help="as of index")
     add("--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="as of index")
@@ -140,21 +151,47 @@ def _case(subject: Subject, folder: Path, *, root: Path, spacing: float) -> Case
     volumes = {name: read_volume(path) for name, path in there.images.items()}
     seen = read_volume(folder / subject.name / "mask.nii").array > 0
     brains = [otsu_brain(volume) for volume in volumes.values()]
-    if seen.sum() > SKULL * brains[0].sum():
+    skull = bool(seen.sum() > SKULL * brains[0].sum())
+    if skull:
         seen = np.logical_and.reduce(brains)
     lesion = None
     if there.label is not None:
         lesion = (read_volume(there.label, allow_constant=True).array > 0) & seen
     images = {name: scaled(volume.array, seen) for name, volume in volumes.items()}
-    return Case(subject.name, images, seen, lesion if lesion is not None and lesion.any() else None, (spacing,) * 3)
+    lesion = lesion if lesion is not None and lesion.any() else None
+    return Case(subject.name, images, seen, lesion, (spacing,) * 3, skull=skull)
+
+
+def _thick(case: Case, folder: Path, *, count: int) -> Case:
+    """The case with so many slices averaged to one; its files are written beside the others."""
+    whole = case.brain.shape[2] // count * count
+    name = f"{case.name}_{count * case.spacing[2]:g}mm"
+
+    def averaged(image: Image) -> Image:
+        return image[:, :, :whole].reshape(*image.shape[:2], -1, count).mean(axis=3)
+
+    (folder / name).mkdir(exist_ok=True)
+    for contrast in case.images:
+        volume = read_volume(folder / case.name / f"{contrast}.nii")
+        affine = volume.affine @ np.diag([1, 1, count, 1])
+        affine[:3, 3] += volume.affine[:3, 2] * (count - 1) / 2
+        write_volume(folder / name / f"{contrast}.nii", Volume(averaged(volume.array), affine))
+    lesion = None if case.lesion is None else averaged(case.lesion.astype(np.float32)) > 0.5
+    return replace(
+        case,
+        name=name,
+        images={contrast: averaged(image) for contrast, image in case.images.items()},
+        brain=averaged(case.brain.astype(np.float32)) > 0.5,
+        lesion=lesion if lesion is not None and lesion.any() else None,
+        spacing=(*case.spacing[:2], count * case.spacing[2]),
+    )
 
 
 def _made(
-    makes: BundleSynthesiser, case: Case, out: Path, *, sources: Sequence[str], target: str, wider: bool = False
+    makes: BundleSynthesiser, case: Case, folder: Path, *, sources: Sequence[str], target: str, wider: bool = False
 ) -> Image:
     """As a user's inference makes it of the case's files; `wider`, of copies with more background round them."""
-    folder = out / f"cases_{case.spacing[0]:g}mm" / case.name
-    images = {name: folder / f"{name}.nii" for name in sources}
+    images = {name: folder / case.name / f"{name}.nii" for name in sources}
     asked = {"target": [target]} if makes.takes_any else {}
     around = [(0, 0)] * 3
     with tempfile.TemporaryDirectory() as made:
@@ -164,7 +201,7 @@ def _made(
                 volume = read_volume(path)
                 images[name] = Path(made) / path.name
                 write_volume(images[name], Volume(np.pad(volume.array, around), volume.affine))
-        result = read_volume(makes(images, made, subject=case.name, **asked)[target]).array
+        result = read_volume(makes(images, made, subject=case.name, trust_names=True, **asked)[target]).array
     return result[
         tuple(slice(before, before + side) for (before, _), side in zip(around, case.brain.shape, strict=True))
     ]
@@ -203,6 +240,15 @@ def _write(rows: Sequence[dict[str, Any]], out: Path, *, about: dict[str, Any]) 
         writer.writerows(rows)
     (out / "table.md").write_text(_table(rows), encoding="utf-8")
     (out / "figures.json").write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def _record(rows: Sequence[dict[str, Any]], about: Path) -> None:
+    """Task -> heads as scanned and brains without their skull -> cases, and the mean PSNR after one linear fit."""
+    quality: dict[str, dict[str, dict[str, float]]] = {}
+    for task, kind in dict.fromkeys((row["task"], row["kind"]) for row in rows):
+        fitted = [row["psnr_fitted"] for row in rows if (row["task"], row["kind"]) == (task, kind)]
+        quality.setdefault(task, {})[kind] = {"cases": len(fitted), "psnr_fitted": round(float(np.mean(fitted)), 2)}
+    write_json(about, {**read_json(about), "quality": quality})
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

@@ -111,10 +111,10 @@ def test_weights_of_another_network_are_refused(bundle, small_pool, phantom_trai
         load_weights(torch.nn.Linear(2, 2), phantom_trained / "model.pt")
 
 
-def test_weights_whose_digest_is_not_the_cards_have_no_card(bundle, small_pool, phantom_trained, tmp_path):
+def test_weights_whose_digest_is_not_the_cards_are_refused(bundle, small_pool, phantom_trained, tmp_path):
     for name in ("model.pt", "model.json"):
         shutil.copy(phantom_trained / name, tmp_path / name)
     content = read(tmp_path / "model.pt")
     write_tensors(tmp_path / "model.pt", {name: value + 1 for name, value in content.items()})
-    with pytest.raises(ValueError, match="has no JSON of its own beside it"):
+    with pytest.raises(ValueError, match="is not what the JSON beside it speaks of"):
         pack(bundle, weights=tmp_path / "model.pt", datalist=small_pool / "datalist.json", out=tmp_path / "p.pt")

@@ -6,6 +6,7 @@ import pytest
 from installed_weights import collection, scan
 
 from monai_ext import catalogue
+from monai_ext.inference.checks import Findings
 from monai_ext.synthesis import looking
 
 
@@ -18,7 +19,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def installed(both: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(catalogue, "bundles_folder", lambda: both)
-    monkeypatch.setattr(looking, "WEIGHTS", both / "none.npz")  # noise is no head: it is not looked at
+    monkeypatch.setattr(looking, "look", lambda _: Findings({}, ()))  # noise is no head: it is not looked at
     return both
 
 

@@ -40,12 +40,15 @@ def test_the_same_seed_gives_the_same_voxels_and_another_does_not(anatomy: Anato
         assert not torch.allclose(one.images[name], other.images[name])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_voxels_that_the_cpu_gives(anatomy: Anatomy) -> None:
     subject = drawn(anatomy, seed=1)
     here, there = render(subject), render(subject, device="cuda")
     for name in EVERY:
         torch.testing.assert_close(there.targets[name].cpu(), here.targets[name], rtol=0, atol=1e-4)
+        top = float(here.images[name].max())
+        torch.testing.assert_close(there.images[name].cpu() / top, here.images[name] / top, rtol=0, atol=1e-4)
 
 
 def test_white_matter_has_its_stated_value_in_every_target(healthy: Rendered) -> None:
