@@ -163,12 +163,14 @@ class SynthesisApp(Application):
         context = Application.init_app_context([self.argv[0], *others])
         chosen = self._choices(**({} if own.target is None else {"target": own.target}))
         target, series = chosen.get("target"), named_series(chosen.get("series", []))
-        model, weights = Path(context.model_path), None
+        trust_names = yes_or_no("trust_names", chosen.get("trust_names", False))
+        model, weights, findings = Path(context.model_path), None, None
         if target is None or models_in(model):
             bundle = model_in(model)
         else:
-            bundle, weights = suitable(
-                Path(context.input_path), target, weights=None, site=chosen.get("site"), series=series
+            study, site = Path(context.input_path), chosen.get("site")
+            bundle, weights, findings = suitable(
+                study, target, weights=None, site=site, series=series, trust_names=trust_names
             )
             logger.warning("%s holds no bundle: of those that are installed, %s is taken", model, bundle.name)
         synthesiser = ready(bundle, weights=weights, target=target)
@@ -181,7 +183,8 @@ class SynthesisApp(Application):
             folder=Path(context.output_path),
             options={
                 **{name: chosen.get(name) for name in ("register", "reference", "site")},
-                "trust_names": yes_or_no("trust_names", chosen.get("trust_names", False)),
+                "trust_names": trust_names,
+                "findings": findings,
             },
             uid_root=chosen.get("uid_root"),
             reproducible=bool(chosen.get("reproducible", False)),

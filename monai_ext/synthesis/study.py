@@ -14,6 +14,7 @@ import numpy as np
 from monai_ext.data.dicom import Series, choose, contrast_of, read_series, read_study, sorted_slices
 from monai_ext.data.volumes import write_volume
 from monai_ext.files import read_json
+from monai_ext.inference.checks import Findings
 from monai_ext.modalities import canonical
 from monai_ext.synthesis.bundle import BundleSynthesiser, sidecar
 from monai_ext.synthesis.dicom_writer import write_series
@@ -41,7 +42,9 @@ def synthesise_study(
     Raises:
         ValueError: the study is of two patients, a target is there already or cannot be made, or results are there.
     """
-    plan = synthesiser.plan(shown_in(read_study(study), series), targets)
+    scans = read_study(study)
+    shown = shown_in(scans, series)
+    plan = synthesiser.plan(shown, targets)
     if not plan:
         raise ValueError(f"{study} has every contrast that can be made")
     for target in plan:
@@ -49,6 +52,9 @@ def synthesise_study(
             raise ValueError(
                 f"{out / f'SYNTHETIC_{target}'} is there already and is kept: give another -o, or remove it"
             )
+    inputs = [name for name in shown if any(name in method.task.inputs for method in plan.values())]
+    findings = seen_in(scans, inputs, series, trust_names=synthesiser.trust_names)
+    plan = synthesiser.plan(shown, targets, skull=findings.skull)
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for count, (target, method) in enumerate(plan.items()):
@@ -56,7 +62,8 @@ def synthesise_study(
         options = {} if method.task.every_source else {"target": target}
         wanted = {name: what for name, what in series.items() if canonical(name) in method.task.inputs}
         sources, number = sources_in(study, inference, target=target, series=wanted)
-        with synthesised(inference, sources, trust_names=synthesiser.trust_names, **options) as results:
+        trust_names = synthesiser.trust_names
+        with synthesised(inference, sources, trust_names=trust_names, findings=findings, **options) as results:
             result = {target: results[target]}
             written += write_all(result, sources, out, number=number + count)
             written.append(_kept(results[target], out))
@@ -101,6 +108,28 @@ def shown_in(scans: Sequence[Series], series: Mapping[str, str]) -> tuple[str, .
     return tuple(dict.fromkeys([*map(canonical, series), *filter(None, by_header)]))
 
 
+def seen_in(
+    scans: Sequence[Series], contrasts: Sequence[str], series: Mapping[str, str], *, trust_names: bool = False
+) -> Findings:
+    """Look at the series of these contrasts before it is chosen what synthesises from them.
+
+    Args:
+        scans: the study's series.
+        contrasts: whose series are looked at.
+        series: contrast -> number, description or UID, where a person says so.
+        trust_names: as of `synthesised`.
+
+    Returns:
+        What was seen, of which nothing refuses.
+
+    Raises:
+        ValueError: a contrast is not there or cannot be told, or a series is not what it is taken for.
+    """
+    named = {name: which for name, which in series.items() if canonical(name) in contrasts}
+    volumes = {name: read_series(sorted_slices(scan)) for name, scan in choose(scans, contrasts, named).items()}
+    return looked_at(volumes, subject="study", trust_names=trust_names)
+
+
 def sources_in(
     study: Path, synthesiser: BundleSynthesiser, *, target: str | None = None, series: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Series], int]:
@@ -129,7 +158,12 @@ def sources_in(
 
 @contextmanager
 def synthesised(
-    synthesiser: BundleSynthesiser, sources: Mapping[str, Series], *, trust_names: bool = False, **options: str | None
+    synthesiser: BundleSynthesiser,
+    sources: Mapping[str, Series],
+    *,
+    trust_names: bool = False,
+    findings: Findings | None = None,
+    **options: str | None,
 ) -> Iterator[dict[str, Path]]:
     """Give the NIfTI that the bundle makes of these series for each contrast, for as long as the block lasts.
 
@@ -139,6 +173,7 @@ def synthesised(
         synthesiser: what synthesises.
         sources: contrast -> series.
         trust_names: go on where a series does not look like the contrast that it is taken for.
+        findings: what was seen of them, by `seen_in`; where it lacks one of them, all are looked at here.
         options: of the inference, None for the bundle's own.
 
     Yields:
@@ -150,7 +185,8 @@ def synthesised(
     """
     options["register"] = _registration(sources, options.get("register") or synthesiser.get("register"))
     volumes = {contrast: read_series(scan) for contrast, scan in sources.items()}
-    findings = looked_at(volumes, subject="study", trust_names=trust_names)
+    if findings is None or not sources.keys() <= findings.images.keys():
+        findings = looked_at(volumes, subject="study", trust_names=trust_names)
     with tempfile.TemporaryDirectory() as work:
         files = {contrast: Path(work) / f"{contrast}.nii.gz" for contrast in sources}
         for contrast, path in files.items():
