@@ -7,7 +7,8 @@ COPY . /source
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /source
 
 FROM python:3.11-slim
-# The operators' kernels are compiled where they run, for the processor that is there.
+# The operators' kernels are compiled where they run, for the processor that is there; any g++ of this Debian does it.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
@@ -18,6 +19,7 @@ RUN pip install --no-cache-dir --constraint /tmp/constraints.txt ${PIP_OPTIONS} 
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip install --no-cache-dir --constraint /tmp/constraints.txt "$(echo /wheels/monai_ext-*.whl)[dicom]"
 ENV HOME=/tmp
+USER 1000:1000
 WORKDIR /data
 ENTRYPOINT ["monai-ext"]
 CMD ["--help"]

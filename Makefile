@@ -94,11 +94,12 @@ deploy-test: setup $(DEPLOY_VENV)/.installed  ## the MONAI Deploy application's 
 test-serve: setup $(LABEL_VENV)/.installed $(DEPLOY_VENV)/.installed  ## the tests of the hosts, in their environments
 	$(BIN)/python -m pytest $(HOSTS) $(PYTEST_ARGS)
 
-check: setup  ## ruff, format, mypy, clang-format, JSON, and nvcc where it is found
+check: setup  ## ruff, format, mypy, clang-format, hadolint, JSON, and nvcc where it is found
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	git ls-files -z '*.cpp' '*.cu' '*.h' | xargs -0 $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/python tools/check_json.py
 	sh tools/check_cuda.sh
 

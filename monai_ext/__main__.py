@@ -22,8 +22,11 @@ COMMANDS = {
     "verify": ("monai_ext.zoo.verify", "ask the model zoo's rules of a bundle's folder, offline"),
 }
 
-# MONAI imports them where they are installed, which takes a quarter of its time; a synthesis has no use for them.
-UNUSED = ("mlflow", "pandas", "pyarrow", "sklearn", "matplotlib")
+# MONAI imports them where they are installed, which takes a third of its time; a synthesis has no use for them.
+UNUSED = (
+    *("mlflow", "pandas", "pyarrow", "sklearn", "matplotlib", "skimage", "jsonschema", "requests"),
+    "scipy.signal",  # and with it scipy.stats, scipy.optimize and scipy.interpolate
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,16 +1,18 @@
 """A MONAI Deploy application: a DICOM study in, the contrast that it lacks out, as a new series of the same study.
 
-    python -m monai_ext.serve.deploy_app --input STUDY --output OUT --model BUNDLE
+    python -m monai_ext.serve.deploy_app --input STUDY --output OUT --target CONTRAST [--model BUNDLE]
 
 The model is a bundle's folder with its weights, the archive that `ckpt_export` writes of one, or a folder that holds
-one of these. The other choices of `python -m monai_ext dicom` stand under `synthesis` in the YAML file that
-HOLOSCAN_CONFIG_PATH names, as Holoscan has it: target, site, series, register, reference, engine, uid_root,
-reproducible, trust_names.
+one of these; where there is none, the installed weights that suit the study make the target. The other choices of
+`python -m monai_ext dicom` stand under `synthesis` in the YAML file that HOLOSCAN_CONFIG_PATH names, as Holoscan has
+it: target, site, series, register, reference, engine, uid_root, reproducible, trust_names.
 
 The study is read by an operator of our own, since the SDK's keeps one image a position: of a series with two echoes or
 two b-values it would drop one.
 """
 
+import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -20,12 +22,13 @@ from monai.deploy.conditions import CountCondition
 from monai.deploy.core import Application, Fragment, Operator, OperatorSpec
 
 from monai_ext.inference.checks import TRUST
-from monai_ext.serve.dicom import check_uid_root, ready
+from monai_ext.serve.dicom import check_uid_root, ready, suitable
 from monai_ext.synthesis.bundle import BundleSynthesiser
 from monai_ext.synthesis.options import INFERENCE, asked, yes_or_no
 from monai_ext.synthesis.study import named_series, sources_in, synthesised, write_all
 from monai_ext.weights import ARCHIVE
 
+logger = logging.getLogger(__name__)
 NAMED = ("target", "site", "register", "reference", "engine")  # those of the bundle's inference
 CHOICES = (*NAMED, "series", "uid_root", "reproducible", "trust_names")
 
@@ -154,17 +157,25 @@ class SynthesisApp(Application):
         Raises:
             ValueError: a choice, the model or its weights cannot be what they are.
         """
-        context = Application.init_app_context(self.argv)
-        chosen = self._choices()
-        target, register = chosen.get("target"), chosen.get("register")
-        synthesiser = ready(model_in(Path(context.model_path)), target=target)
+        typed = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        typed.add_argument("--target")
+        own, others = typed.parse_known_args(self.argv[1:])
+        context = Application.init_app_context([self.argv[0], *others])
+        chosen = self._choices(**({} if own.target is None else {"target": own.target}))
+        target, series = chosen.get("target"), named_series(chosen.get("series", []))
+        trust_names = yes_or_no("trust_names", chosen.get("trust_names", False))
+        model, weights, findings = Path(context.model_path), None, None
+        if target is None or models_in(model):
+            bundle = model_in(model)
+        else:
+            study, site = Path(context.input_path), chosen.get("site")
+            bundle, weights, findings = suitable(
+                study, target, weights=None, site=site, series=series, trust_names=trust_names
+            )
+            logger.warning("%s holds no bundle: of those that are installed, %s is taken", model, bundle.name)
+        synthesiser = ready(bundle, weights=weights, target=target)
         reader = StudyReader(
-            self,
-            folder=Path(context.input_path),
-            synthesiser=synthesiser,
-            target=target,
-            series=named_series(chosen.get("series", [])),
-            register=register,
+            self, folder=Path(context.input_path), synthesiser=synthesiser, target=target, series=series
         )
         synthesis = SeriesSynthesis(
             self,
@@ -172,7 +183,8 @@ class SynthesisApp(Application):
             folder=Path(context.output_path),
             options={
                 **{name: chosen.get(name) for name in ("register", "reference", "site", "engine")},
-                "trust_names": yes_or_no("trust_names", chosen.get("trust_names", False)),
+                "trust_names": trust_names,
+                "findings": findings,
             },
             uid_root=chosen.get("uid_root"),
             reproducible=bool(chosen.get("reproducible", False)),
@@ -180,10 +192,10 @@ class SynthesisApp(Application):
         self.add_flow(reader, synthesis, {("study", "study")})
         self.add_flow(synthesis, Report(self), {("folders", "folders")})
 
-    def _choices(self) -> dict[str, Any]:
-        if not os.environ.get("HOLOSCAN_CONFIG_PATH"):
-            return {}
-        chosen: dict[str, Any] = self.kwargs("synthesis")
+    def _choices(self, **typed: str) -> dict[str, Any]:
+        """What the YAML file chooses, and over it what was typed."""
+        chosen: dict[str, Any] = self.kwargs("synthesis") if os.environ.get("HOLOSCAN_CONFIG_PATH") else {}
+        chosen = {**chosen, **typed}
         for name in chosen:
             if name not in CHOICES:
                 raise ValueError(f"synthesis: {name} cannot be chosen; what can is {', '.join(CHOICES)}")
@@ -204,11 +216,23 @@ def model_in(path: Path) -> Path:
     Raises:
         ValueError: there is none, or there are several.
     """
-    models = [path] if _is_model(path) else sorted(filter(_is_model, path.glob("*")))
+    models = models_in(path)
     if len(models) != 1:
-        names = ", ".join(model.name for model in models) or "none"
+        names = ", ".join(model.name for model in models) or "none: give --target, for the installed one that suits"
         raise ValueError(f"{path} must be or hold one bundle, a folder or its archive {ARCHIVE}; found {names}")
     return models[0]
+
+
+def models_in(path: Path) -> list[Path]:
+    """Find the bundles' folders and archives at `path` or in it.
+
+    Args:
+        path: a bundle's folder, an archive, a folder that may hold either, or none of these.
+
+    Returns:
+        They, by name.
+    """
+    return [path] if _is_model(path) else sorted(filter(_is_model, path.glob("*")))
 
 
 def _is_model(path: Path) -> bool:

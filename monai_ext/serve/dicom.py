@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from monai_ext.files import absolute
 
 if TYPE_CHECKING:
+    from monai_ext.inference.checks import Findings
     from monai_ext.synthesis.bundle import BundleSynthesiser
 
 UID_ROOT = re.compile(r"[0-2](\.(0|[1-9]\d*))+")
@@ -31,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="each new series becomes a folder here")
     add("--series", nargs="+", default=[], metavar="CONTRAST=SERIES", help="which: a number, a description or a UID")
     add("--reference", metavar="CONTRAST", help="the source whose slices the new series has")
-    add("--register", choices=("none", "rigid"), help="whether the sources are moved onto each other first")
+    add("--register", choices=("none", "rigid"), help="registered is what differs in grid or frame, unless said here")
     add(
         "--engine", metavar="NAME", help="torch, openvino or onnxruntime, on a CPU; auto, unless said here: the fastest"
     )
@@ -61,15 +62,18 @@ def run(args: argparse.Namespace) -> int:
     from monai_ext.synthesis.study import named_series, sources_in, synthesised, write_all
 
     study, bundle, weights = absolute(args.study), args.bundle, args.weights
-    series, register, target = named_series(args.series), args.register, args.target
+    series, target, trust = named_series(args.series), args.target, args.trust_names
+    findings = None
     engine = None if args.engine is None else checked_engine(args.engine)
     if bundle is None:
-        bundle, weights = suitable(study, target, weights=weights, site=args.site, series=series)
+        bundle, weights, findings = suitable(
+            study, target, weights=weights, site=args.site, series=series, trust_names=trust
+        )
     synthesiser = ready(bundle, weights=weights, target=target)
-    sources, number = sources_in(study, synthesiser, target=target, series=series, register=register)
-    options = {"register": register, "reference": args.reference, "site": args.site, "engine": engine}
+    sources, number = sources_in(study, synthesiser, target=target, series=series)
+    options = {"register": args.register, "reference": args.reference, "site": args.site, "engine": engine}
     naming = {"uid_root": args.uid_root, "reproducible": args.reproducible}
-    with synthesised(synthesiser, sources, trust_names=args.trust_names, **options) as results:
+    with synthesised(synthesiser, sources, trust_names=trust, findings=findings, **options) as results:
         for folder in write_all(results, sources, absolute(args.out), number=number, **naming):
             print(folder)
     return 0
@@ -89,9 +93,15 @@ def check_uid_root(root: str | None) -> None:
 
 
 def suitable(
-    study: Path, target: str | None, *, weights: Path | None, site: str | None, series: Mapping[str, str]
-) -> tuple[Path, Path]:
-    """Choose, of what is installed, what makes a contrast of those that a study shows.
+    study: Path,
+    target: str | None,
+    *,
+    weights: Path | None,
+    site: str | None,
+    series: Mapping[str, str],
+    trust_names: bool = False,
+) -> tuple[Path, Path, "Findings"]:
+    """Choose, of what is installed, what makes a contrast of those that a study shows, with their skull or without.
 
     Args:
         study: a folder with the DICOM files.
@@ -99,24 +109,28 @@ def suitable(
         weights: their file, whose JSON names the bundle; None to choose of all that are installed.
         site: one that the weights must know; None for any.
         series: of `named_series`; its contrasts count as shown.
+        trust_names: go on where a series does not look like what it is taken for.
 
     Returns:
-        The bundle's folder and the weights' file.
+        The bundle's folder, the weights' file, and what was seen of the series.
 
     Raises:
-        ValueError: no target is named, or none of them can.
+        ValueError: no target is named, none of them can, or a series is not what it is taken for.
     """
     from monai_ext.data.dicom import read_study
     from monai_ext.modalities import canonical
     from monai_ext.synthesis.installed import choose_method, methods_to_choose_from
-    from monai_ext.synthesis.study import shown_in
+    from monai_ext.synthesis.study import seen_in, shown_in
 
     if target is None:
         raise ValueError("say with --target what is missing, or with --bundle what is to make it")
     methods = methods_to_choose_from(weights=weights, site=site)
-    shown = shown_in(read_study(study), series)
-    method = choose_method(methods, canonical(target), sorted({*shown} - {canonical(target)}))
-    return method.bundle, method.weights
+    scans, target = read_study(study), canonical(target)
+    available = sorted({*shown_in(scans, series)} - {target})
+    sources = choose_method(methods, target, available).uses(target, available)
+    findings = seen_in(scans, sources, series, trust_names=trust_names)
+    method = choose_method(methods, target, available, skull=findings.skull)
+    return method.bundle, method.weights, findings
 
 
 def ready(bundle: Path, *, weights: Path | None = None, target: str | None = None) -> "BundleSynthesiser":

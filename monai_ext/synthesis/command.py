@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--method", metavar="NAME", help="which of those that `monai-ext models` lists; without it, what suits best")
     add("--weights", type=Path, metavar="FILE", help="in place of the installed ones")
     add("--site", metavar="NAME", help="whose scanners the images are of, where the weights tell sites apart")
-    add("--register", choices=("none", "rigid"), help="scans are registered where their grids differ, unless said here")
+    add("--register", choices=("none", "rigid"), help="registered is what differs in grid or frame, unless said here")
     add("--brain-mask", choices=("none", "zero", "otsu"), help="how the brain is cut out; as the weights were trained")
     add("--series", nargs="+", default=[], metavar="CONTRAST=SERIES", help="of a DICOM study: T1=5, by number or name")
     add("--trust-names", action="store_true", help="go on where a scan does not look like what its name says")
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from monai_ext.synthesis.synthesiser import Synthesiser
 
     synthesiser, series = Synthesiser(**options), named_series(args.series)
-    for path in synthesise_study(synthesiser, scans.folder, targets, out, series=series, register=args.register):
+    for path in synthesise_study(synthesiser, scans.folder, targets, out, series=series):
         print(path)
     return 0
 

@@ -1,5 +1,6 @@
 """A DICOM study in: each missing contrast as a new series of it, and as the NIfTI that the series was made of."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from monai_ext.data.dicom import Series, choose, contrast_of, read_series, read_study, sorted_slices
 from monai_ext.data.volumes import write_volume
 from monai_ext.files import read_json
+from monai_ext.inference.checks import Findings
 from monai_ext.inference.sidecar import sidecar
 from monai_ext.modalities import canonical
 from monai_ext.synthesis.bundle import BundleSynthesiser
@@ -20,15 +22,11 @@ from monai_ext.synthesis.dicom_writer import write_series
 from monai_ext.synthesis.looking import looked_at
 from monai_ext.synthesis.synthesiser import Synthesiser
 
+logger = logging.getLogger(__name__)
+
 
 def synthesise_study(
-    synthesiser: Synthesiser,
-    study: Path,
-    targets: Sequence[str] | None,
-    out: Path,
-    *,
-    series: Mapping[str, str],
-    register: str | None = None,
+    synthesiser: Synthesiser, study: Path, targets: Sequence[str] | None, out: Path, *, series: Mapping[str, str]
 ) -> list[Path]:
     """Write out/SYNTHETIC_<TARGET>, a series, and out/<TARGET>_synthetic.nii.gz with its JSON and its picture.
 
@@ -38,7 +36,6 @@ def synthesise_study(
         targets: contrasts; None is each that is missing and can be made.
         out: the folder for the results.
         series: contrast -> number, description or UID, where the headers do not tell.
-        register: "none" or "rigid".
 
     Returns:
         The folders of the series and the files, target by target.
@@ -46,7 +43,9 @@ def synthesise_study(
     Raises:
         ValueError: the study is of two patients, a target is there already or cannot be made, or results are there.
     """
-    plan = synthesiser.plan(shown_in(read_study(study), series), targets)
+    scans = read_study(study)
+    shown = shown_in(scans, series)
+    plan = synthesiser.plan(shown, targets)
     if not plan:
         raise ValueError(f"{study} has every contrast that can be made")
     for target in plan:
@@ -54,14 +53,18 @@ def synthesise_study(
             raise ValueError(
                 f"{out / f'SYNTHETIC_{target}'} is there already and is kept: give another -o, or remove it"
             )
+    inputs = [name for name in shown if any(name in method.task.inputs for method in plan.values())]
+    findings = seen_in(scans, inputs, series, trust_names=synthesiser.trust_names)
+    plan = synthesiser.plan(shown, targets, skull=findings.skull)
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for count, (target, method) in enumerate(plan.items()):
         inference = synthesiser.built(method)
         options = {} if method.task.every_source else {"target": target}
         wanted = {name: what for name, what in series.items() if canonical(name) in method.task.inputs}
-        sources, number = sources_in(study, inference, target=target, series=wanted, register=register)
-        with synthesised(inference, sources, trust_names=synthesiser.trust_names, **options) as results:
+        sources, number = sources_in(study, inference, target=target, series=wanted)
+        trust_names = synthesiser.trust_names
+        with synthesised(inference, sources, trust_names=trust_names, findings=findings, **options) as results:
             result = {target: results[target]}
             written += write_all(result, sources, out, number=number + count)
             written.append(_kept(results[target], out))
@@ -106,13 +109,30 @@ def shown_in(scans: Sequence[Series], series: Mapping[str, str]) -> tuple[str, .
     return tuple(dict.fromkeys([*map(canonical, series), *filter(None, by_header)]))
 
 
+def seen_in(
+    scans: Sequence[Series], contrasts: Sequence[str], series: Mapping[str, str], *, trust_names: bool = False
+) -> Findings:
+    """Look at the series of these contrasts before it is chosen what synthesises from them.
+
+    Args:
+        scans: the study's series.
+        contrasts: whose series are looked at.
+        series: contrast -> number, description or UID, where a person says so.
+        trust_names: as of `synthesised`.
+
+    Returns:
+        What was seen, of which nothing refuses.
+
+    Raises:
+        ValueError: a contrast is not there or cannot be told, or a series is not what it is taken for.
+    """
+    named = {name: which for name, which in series.items() if canonical(name) in contrasts}
+    volumes = {name: read_series(sorted_slices(scan)) for name, scan in choose(scans, contrasts, named).items()}
+    return looked_at(volumes, subject="study", trust_names=trust_names)
+
+
 def sources_in(
-    study: Path,
-    synthesiser: BundleSynthesiser,
-    *,
-    target: str | None = None,
-    series: Mapping[str, str] | None = None,
-    register: str | None = None,
+    study: Path, synthesiser: BundleSynthesiser, *, target: str | None = None, series: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Series], int]:
     """Find the series of each contrast that the bundle starts from, its slices in order.
 
@@ -121,7 +141,6 @@ def sources_in(
         synthesiser: whose sources are looked for.
         target: what to synthesise.
         series: contrast -> number, description or UID.
-        register: whether the sources are moved onto each other.
 
     Returns:
         contrast -> series, and the study's highest series number.
@@ -135,30 +154,40 @@ def sources_in(
         shown = shown_in(scans, series or {})
         wanted = tuple(name for name in wanted if name in shown and (target is None or name != canonical(target)))
     sources = {name: sorted_slices(scan) for name, scan in choose(scans, wanted, series or {}).items()}
-    _same_frame(sources, register)
     return sources, max((int(scan.number) for scan in scans if scan.number.isdigit()), default=0)
 
 
 @contextmanager
 def synthesised(
-    synthesiser: BundleSynthesiser, sources: Mapping[str, Series], *, trust_names: bool = False, **options: str | None
+    synthesiser: BundleSynthesiser,
+    sources: Mapping[str, Series],
+    *,
+    trust_names: bool = False,
+    findings: Findings | None = None,
+    **options: str | None,
 ) -> Iterator[dict[str, Path]]:
     """Give the NIfTI that the bundle makes of these series for each contrast, for as long as the block lasts.
+
+    Series that have no frame of reference in common are registered, which is said.
 
     Args:
         synthesiser: what synthesises.
         sources: contrast -> series.
         trust_names: go on where a series does not look like the contrast that it is taken for.
+        findings: what was seen of them, by `seen_in`; where it lacks one of them, all are looked at here.
         options: of the inference, None for the bundle's own.
 
     Yields:
         contrast -> NIfTI, in a folder that is removed with the block.
 
     Raises:
-        ValueError: the series are not what they are taken for, or cannot be used.
+        ValueError: the series are not what they are taken for, or cannot be used; or it is not known where they lie on
+            each other, and they are not to be registered.
     """
+    options["register"] = _registration(sources, options.get("register") or synthesiser.get("register"))
     volumes = {contrast: read_series(scan) for contrast, scan in sources.items()}
-    findings = looked_at(volumes, subject="study", trust_names=trust_names)
+    if findings is None or not sources.keys() <= findings.images.keys():
+        findings = looked_at(volumes, subject="study", trust_names=trust_names)
     with tempfile.TemporaryDirectory() as work:
         files = {contrast: Path(work) / f"{contrast}.nii.gz" for contrast in sources}
         for contrast, path in files.items():
@@ -227,17 +256,19 @@ def _kept(image: Path, out: Path) -> Path:
     return out / image.name
 
 
-def _same_frame(sources: Mapping[str, Series], register: str | None) -> None:
-    """Positions of two frames of reference cannot be compared: the patient may have moved in between."""
+def _registration(sources: Mapping[str, Series], register: str | None) -> str | None:
+    """As asked for; rigid where positions cannot be compared, since the patient may have moved in between."""
     frames = {contrast: str(scan.headers[0].get("FrameOfReferenceUID") or "") for contrast, scan in sources.items()}
     lost = [contrast for contrast, frame in frames.items() if not frame]
-    if lost and len(frames) > 1 and register != "rigid":
-        raise ValueError(
-            f"{' and '.join(lost)} has no FrameOfReferenceUID, so where it lies on the others is not known: "
-            "give --register rigid"
-        )
-    if len(set(frames.values())) > 1 and register != "rigid":
-        raise ValueError(
-            f"{' and '.join(frames)} have different frames of reference, so where they lie on each other is not known: "
-            "give --register rigid"
-        )
+    if len(frames) < 2 or (not lost and len(set(frames.values())) == 1):
+        return register
+    why = (
+        f"{' and '.join(lost)} has no FrameOfReferenceUID, so where it lies on the others is not known"
+        if lost
+        else f"{' and '.join(frames)} have different frames of reference, so where they lie on each other is not known"
+    )
+    if register == "none":
+        raise ValueError(f"{why}: leave --register none out, and they are registered")
+    if register is None:
+        logger.warning("%s: they are registered", why)
+    return "rigid"

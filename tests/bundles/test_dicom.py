@@ -291,7 +291,9 @@ def test_an_attribute_that_cannot_be_is_one_line(two, keyword, value, reason):
 def test_an_empty_frame_of_reference_is_not_a_common_one(first, two, tmp_path, capsys):
     for path in two.rglob("*.dcm"):
         change(path, FrameOfReferenceUID="")
-    assert "has no FrameOfReferenceUID" in refusal(first, two, tmp_path, capsys)
+    said = refusal(first, two, tmp_path, capsys, "--register", "none")
+    assert "T1 and FLAIR has no FrameOfReferenceUID" in said
+    assert "leave --register none out" in said
 
 
 def test_a_study_of_two_patients_is_refused(first, two, tmp_path, capsys):
@@ -304,10 +306,24 @@ def test_two_studies_are_refused(first, two, tmp_path, capsys):
     assert "holds 2 studies, expected one" in refusal(first, two, tmp_path, capsys)
 
 
-def test_two_frames_of_reference_need_registration(first, two, tmp_path, capsys):
+@pytest.mark.parametrize("frame", ["", "1.2.3.9"])
+def test_without_a_common_frame_of_reference_series_are_registered_and_it_is_said(first, two, tmp_path, caplog, frame):
+    for path in (two / "T1").iterdir():
+        change(path, FrameOfReferenceUID=frame)
+    assert dicom(first, two, tmp_path / "out", "--reproducible") == 0
+    (said,) = [line for line in caplog.messages if "is not known: they are registered" in line]
+    assert ("has no FrameOfReferenceUID" if not frame else "different frames of reference") in said
+    caplog.clear()
+    assert dicom(first, two, tmp_path / "asked", "--reproducible", "--register", "rigid") == 0
+    assert "they are registered" not in caplog.text
+    for path in (tmp_path / "out" / "SYNTHETIC_T2").iterdir():
+        assert path.read_bytes() == (tmp_path / "asked" / "SYNTHETIC_T2" / path.name).read_bytes()
+
+
+def test_two_frames_of_reference_are_not_left_where_they_are(first, two, tmp_path, capsys):
     for path in (two / "T1").iterdir():
         change(path, FrameOfReferenceUID="1.2.3.9")
-    assert "different frames of reference" in refusal(first, two, tmp_path, capsys)
+    assert "different frames of reference" in refusal(first, two, tmp_path, capsys, "--register", "none")
 
 
 def test_a_folder_without_mr_is_refused(first, tmp_path, capsys):

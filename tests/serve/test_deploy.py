@@ -34,10 +34,11 @@ def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def deploy(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(study: Path, model: Path, out: Path, **choices: object) -> subprocess.CompletedProcess[str]:
+    def run(study: Path, model: Path | None, out: Path, *words: str, **choices: object) -> subprocess.CompletedProcess:
         config = tmp_path / "app.yaml"
         config.write_text("\n".join(["synthesis:", *(f"  {name}: {value}" for name, value in choices.items())]) + "\n")
-        command = [DEPLOY, "-m", "monai_ext.serve.deploy_app", "--input", study, "--output", out, "--model", model]
+        command = [DEPLOY, "-m", "monai_ext.serve.deploy_app", "--input", study, "--output", out, *words]
+        command += ["--model", model] if model else []
         environment = {**os.environ, "HOLOSCAN_CONFIG_PATH": str(config), "OMP_NUM_THREADS": "1"}
         out.mkdir(exist_ok=True)
         done = subprocess.run(
@@ -117,3 +118,19 @@ def test_a_folder_with_no_model_is_refused_by_name(study: Path, tmp_path: Path, 
     done = deploy(study, tmp_path / "models", tmp_path / "out")
     assert done.returncode == 1
     assert "must be or hold one bundle" in done.stderr
+    assert "give --target" in done.stderr
+
+
+def test_without_a_model_a_target_alone_is_made_by_what_is_installed(tmp_path: Path, deploy: Callable):
+    study = write_study(tmp_path / "study", "T1", "T2")
+    done = deploy(study, None, tmp_path / "out", "--target", "flair", trust_names="true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "out").iterdir()
+    assert folder.name == "SYNTHETIC_FLAIR"
+    (line,) = [line for line in done.stderr.splitlines() if "models holds no bundle" in line]
+    taken = line.split("installed, ")[1].split()[0]
+    assert taken in {bundle.name for bundle in BUNDLES}
+    assert f"({taken} " in pydicom.dcmread(next(folder.iterdir())).SeriesDescription
+    done = deploy(study, None, tmp_path / "none", "--target", "PD", trust_names="true")
+    assert done.returncode == 1
+    assert "PD cannot be made of T1 and T2" in done.stderr

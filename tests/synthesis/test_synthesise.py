@@ -10,13 +10,14 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_study import write_series, write_study
-from installed_weights import collection, scan
+from installed_weights import collection, say_more, scan
 
 from monai_ext import Synthesiser, catalogue, synthesise
 from monai_ext.__main__ import main
 from monai_ext.files import sha256
 from monai_ext.inference.alike import Alike
-from monai_ext.inference.checks import Finding, Findings, Pair
+from monai_ext.inference.checks import Finding, Findings, Look, Pair
+from monai_ext.inference.recogniser import POSES, Seen
 from monai_ext.synthesis import batch, looking
 from monai_ext.synthesis.batch import summary
 from monai_ext.synthesis.bundle import BundleSynthesiser
@@ -178,6 +179,17 @@ class TestStudies:
         line = refused(capsys, study, "--target", "FLAIR", "-o", tmp_path / "out")
         assert "is there already" in line
 
+    def test_series_of_two_frames_of_reference_are_registered_unless_asked_otherwise(self, tmp_path, capsys, caplog):
+        study = write_study(tmp_path / "study", "T1")
+        write_series(study / "T2", number=2, SeriesDescription="T2 TSE TRA", FrameOfReferenceUID="1.2.3.9")
+        words = (study, "--target", "FLAIR", "-o", tmp_path / "out")
+        assert "different frames of reference" in refused(capsys, *words, "--register", "none")
+        assert not any(tmp_path.glob("out/*"))
+        assert typed(*words) == 0
+        assert "they are registered" in caplog.text
+        sources = record(tmp_path / "out" / "FLAIR_synthetic.nii.gz")["sources"].values()
+        assert any("registration" in source["placed_by"] for source in sources)
+
     def test_the_dicom_command_needs_no_more_than_a_target(self, tmp_path, capsys):
         study = write_study(tmp_path / "study", "T1", "T2")
         words = ["dicom", "--study", str(study), "--out", str(tmp_path / "out")]
@@ -300,6 +312,31 @@ class TestLooking:
         image = pydicom.dcmread(next((tmp_path / "out" / "SYNTHETIC_FLAIR").iterdir()))
         assert image.ImageComments.startswith("This image is SYNTHETIC")
         assert "Of its sources: T1 looks like T2 (99% sure)" in image.ImageComments
+
+    @pytest.mark.parametrize("command", ["dicom", "synthesise"])
+    @pytest.mark.parametrize(("skull", "bundle"), [(0.99, "pmm_synth"), (0.01, "agi_net")])
+    def test_a_studys_method_is_chosen_by_whether_the_skull_is_seen(
+        self, tmp_path, monkeypatch, command, skull, bundle
+    ):
+        folder = collection(tmp_path / "two", "agi_net", "pmm_synth")
+        for name, head, brain in (("agi_net", 18.0, 20.0), ("pmm_synth", 19.0, 19.0)):
+            stated = {kind: {"cases": 3, "psnr_fitted": dB} for kind, dB in (("head", head), ("brain", brain))}
+            say_more(folder / name / "models" / "model.pt", quality={"T1,T2:FLAIR": stated})
+        monkeypatch.setattr(catalogue, "bundles_folder", lambda: folder)
+        seen = Seen(contrasts={"T1": 1.0}, skull=skull, poses=np.eye(len(POSES))[0], distance=0.0)
+        looks: list[set[str]] = []
+
+        def look(images):
+            looks.append(set(images))
+            return Findings({name: Look(seen, (6.0, 6.0, 5.0)) for name in images}, ())
+
+        monkeypatch.setattr(looking, "look", look)
+        study = write_study(tmp_path / "study", "T1", "T2", "ADC")
+        first = ["--study", study, "--out"] if command == "dicom" else [study, "-o"]
+        assert main([command, *map(str, first), str(tmp_path / "out"), "--target", "FLAIR"]) == 0
+        image = pydicom.dcmread(next((tmp_path / "out" / "SYNTHETIC_FLAIR").iterdir()))
+        assert f"({bundle} " in image.SeriesDescription
+        assert looks == [{"T1", "T2"}]  # once: what was seen is handed on
 
     @pytest.mark.usefixtures("swapped")
     def test_a_host_that_synthesises_by_itself_looks_too(self, both, patient, tmp_path):
