@@ -64,7 +64,7 @@ def main() -> int:
             tasks = _possible(_tasks(makes, args.task), subject, makes)
             if not tasks or (args.case and subject.name not in args.case):
                 continue
-            case = _case(subject, out / f"cases_{args.spacing:g}mm", root=args.root, spacing=args.spacing)
+            case = read_case(subject, out / f"cases_{args.spacing:g}mm", root=args.root, spacing=args.spacing)
             for sources, target in tasks:
                 made = _made(makes, case, out, sources=sources, target=target)
                 row: dict[str, Any] = {
@@ -127,7 +127,7 @@ def _possible(
     return [(s, t) for s, t in tasks if {*s, t} <= set(subject.images) and {*s, t} <= known]
 
 
-def _case(subject: Subject, folder: Path, *, root: Path, spacing: float) -> Case:
+def read_case(subject: Subject, folder: Path, *, root: Path, spacing: float) -> Case:
     """The subject on one grid of `spacing`, prepared once; the brain is all there is, or cut out of a head."""
     reference = tuple(name for name in MODALITIES if name in subject.images)
     grids = [read_volume(path) for path in subject.images.values()]
