@@ -4,7 +4,8 @@
     python -m monai_ext index --root P --out P.json --split 12/2/6
     python -m monai_ext prepare --datalist P.json --out PP --size 112 --jobs 2
     python tests/benchmarks/disentangling.py --dataset_dir PP --out out/disentangling
-    python tests/benchmarks/disentangling.py --dataset_dir PP --out out/disentangling --blocks 1 2 4 8 16 --sources 1 2 3
+    python tests/benchmarks/disentangling.py --dataset_dir PP --out out/disentangling \\
+        --blocks 1 2 4 8 16 --sources 1 2 3
 
 Each seed trains them all: 2 blocks with 2 sources, which the others are compared with, then other blocks (Figs. 5-6),
 other numbers of sources (Table 1: T1; T1 and T2; T1, T2 and T1C), pix2pix's U-Net (Table 2) and MONAI's. Printed, a row
