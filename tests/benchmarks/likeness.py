@@ -73,15 +73,15 @@ def figures(made: Image, case: Case, *, sources: Sequence[str], target: str) -> 
     made, case = made[box], case.cut(box)
     truth, brain, white = case.images[target], case.brain, case.white_matter
     matched = white_matched(made, case, target=target)
-    after = _fitted([made], truth, brain)
+    after = linear_mix([made], truth, brain)
     columns = [case.images[name] for name in sources]
     products = [one * other for one, other in combinations_with_replacement(columns, 2)]
     found = {
         "psnr": psnr(made, truth, brain),
         "psnr_white_matched": psnr(matched, truth, brain),
         "psnr_fitted": psnr(after, truth, brain),
-        "psnr_linear_mix": psnr(_fitted(columns, truth, brain), truth, brain),
-        "psnr_quadratic_mix": psnr(_fitted([*columns, *products], truth, brain), truth, brain),
+        "psnr_linear_mix": psnr(linear_mix(columns, truth, brain), truth, brain),
+        "psnr_quadratic_mix": psnr(linear_mix([*columns, *products], truth, brain), truth, brain),
     }
     for name, image in (("", made), ("_fitted", after)):
         inside = [torch.from_numpy(np.where(brain, one, 0).astype(np.float32)) for one in (image, truth)]
@@ -124,7 +124,7 @@ def _box(mask: Mask) -> tuple[slice, ...]:
     return tuple(slice(max(0, side.start - AROUND), side.stop + AROUND) for side in extent)
 
 
-def _fitted(columns: Sequence[Image], truth: Image, mask: Mask) -> Image:
+def linear_mix(columns: Sequence[Image], truth: Image, mask: Mask) -> Image:
     """The columns' best linear mix, with a constant, over the mask; zero outside of it."""
     matrix = np.stack([*(column[mask] for column in columns), np.ones(int(mask.sum()), np.float32)], 1)
     mixed = np.zeros_like(truth)

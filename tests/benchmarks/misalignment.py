@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kind", choices=["translate", "displace"], default="translate")
     parser.add_argument("--size", default="compact", help="an overlay of both: the laptop's, or a paper's")
+    parser.add_argument("--target", default="PD", help="the contrast that T1 and T2 are to give")
     args, more = parser.parse_known_args()
     training = dict(zip((name[2:] for name in more[::2]), more[1::2], strict=True))
     moved = [{"kind": args.kind, "contrast": "T2", "levels": DISTANCES}]
@@ -39,7 +40,7 @@ def main() -> None:
                 "agi_net",
                 args.out.resolve() / f"{name}-{seed}",
                 data=args.dataset_dir,
-                ids=ids,
+                ids={**ids, "target": args.target},
                 training={"seed": seed, **training},
                 size=args.size,
                 evaluation={"name": f"{name}, seed {seed}", "perturbations": moved},

@@ -67,7 +67,7 @@ def main() -> int:
             tasks = _possible(_tasks(makes, args.task), subject, makes)
             if not tasks or (args.case and subject.name not in args.case):
                 continue
-            case = _case(subject, folder, root=args.root, spacing=args.spacing)
+            case = read_case(subject, folder, root=args.root, spacing=args.spacing)
             if args.thick:
                 case = _thick(case, folder, count=max(round(args.thick / args.spacing), 1))
             for sources, target in tasks:
@@ -138,7 +138,7 @@ def _possible(
     return [(s, t) for s, t in tasks if {*s, t} <= set(subject.images) and {*s, t} <= known]
 
 
-def _case(subject: Subject, folder: Path, *, root: Path, spacing: float) -> Case:
+def read_case(subject: Subject, folder: Path, *, root: Path, spacing: float) -> Case:
     """The subject on one grid of `spacing`, prepared once; the brain is all there is, or cut out of a head."""
     reference = tuple(name for name in MODALITIES if name in subject.images)
     grids = [read_volume(path) for path in subject.images.values()]

@@ -21,13 +21,14 @@ def trained_and_evaluated(
     training: Mapping[str, object],
     evaluation: Mapping[str, object],
     size: str = "compact",
+    run: str = "run",
 ) -> list[dict[str, str]]:
-    """The rows of `folder`/run/subjects.csv; `ids` are for both, and so is the overlay of a `size`."""
+    """The rows of `folder`/`run`/subjects.csv; `ids` are for both, and so is the overlay of a `size`."""
     weights = trained(bundle, folder, data=data, overlays=overlays, training={**ids, **training}, size=size)
     same = {"dataset_dir": data.resolve(), "weights": weights, **ids}
-    if not (folder / "run" / "run.json").is_file():
-        _run(bundle, "evaluate", [*overlays, size], {**same, "output_dir": folder / "run", **evaluation})
-    with (folder / "run" / "subjects.csv").open(newline="") as file:
+    if not (folder / run / "run.json").is_file():
+        _run(bundle, "evaluate", [*overlays, size], {**same, "output_dir": folder / run, **evaluation})
+    with (folder / run / "subjects.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -1,7 +1,8 @@
 """A bundle's page from top to bottom: its commands fit together at the paper's size, and run on phantoms at a small.
 
 What a page trains it evaluates too, of the network that it trained: said once at full size, without building it on a
-device, and once by running everything that stands there, two steps each, in the order that a reader would.
+device, and once by running everything that stands there, two steps each, in the order that a reader would. A loop over
+numbers is said whole at full size, and run for the first of them.
 """
 
 import json
@@ -18,6 +19,8 @@ import torch
 from monai.bundle import ConfigParser
 from running import ROOT, TINY, here
 
+from monai_ext.data.volumes import Volume, read_volume, write_volume
+
 SMALL = {**TINY, "slices": "['middle', 2]", "steps": 2, "batch_size": 2, "patch_size": "[24, 24, 24]", "amp": "false"}
 BRATS = ("T1", "T2", "T1C", "FLAIR")
 SCANS = {
@@ -26,9 +29,18 @@ SCANS = {
 }  # fmt: skip
 
 
-def commands(page: Path) -> list[str]:
+LOOP = re.compile(r"^for (\w+) in (.*); do\n(.*?)^done\n", re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path, *, passes: int | None = None) -> list[str]:
+    """The page's commands, with so many passes of each loop, or all."""
     blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+
+    def unrolled(loop: re.Match[str]) -> str:
+        return "".join(loop[3].replace(f"${loop[1]}", value) for value in loop[2].split()[:passes])
+
+    lines = [line.strip() for line in LOOP.sub(unrolled, "".join(blocks).replace("\\\n", " ")).splitlines()]
+    assert not any("$" in line for line in lines), "a variable that no loop has"
     return [line for line in lines if line.startswith(("python -m ", "torchrun "))]
 
 
@@ -118,9 +130,12 @@ def lay_out(folder: Path, *, prepared: Path, raw: Path) -> None:
     for name, contrasts in SCANS.items():
         for patient in patients[:3]:
             (folder / name / patient.name).mkdir(parents=True)
+            brain = read_volume(raw / ".brain" / f"{patient.name}.nii.gz").array > 0
             for contrast in contrasts:
-                shutil.copy(next(patient.glob(f"*{contrast}.nii.gz")), folder / name / patient.name)
-        shutil.copytree(raw / ".brain", folder / name / ".brain")
+                scan = next(patient.glob(f"*{contrast}.nii.gz"))
+                head = read_volume(scan)
+                kept = head.array if name == "IXI" else head.array * brain  # the others come without their skull
+                write_volume(folder / name / patient.name / scan.name, Volume(kept, head.affine))
     shutil.copytree(patients[0], folder / "patients" / "a")
     (folder / "a").mkdir()
     for contrast in ("T1", "T2", "FLAIR"):
@@ -136,8 +151,6 @@ def smaller(line: str) -> tuple[str, list[str]]:
             words[words.index("--split") + 1] = "1/1/1"
         if words[0] == "prepare":  # where the page does, and not over what the other commands train on
             words[words.index("--out") + 1] = "prepared/" + words[words.index("--out") + 1]
-            if {"pmm", "isles"} & set(words):  # heads as scanned need a mask, the page says
-                words += ["--brain-mask", ".brain/{name}.nii.gz"]
         return module, words
     ids = named(words)
     if words[0] != "run":  # an export, of the shipped weights
@@ -167,7 +180,7 @@ def test_every_command_of_a_page_runs(
     for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", 29507)):
         monkeypatch.setenv(name, str(value))
     shipped = (tmp_path / "bundles" / bundle.name / "models/model.pt").read_bytes()
-    lines = commands(bundle / "docs/README.md")
+    lines = commands(bundle / "docs/README.md", passes=1)
     for line in lines:
         if line.startswith("torchrun"):
             monkeypatch.setenv("WORLD_SIZE", "1")  # what two make of it, test_processes has
