@@ -331,7 +331,7 @@ class TestLooking:
             return Findings({name: Look(seen, (6.0, 6.0, 5.0)) for name in images}, ())
 
         monkeypatch.setattr(looking, "look", look)
-        study = write_study(tmp_path / "study", "T1", "T2", "ADC")
+        study = write_study(tmp_path / "study", "T1", "T2")
         first = ["--study", study, "--out"] if command == "dicom" else [study, "-o"]
         assert main([command, *map(str, first), str(tmp_path / "out"), "--target", "FLAIR"]) == 0
         image = pydicom.dcmread(next((tmp_path / "out" / "SYNTHETIC_FLAIR").iterdir()))
