@@ -32,6 +32,7 @@ HARDLY = 0.55  # below which it is said that they hardly agree
 MIRRORED = 0.08  # by how much the mirror image must be more alike
 SAME_IMAGE = 0.995  # correlation of the detail of two images, which noise alone keeps far below
 DETAIL = 200_000  # voxels that are compared for it
+DISTORTED = frozenset({"DWI", "ADC"})  # edges of echo-planar images lie elsewhere than other contrasts'
 INTERCHANGED = frozenset({"T1", "T1C"})  # without enhancement nobody can tell them apart
 NEXT_OF_KIN = frozenset({"PD", "T2"})  # between them lie protocols that are called either
 KIN_SURER = 0.1
@@ -334,13 +335,13 @@ def _of_pair(pair: Pair) -> Iterator[Finding]:
             f"go on with {TRUST}"
         )
         yield Finding("mirrored", "refuse", pair.images, message)
-    elif pair.own < OTHER_HEAD:
+    elif pair.own < OTHER_HEAD and not DISTORTED & set(pair.images):
         message = (
             f"{first} and {second} show two heads: their edges agree to {max(pair.own, 0):.2f}, where one head's do "
             f"to 0.6 and more; give one patient's files, or go on with {TRUST}"
         )
         yield Finding("other_head", "refuse", pair.images, message)
-    elif pair.own < HARDLY:
+    elif pair.own < (OTHER_HEAD if DISTORTED & set(pair.images) else HARDLY):
         message = f"{first} and {second} hardly agree ({pair.own:.2f} of 1): are they of one patient?"
         yield Finding("other_head", "warn", pair.images, message)
     elif likeness.apart > FAR_APART:
