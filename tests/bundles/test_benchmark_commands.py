@@ -39,6 +39,7 @@ SMALL = {
 }
 LARGE = {
     "batching.py": "an epoch of four datasets",
+    "engines.py": "networks at paper width; tests/inference/test_engines.py compares small ones",
     "exports.py": "networks at paper width; tests/bundles/test_exports.py exports small ones",
     "inference.py": "a subject of 155 slices",
     "kills.py": "trainings one after another; tests/bundles/test_training.py kills one",

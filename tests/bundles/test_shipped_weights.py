@@ -33,7 +33,7 @@ def person(folder: Path, *, spacing: str = "2", stripped: bool = False) -> dict[
     assert main(["phantom", "--out", str(out), *(str(word) for pair in words.items() for word in pair)]) == 0
     (entry,) = [entry for split in json.loads((out / "datalist.json").read_text()).values() for entry in split
                 if isinstance(entry, dict)]  # fmt: skip
-    brain = np.asarray(nib.load(out / ".brain" / f"{entry['name']}.nii.gz").dataobj) > 0
+    brain = np.asarray(nib.load(out / ".brain" / f"{entry['subject']}.nii.gz").dataobj) > 0
     for name in MODALITIES:
         scan = nib.load(out / entry[name])
         if stripped:
