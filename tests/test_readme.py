@@ -96,5 +96,5 @@ def test_deploy_is_told_what_its_tests_tell_it() -> None:
     (line,) = [line for line in "".join(blocks("sh")).splitlines() if "deploy_app" in line]
     words = [word for word in shlex.split(line)[1:] if word.startswith("-") or "." in word]
     tested = (REPOSITORY / "tests" / "serve" / "test_deploy.py").read_text(encoding="utf-8")
-    assert words == ["-m", "monai_ext.serve.deploy_app", "--input", "--output", "--model"]
+    assert words == ["-m", "monai_ext.serve.deploy_app", "--input", "--output", "--target"]
     assert all(f'"{word}"' in tested for word in words)

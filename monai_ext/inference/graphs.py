@@ -107,14 +107,8 @@ class OnnxruntimeGraph:
     file = "model.onnx"
     files = ("model.onnx",)
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        dtype: torch.dtype | None,  # noqa: ARG002
-        threads: int,
-        streams: int | None = None,
-    ) -> None:
+    def __init__(self, path: Path, *, dtype: torch.dtype | None, threads: int, streams: int | None = None) -> None:
+        del dtype  # it is always float32
         with _told("onnxruntime"):
             onnxruntime = importlib.import_module("onnxruntime")
             options = onnxruntime.SessionOptions()

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_study import write_study
+from installed_weights import scan
 from running import BUNDLES, options, smallest_weights
 
 from monai_ext.__main__ import main
@@ -39,12 +40,7 @@ def synthesiser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 def write_scans(folder: Path, *, form: str = "{}.nii.gz") -> dict[str, Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    ramp = np.arange(32 * 32 * 2, dtype=np.float32).reshape(32, 32, 2)
-    files = {contrast: folder / form.format(contrast) for contrast in ("T1", "T2")}
-    for path in files.values():
-        nib.save(nib.Nifti1Image(ramp, np.eye(4)), path)
-    return files
+    return {contrast: scan(folder / form.format(contrast), seed=len(contrast)) for contrast in ("T1", "T2")}
 
 
 @pytest.mark.parametrize("option", INFERENCE)
@@ -99,7 +95,7 @@ def test_a_file_is_read_by_the_name_that_it_has(synthesiser: BundleSynthesiser, 
     out = {}
     for form in ("{}.nii.gz", name):
         images = write_scans(tmp_path / ("$1+1" if form == name else "study"), form=form)
-        made = synthesiser(images, tmp_path / f"@out {len(form)}", subject="$subject", target=target)
+        made = synthesiser(images, tmp_path / f"@out {len(form)}", subject="$subject", target=target, trust_names=True)
         assert made[target].parent.name == "$subject"
         out[form] = np.asarray(nib.load(made[target]).dataobj)
     np.testing.assert_array_equal(*out.values())
