@@ -23,7 +23,7 @@ from tqdm import tqdm
 from monai_ext.data.datalist import read_datalist
 from monai_ext.data.volumes import Volume, read_volume
 from monai_ext.files import absolute, read_json, whole_file
-from monai_ext.inference.coarse import SIDE, STEP, cube, foreground, scaled
+from monai_ext.inference.coarse import STEP, cube, foreground, scaled
 from monai_ext.inference.recogniser import POSES, UPRIGHT, WEIGHTS, Recogniser, distances, posed, trained
 from monai_ext.modalities import MODALITIES
 from monai_ext.runtime import autocast
@@ -165,7 +165,6 @@ def train(scans: Scans, *, seconds: float, seed: int, begin: Path | None) -> Rec
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     network = Recogniser()
-    network(torch.zeros(2, 1, *(SIDE,) * 3))  # its last layers learn their size
     if begin is not None:
         network.load_state_dict(trained(begin).network.state_dict())
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.02)

@@ -1,6 +1,6 @@
 """What a glance at a scan tells: its contrast, whether the skull is there, which way up it lies, and how strange it is.
 
-A small network sees the head in cubes of 4 mm. It was trained on phantoms alone by `tools/train_recogniser.py`; its
+A small network sees the head in cubes of 4 mm. It was trained on phantoms alone, with `tools/train_recogniser.py`; its
 weights and what was measured of it on phantoms of people that it had not seen lie beside this file.
 """
 
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from monai_ext.inference.coarse import Glance, cube
+from monai_ext.inference.coarse import SIDE, Glance, cube
 from monai_ext.modalities import MODALITIES
 
 WEIGHTS = Path(__file__).with_name("recogniser.npz")
@@ -110,7 +110,8 @@ class Recogniser(nn.Module):
         self.figures = nn.Sequential(nn.Linear(2 * WIDTHS[-1], HIDDEN), nn.ReLU())
         self.looks = nn.Linear(HIDDEN, len(MODALITIES) + 1)
         self.places = nn.Conv3d(WIDTHS[-1], PLACED, 1)
-        self.lies = nn.Sequential(nn.LazyLinear(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, len(POSES)))
+        places = PLACED * (SIDE // 8) ** 3
+        self.lies = nn.Sequential(nn.Linear(places, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, len(POSES)))
 
     def forward(self, cubes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 1, S, S, S) -> (B, 7 + 1), the contrasts in the order of MODALITIES, then the skull; (B, 24); figures."""

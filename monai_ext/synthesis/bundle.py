@@ -126,7 +126,7 @@ class BundleSynthesiser:
             output_dir: for the results. What is there is written over, unless `overwrite` was made false.
             subject: the name; the images' folder's unless given.
             trust_names: go on where an image does not look like what it is called.
-            findings: what was seen of the images, where they have been looked at.
+            findings: what was seen of the images; where it lacks one of them, all are looked at here.
             ids: a request's options: data, checked by `options.asked` and never evaluated, as paths are not.
 
         Returns:
@@ -138,8 +138,8 @@ class BundleSynthesiser:
         refuse_unknown_ids(ids, [self.config])
         options = asked(ids, self.choices)
         files = {contrast: absolute(Path(path)) for contrast, path in images.items()}
-        if findings is None:
-            by_name = {canonical(contrast): path for contrast, path in files.items()}
+        by_name = {canonical(contrast): path for contrast, path in files.items()}
+        if findings is None or not by_name.keys() <= findings.images.keys():
             findings = looked_at(by_name, subject=subject or "subject", trust_names=trust_names)
         if findings.registration and "register" not in options and self.get("register") is None:
             options["register"] = "rigid"

@@ -174,7 +174,7 @@ def synthesised(
         synthesiser: what synthesises.
         sources: contrast -> series.
         trust_names: go on where a series does not look like the contrast that it is taken for.
-        findings: what was seen of them, by `seen_in`; where it lacks one of them, all are looked at here.
+        findings: what was seen of them, by `seen_in`; where it lacks one of them, all are looked at.
         options: of the inference, None for the bundle's own.
 
     Yields:
@@ -186,14 +186,13 @@ def synthesised(
     """
     options["register"] = _registration(sources, options.get("register") or synthesiser.get("register"))
     volumes = {contrast: read_series(scan) for contrast, scan in sources.items()}
-    if findings is None or not sources.keys() <= findings.images.keys():
-        findings = looked_at(volumes, subject="study", trust_names=trust_names)
     with tempfile.TemporaryDirectory() as work:
         files = {contrast: Path(work) / f"{contrast}.nii.gz" for contrast in sources}
         for contrast, path in files.items():
             write_volume(path, volumes[contrast])
         chosen: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        yield synthesiser(files, Path(work) / "synthetic", subject="study", findings=findings, **chosen)
+        chosen |= {"trust_names": trust_names, "findings": findings}
+        yield synthesiser(files, Path(work) / "synthetic", subject="study", **chosen)
 
 
 def write_all(

@@ -351,7 +351,8 @@ class TestLooking:
     @pytest.mark.parametrize(("asked", "done"), [({}, "rigid"), ({"register": "none"}, "none")])
     def test_what_is_seen_to_lie_apart_is_registered_unless_asked_otherwise(self, both, patient, tmp_path, asked, done):
         apart = Alike(here=0.1, best=0.9, mirrored=0.2, shift=(9.0, 0.0, 0.0))
-        findings = Findings({}, (Pair(("T1", "T2"), True, apart),))
+        looks = {contrast: Look(None, (5.0, 5.0, 6.0)) for contrast in ("T1", "T2")}
+        findings = Findings(looks, (Pair(("T1", "T2"), True, apart),))
         assert findings.registration
         serves = BundleSynthesiser(both / "agi_net")
         files = {contrast: patient / f"{contrast}.nii.gz" for contrast in ("T1", "T2")}
