@@ -43,6 +43,7 @@ LARGE = {
     "exports.py": "networks at paper width; tests/bundles/test_exports.py exports small ones",
     "inference.py": "a subject of 155 slices",
     "kills.py": "trainings one after another; tests/bundles/test_training.py kills one",
+    "looking.py": "whole heads; tests/inference/test_checks.py looks at some",
     "phantom.py": "phantoms on the template",
     "phantoms_beside_real.py": "people's label maps",
     "registration.py": "phantoms on the template; tests/data/test_registration.py has some",
