@@ -93,13 +93,10 @@ class Engine:
             run: of `best_for`.
             device: of the volume.
         """
-        name = next((name for name, kind in GRAPHS.items() if isinstance(run, kind)), "torch")
-        dtype = str(wanted_dtype(device, self.amp) or torch.float32).removeprefix("torch.")
-        used = {
-            "name": name,
-            "version": version(name),
-            "precision": getattr(run, "precision", dtype) if name != "torch" else dtype,
-        }
+        name, precision = "torch", str(wanted_dtype(device, self.amp) or torch.float32).removeprefix("torch.")
+        if isinstance(run, Graph):
+            name, precision = run.engine, run.precision
+        used = {"name": name, "version": version(name), "precision": precision}
         self.used = [used, *(one for one in self.used if one != used)]
 
     def after(self, error: EngineError, network: Any) -> Any:
@@ -196,7 +193,7 @@ class Engine:
                 key(made_of, [name], name), kind.files, lambda folder: kind.convert(network, example, folder)
             )
             dtype = wanted_dtype("cpu", self.amp)
-            graph = kind(folder / kind.file, dtype=dtype, threads=torch.get_num_threads())
+            graph = kind(folder / kind.files[0], dtype=dtype, threads=torch.get_num_threads())
             while len(_loaded) >= KEPT:
                 del _loaded[next(iter(_loaded))]
             _loaded[own] = graph

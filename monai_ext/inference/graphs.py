@@ -8,7 +8,8 @@ import importlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ class EngineError(RuntimeError):
     """An engine that cannot do this: why, in one line."""
 
 
-class OpenVINOGraph:
-    """A network that OpenVINO runs on the CPU, in bfloat16 where that is wanted and the processor has it.
+class Graph(ABC):
+    """A network that another engine runs on the CPU: (B, M, H, W) float32 -> (B, K, H, W).
 
     Args:
         path: of the file that `convert` wrote.
@@ -37,30 +38,25 @@ class OpenVINOGraph:
         streams: how many slices are in flight at once; None for as many as there are threads, IN_FLIGHT at most.
 
     Raises:
-        EngineError: OpenVINO refuses it.
+        EngineError: the engine refuses it.
+
+    Attributes:
+        engine: its name.
+        files: that a graph consists of; the first is the one to load.
+        precision: what it computes in.
     """
 
-    file = "model.xml"
-    files = ("model.xml", "model.bin")
+    engine: str
+    files: tuple[str, ...]
+    precision = "float32"
 
     def __init__(self, path: Path, *, dtype: torch.dtype | None, threads: int, streams: int | None = None) -> None:
-        with _told("openvino"):
-            ov = _openvino()
-            core = ov.Core()
-            half = dtype is torch.bfloat16 and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-            streams = streams or min(IN_FLIGHT, threads)
-            settings = {
-                "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
-                "INFERENCE_NUM_THREADS": threads,
-                "NUM_STREAMS": streams,
-                "ENABLE_CPU_PINNING": False,  # processes side by side would be pinned to the same cores
-            }
-            self._queue = ov.AsyncInferQueue(core.compile_model(path, "CPU", settings), streams)
-        self.precision = "bfloat16" if half else "float32"
+        with _told(self.engine):
+            self._load(path, dtype, threads, streams or min(IN_FLIGHT, threads))
 
-    @staticmethod
-    def convert(network: nn.Module, example: Tensor, folder: Path) -> None:
-        """Write the network as a graph.
+    @classmethod
+    def convert(cls, network: nn.Module, example: Tensor, folder: Path) -> None:
+        """Write a network as a graph.
 
         Args:
             network: in eval mode, on the CPU; of one tensor.
@@ -70,85 +66,89 @@ class OpenVINOGraph:
         Raises:
             EngineError: it cannot be converted.
         """
-        with _told("openvino"), _as_graph():
-            ov = _openvino()
-            model = ov.convert_model(torch.jit.trace(network, example, check_trace=False), example_input=example)
-            model.reshape([1, example.shape[1], -1, -1])
-            ov.save_model(model, folder / OpenVINOGraph.file, compress_to_fp16=False)
+        with _told(cls.engine), _as_graph():
+            cls._write(network, example, folder / cls.files[0])
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, M, H, W) float32 -> (B, K, H, W)"""
-        images: list[Tensor | None] = [None] * len(x)
+        with _told(self.engine):
+            return torch.cat(self._run(x.split(1)))
+
+    @abstractmethod
+    def _load(self, path: Path, dtype: torch.dtype | None, threads: int, streams: int) -> None: ...
+
+    @staticmethod
+    @abstractmethod
+    def _write(network: nn.Module, example: Tensor, path: Path) -> None: ...
+
+    @abstractmethod
+    def _run(self, slices: Sequence[Tensor]) -> list[Tensor]:
+        """(1, M, H, W) each -> (1, K, H, W) each"""
+
+
+class OpenVINOGraph(Graph):
+    """A `Graph` that OpenVINO runs, in bfloat16 where that is wanted and the processor has it."""
+
+    engine, files = "openvino", ("model.xml", "model.bin")
+
+    def _load(self, path: Path, dtype: torch.dtype | None, threads: int, streams: int) -> None:
+        ov = _openvino()
+        core = ov.Core()
+        half = dtype is torch.bfloat16 and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": streams,
+            "ENABLE_CPU_PINNING": False,  # processes side by side would be pinned to the same cores
+        }
+        self._queue = ov.AsyncInferQueue(core.compile_model(path, "CPU", settings), streams)
+        self.precision = "bfloat16" if half else "float32"
+
+    @staticmethod
+    def _write(network: nn.Module, example: Tensor, path: Path) -> None:
+        ov = _openvino()
+        model = ov.convert_model(torch.jit.trace(network, example, check_trace=False), example_input=example)
+        model.reshape([1, example.shape[1], -1, -1])
+        ov.save_model(model, path, compress_to_fp16=False)
+
+    def _run(self, slices: Sequence[Tensor]) -> list[Tensor]:
+        images: dict[int, Tensor] = {}
 
         def keep(request: Any, number: int) -> None:
             images[number] = torch.from_numpy(np.array(request.get_output_tensor(0).data))
 
-        with _told("openvino"):
-            self._queue.set_callback(keep)
-            for number, one in enumerate(x.split(1)):
-                self._queue.start_async([one.numpy()], number)
-            self._queue.wait_all()
-            return torch.cat([one for one in images if one is not None])
+        self._queue.set_callback(keep)
+        for number, one in enumerate(slices):
+            self._queue.start_async([one.numpy()], number)
+        self._queue.wait_all()
+        return [images[number] for number in range(len(slices))]
 
 
-class OnnxruntimeGraph:
-    """A network that onnxruntime runs on the CPU, in float32.
+class OnnxruntimeGraph(Graph):
+    """A `Graph` that onnxruntime runs, always in float32."""
 
-    Args:
-        path: of the file that `convert` wrote.
-        dtype: what autocast would use, which it leaves aside.
-        threads: how many it takes.
-        streams: how many slices are in flight at once; None for as many as there are threads, IN_FLIGHT at most.
+    engine, files = "onnxruntime", ("model.onnx",)
 
-    Raises:
-        EngineError: onnxruntime refuses it.
-    """
-
-    file = "model.onnx"
-    files = ("model.onnx",)
-
-    def __init__(self, path: Path, *, dtype: torch.dtype | None, threads: int, streams: int | None = None) -> None:
-        del dtype  # it is always float32
-        with _told("onnxruntime"):
-            onnxruntime = importlib.import_module("onnxruntime")
-            options = onnxruntime.SessionOptions()
-            streams = streams or min(IN_FLIGHT, threads)
-            options.intra_op_num_threads, options.log_severity_level = threads // streams, 3
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            self._name = self._session.get_inputs()[0].name
-            self._pool = ThreadPoolExecutor(streams, "onnxruntime")
-        self.precision = "float32"
+    def _load(self, path: Path, dtype: torch.dtype | None, threads: int, streams: int) -> None:  # noqa: ARG002
+        onnxruntime = importlib.import_module("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = max(threads // streams, 1), 3
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._name = self._session.get_inputs()[0].name
+        self._pool = ThreadPoolExecutor(streams, "onnxruntime")
 
     @staticmethod
-    def convert(network: nn.Module, example: Tensor, folder: Path) -> None:
-        """Write the network as a graph.
+    def _write(network: nn.Module, example: Tensor, path: Path) -> None:
+        sizes = {"x": {2: "height", 3: "width"}, "y": {2: "height", 3: "width"}}
+        names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": sizes}
+        torch.onnx.export(network, (example,), str(path), dynamo=False, opset_version=17, **names)
 
-        Args:
-            network: in eval mode, on the CPU; of one tensor.
-            example: (1, M, H, W), a slice.
-            folder: takes `files`.
-
-        Raises:
-            EngineError: it cannot be converted.
-        """
-        with _told("onnxruntime"), _as_graph():
-            sizes = {"x": {2: "height", 3: "width"}, "y": {2: "height", 3: "width"}}
-            names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": sizes}
-            file = folder / OnnxruntimeGraph.file
-            torch.onnx.export(network, (example,), str(file), dynamo=False, opset_version=17, **names)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, M, H, W) float32 -> (B, K, H, W)"""
-        with _told("onnxruntime"):
-            images = self._pool.map(lambda one: self._session.run(None, {self._name: one.numpy()})[0], x.split(1))
-            return torch.cat([torch.from_numpy(one) for one in images])
+    def _run(self, slices: Sequence[Tensor]) -> list[Tensor]:
+        found = self._pool.map(lambda one: self._session.run(None, {self._name: one.numpy()})[0], slices)
+        return [torch.from_numpy(one) for one in found]
 
 
-GRAPHS: dict[str, type[OpenVINOGraph] | type[OnnxruntimeGraph]] = {
-    "openvino": OpenVINOGraph,
-    "onnxruntime": OnnxruntimeGraph,
-}
-Graph = Callable[[Tensor], Tensor]
+GRAPHS: dict[str, type[Graph]] = {kind.engine: kind for kind in (OpenVINOGraph, OnnxruntimeGraph)}
 
 
 def why_not(network: object, slices: Tensor) -> str:

@@ -77,9 +77,9 @@ def measure(name: str, network: nn.Module, image: Tensor, *, threads: int, round
     for kind in (OpenVINOGraph, OnnxruntimeGraph):
         kind.convert(network, example, folder)
     for column, dtype in (("OpenVINO f32", None), ("OpenVINO bf16", torch.bfloat16)):
-        graph = OpenVINOGraph(folder / OpenVINOGraph.file, dtype=dtype, threads=threads, streams=1)
+        graph = OpenVINOGraph(folder / OpenVINOGraph.files[0], dtype=dtype, threads=threads, streams=1)
         runs[column] = lambda graph=graph: graph(image)
-    other = OnnxruntimeGraph(folder / OnnxruntimeGraph.file, dtype=None, threads=threads, streams=1)
+    other = OnnxruntimeGraph(folder / OnnxruntimeGraph.files[0], dtype=None, threads=threads, streams=1)
     runs["onnxruntime"] = lambda: other(image)
     exact = network(image)
     near = {column: agreement(run(), exact) for column, run in runs.items()}
