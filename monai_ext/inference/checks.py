@@ -37,6 +37,7 @@ INTERCHANGED = frozenset({"T1", "T1C"})  # without enhancement nobody can tell t
 NEXT_OF_KIN = frozenset({"PD", "T2"})  # between them lie protocols that are called either
 KIN_SURER = 0.1
 LEAST_SURE = 0.9  # of the contrast that a refusal names
+IMPLAUSIBLE = 5e-4  # of what it is called, below which it is refused: a real FLAIR with bright fat had 8e-4
 UNLIKELY = 0.05
 SKULL_SURE = 0.9
 
@@ -288,7 +289,7 @@ def _of_image(name: str, called: str, volume: Volume, glanced: Glance, look: Loo
         )
         yield Finding("pose", "refuse", (name,), message, sure)
     else:
-        yield from _of_contrast(name, called, look.seen, model.implausible)
+        yield from _of_contrast(name, called, look.seen, min(model.implausible, IMPLAUSIBLE))
     sides = _cut(glanced, skull=look.skull)
     if sides:
         area = max(sides.values())
