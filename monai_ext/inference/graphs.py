@@ -4,6 +4,7 @@ A graph takes one slice of any height and width that are multiples of SIDE, from
 """
 
 import contextlib
+import functools
 import importlib
 import logging
 import sys
@@ -92,8 +93,7 @@ class OpenVINOGraph(Graph):
     engine, files = "openvino", ("model.xml", "model.bin")
 
     def _load(self, path: Path, dtype: torch.dtype | None, threads: int, streams: int) -> None:
-        ov = _openvino()
-        core = ov.Core()
+        ov, core = _openvino(), _core()
         half = dtype is torch.bfloat16 and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
@@ -187,6 +187,16 @@ def _openvino() -> Any:
             sys.modules[TELEMETRY] = before
         else:
             del sys.modules[TELEMETRY]
+
+
+@functools.cache
+def _core() -> Any:
+    """The one of this process, never let go.
+
+    With AMX its plugin gives the thread that loads it a stack for signals, and unmaps that when the plugin's last user
+    ends, on whichever thread this is: the next signal to the first thread would be a segmentation fault.
+    """
+    return _openvino().Core()
 
 
 @contextlib.contextmanager
