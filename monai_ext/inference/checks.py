@@ -229,7 +229,7 @@ def look(images: Mapping[str, Path | str | Volume]) -> Findings:
             looks[name] = Look(None, (i, j, k))
             continue
         volumes[name], glances[name] = volume, glanced
-        looks[name] = Look(recognise(glanced), (i, j, k))
+        looks[name] = Look(recognise(volume, glanced), (i, j, k))
         findings += _of_image(name, called, volume, glanced, looks[name])
     pairs: list[Pair] = []
     for pair in combinations(volumes, 2):
