@@ -1,7 +1,7 @@
 """Train what recognises a scan's contrast, skull and pose, on phantoms alone, and write it into the package.
 
     python -m monai_ext phantom --stream POOL --once --anatomy LABEL_MAPS --spacing 2 --canvas 96x112 --depth 80
-    python tools/train_recogniser.py POOL --seconds 1500
+    python tools/train_recogniser.py POOL
 
 Every contrast of the pool's phantoms is averaged to the 4 mm by which a head's pose and skull are seen; the contrast is
 told by slices of the phantoms' own 2 mm. In training each is scanned anew every time, as hospitals do: sharp or
@@ -44,6 +44,7 @@ LEAST_SURE = 0.9  # of a pose
 WRONGLY_REFUSED = 0.001  # of scans that are what they are said to be
 MOST_IMPLAUSIBLE = 0.01
 GROUPS = {"T1C": "T1"}  # without enhancement nobody can tell them apart
+ECHO_PLANAR = frozenset({"DWI", "ADC"})  # soft, their fat saturated
 LEADERS = torch.tensor([MODALITIES.index(GROUPS.get(name, name)) for name in MODALITIES])
 OFTEN = np.array([0.5 if name in {*GROUPS, *GROUPS.values()} else 1.1 for name in MODALITIES])
 OFTEN /= OFTEN.sum()
@@ -78,11 +79,12 @@ class Scans:
         stripped = not phantom.skull or bool(rng.uniform() < 0.3)
         box = phantom.brain.ends if stripped else phantom.ends
         top = round((phantom.ends[2][1] - box[2][1]) * FINER / KEPT_APART)
+        first = top + FIRST // KEPT_APART
         if everywhere:
-            first = top + FIRST // KEPT_APART + int(rng.integers(-1, 2))
-            kept = np.minimum(first + APART // KEPT_APART * np.arange(COUNT), KEPT - 1)
+            kept = first + int(rng.integers(-1, 2)) + APART // KEPT_APART * np.arange(COUNT)
         else:
-            kept = np.sort(rng.choice(np.arange(top, KEPT), READ, replace=False))
+            kept = first + np.sort(rng.choice(APART // KEPT_APART * COUNT, READ, replace=False))
+        kept = np.clip(kept, 0, KEPT - 1)
         images = phantom.targets if not everywhere and rng.uniform() < CANONICAL else phantom.slices
         planes = images[contrast][kept].astype(np.float32)
         planes = slices_of(
@@ -202,7 +204,7 @@ def scan_of(
     if skull:
         if rng.uniform() < 0.35:
             image[person.before_brain(rng)] = 0
-        image *= scalp(np.minimum(1.5 * person.near.astype(np.float32), 1), rng)
+        image *= scalp(np.minimum(1.5 * person.near.astype(np.float32), 1), rng, contrast=contrast)
         choice = rng.uniform()
         if choice < 0.3:
             image[image < 0.06] = 0
@@ -224,11 +226,11 @@ def scan_of(
     return cube(scaled(image, head), head), skull
 
 
-def scalp(near: np.ndarray, rng: np.random.Generator) -> np.ndarray | float:
+def scalp(near: np.ndarray, rng: np.random.Generator, *, contrast: str) -> np.ndarray | float:
     """By what an image is multiplied so that fat is brighter than phantoms', or saturated; nothing in the brain."""
     if rng.uniform() < 0.4:
         return 1.0
-    factor = float(np.exp(rng.uniform(np.log(0.15), np.log(4))))
+    factor = float(np.exp(rng.uniform(np.log(0.15), 0 if contrast in ECHO_PLANAR else np.log(4))))
     return factor + (1 - factor) * near
 
 
@@ -265,22 +267,25 @@ def slices_of(
     planes = planes / max(float(planes[brain].mean()) if brain.any() else 1.0, 1e-6)
     near = ndimage.uniform_filter(brain.astype(np.float32), (0, 5, 5))
     if not stripped:
-        planes *= scalp(np.minimum(1.5 * near, 1), rng)
+        planes *= scalp(np.minimum(1.5 * near, 1), rng, contrast=contrast)
     elif skull:
         planes *= near + uneven(len(planes), rng.uniform(0, 0.15), rng) > rng.uniform(0.2, 0.65)
     elif rng.uniform() < 0.2:  # stripped more closely than phantoms are
         planes *= near + uneven(len(planes), rng.uniform(0, 0.1), rng) > rng.uniform(0.3, 0.8)
-    if rng.uniform() < 0.7:
+    if rng.uniform() < 0.5:
         width = rng.uniform(0.5, 1.2)
-        planes += rng.uniform(-1, 1) * (planes - ndimage.gaussian_filter(planes, (0, width, width), truncate=2.5))
-    planes = np.maximum(planes, 0) ** float(np.exp(np.clip(rng.normal(0, 0.12), -0.35, 0.35)))
-    if rng.uniform() < 0.5:  # coils see what is near them better
+        sharper = rng.uniform(-1, 0.2) if contrast in ECHO_PLANAR else rng.uniform(-0.7, 1)
+        planes += sharper * (planes - ndimage.gaussian_filter(planes, (0, width, width), truncate=2.5))
+    planes = np.maximum(planes, 0)
+    if contrast != "ADC":  # its values are measured; others' tissues may differ less than phantoms' do
+        planes **= float(np.exp(np.clip(rng.normal(-0.12, 0.2), -0.6, 0.35)))
+    if rng.uniform() < 0.3:  # coils see what is near them better
         i, j = (np.linspace(-1, 1, n, dtype=np.float32) for n in planes.shape[1:])
         a, b, c, d = rng.normal(0, 0.12, 4).astype(np.float32)
         planes *= np.exp(a * i + c * i * i)[:, None] * np.exp(b * j + d * j * j)
     if brain.any() and rng.uniform() < 0.12:
         planes = np.minimum(planes, max(float(np.percentile(planes[brain], rng.uniform(92, 99.5))), 0.5))
-    if rng.uniform() < 0.3:
+    if rng.uniform() < 0.15:
         noise = rng.standard_normal((2, *planes.shape), dtype=np.float32) * rng.uniform(0, 0.08)
         planes = np.sqrt((planes + noise[0]) ** 2 + noise[1] ** 2)
         if stripped:
@@ -452,7 +457,7 @@ def measure(network: Recogniser, scans: Scans, *, seed: int) -> tuple[np.ndarray
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pools", type=Path, nargs="+", metavar="POOL", help="as phantom --stream writes them")
-    parser.add_argument("--seconds", type=float, default=1500, help="of training, of one processor")
+    parser.add_argument("--seconds", type=float, default=1100, help="of training, of one processor")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()

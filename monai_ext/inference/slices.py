@@ -48,7 +48,7 @@ def levelled(planes: NDArray[np.float32]) -> NDArray[np.float32]:
         planes: (N, *SHAPE), of any units, nothing below 0.
 
     Returns:
-        float32, the median within INNER at 1, from 0 to CEILING.
+        float32 (N, *SHAPE), the median of what is above 0 within INNER at 1, from 0 to CEILING.
     """
     i, j = (np.arange(n) - (n - 1) / 2 for n in SHAPE)
     inner = planes[:, (i[:, None] / INNER[0]) ** 2 + (j / INNER[1]) ** 2 < 1]
