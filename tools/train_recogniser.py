@@ -1,61 +1,165 @@
 """Train what recognises a scan's contrast, skull and pose, on phantoms alone, and write it into the package.
 
     python -m monai_ext phantom --stream POOL --once --anatomy LABEL_MAPS --spacing 2 --canvas 96x112 --depth 80
-    python tools/train_recogniser.py POOL --seconds 1500
+    python tools/train_recogniser.py POOL
 
-Every contrast of the pool's phantoms is averaged to the 4 mm that the recogniser looks at. In training each is scanned
-anew every time, as hospitals do: sharp or blurred, stripped or not, defaced, cut off, noisy, and turned over. Phantoms
-of one person in four are not trained on: thresholds are measured with them.
+Every contrast of the pool's phantoms is averaged to the 4 mm by which a head's pose and skull are seen; the contrast is
+told by slices of the phantoms' own 2 mm. In training each is scanned anew every time, as hospitals do: sharp or
+blurred, with bright fat or dark, stripped or not, defaced, cut off, noisy, and turned over. Phantoms of one person in
+four are not trained on: thresholds are measured with them.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from monai_ext.data.datalist import read_datalist
 from monai_ext.data.volumes import Volume, read_volume
 from monai_ext.files import absolute, read_json, whole_file
-from monai_ext.inference.coarse import STEP, cube, foreground, scaled
-from monai_ext.inference.recogniser import POSES, UPRIGHT, WEIGHTS, Recogniser, distances, posed, trained
+from monai_ext.inference import coarse
+from monai_ext.inference.coarse import cube, foreground, scaled
+from monai_ext.inference.recogniser import POSES, UPRIGHT, WEIGHTS, Posture, Reading, Recogniser, distances, posed
+from monai_ext.inference.slices import APART, COUNT, FIRST, SHAPE, STEP, levelled
 from monai_ext.modalities import MODALITIES
 from monai_ext.runtime import autocast
 
 BATCH = 32
+TURNS = 4  # poses of each scan in a batch
 HELD_OUT = 4  # one person in so many is not trained on
 MEASURED = 14  # scans of each held-out phantom
-RATE = 2e-3
+POSTURE_SHARE = 0.35  # of the time
+RATES = {"posture": 2e-3, "reading": 3e-3}
 LEAST_SURE = 0.9  # of a pose
-WRONGLY_REFUSED = 0.001  # of scans that are what they are said to be
+WRONGLY_REFUSED = 0.003  # at most, of scans that are what they are said to be
 MOST_IMPLAUSIBLE = 0.01
 GROUPS = {"T1C": "T1"}  # without enhancement nobody can tell them apart
+ECHO_PLANAR = frozenset({"DWI", "ADC"})  # soft, their fat saturated
+LEADERS = torch.tensor([MODALITIES.index(GROUPS.get(name, name)) for name in MODALITIES])
+OFTEN = np.array([0.5 if name in {*GROUPS, *GROUPS.values()} else 1.1 for name in MODALITIES])
+OFTEN /= OFTEN.sum()
+CANVAS = (96, 112)  # of the pools, at 2 mm
+FINER = round(coarse.STEP / STEP)  # slices' steps along a cube
+KEPT = 22  # slices of a phantom, from the top of its head downwards
+KEPT_APART = APART // 2  # steps
+READ = 4  # of them at a time
+CANONICAL = 0.12  # how often they are of the sharp protocol that targets have
 
 
 class Scans:
-    """Phantoms of hospitals' protocols, at 4 mm, scanned anew each time that they are asked for."""
+    """Phantoms of hospitals' protocols, scanned anew each time that they are asked for."""
 
     def __init__(self, folders: list[Path]) -> None:
-        self.images, self.brains, self.skulls = [], [], []
-        for folder in tqdm(folders, desc="reading"):
-            volumes = [read_volume(folder / f"{name}.nii", allow_constant=True) for name in MODALITIES]
-            self.images.append(np.stack([averaged(volume) for volume in volumes]).astype(np.float16))
-            self.brains.append(brain_of(averaged(read_volume(folder / "brain.nii")) > 0.5))
-            self.skulls.append(bool(facts_of(folder)["skull"]))
+        self.phantoms = [phantom_of(folder) for folder in tqdm(folders, desc="reading")]
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.phantoms)
 
-    def scan(self, which: int, contrast: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-        """What is seen of a contrast of a phantom, upright; and whether its skull is there."""
-        image, skull = self.images[which][contrast].astype(np.float32), self.skulls[which]
-        return scan_of(image, self.brains[which], rng, contrast=MODALITIES[contrast], skull=skull)
+    def cubes(self, which: int, contrast: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """What is seen of a contrast of a phantom at 4 mm, upright; and whether its skull is there."""
+        phantom = self.phantoms[which]
+        image = phantom.cubes[contrast].astype(np.float32)
+        return scan_of(image, phantom.brain, rng, contrast=MODALITIES[contrast], skull=phantom.skull)
+
+    def slices(
+        self, which: int, contrast: int, rng: np.random.Generator, *, everywhere: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Some slices of a contrast of a phantom, or those that a scan is read by; and where their head's middle is."""
+        phantom = self.phantoms[which]
+        stripped = not phantom.skull or bool(rng.uniform() < 0.3)
+        box = phantom.brain.ends if stripped else phantom.ends
+        top = round((phantom.ends[2][1] - box[2][1]) * FINER / KEPT_APART)
+        first = top + FIRST // KEPT_APART
+        if everywhere:
+            kept = first + int(rng.integers(-1, 2)) + APART // KEPT_APART * np.arange(COUNT)
+        else:
+            kept = first + np.sort(rng.choice(APART // KEPT_APART * COUNT, READ, replace=False))
+        kept = np.clip(kept, 0, KEPT - 1)
+        images = phantom.targets if not everywhere and rng.uniform() < CANONICAL else phantom.slices
+        planes = images[contrast][kept].astype(np.float32)
+        planes = slices_of(
+            planes, phantom.brains[kept], rng, contrast=MODALITIES[contrast], skull=phantom.skull, stripped=stripped
+        )
+        if rng.uniform() < 0.08:  # the field of view ends within the head
+            planes[:, : FINER * box[0][0] + int(rng.integers(4, 14))] = 0
+        middle = np.array([(sum(box[axis]) + 1) * FINER / 2 - CANVAS[axis] / 2 for axis in (0, 1)])
+        if rng.uniform() < 0.5:
+            planes = planes[:, ::-1]
+            middle[0] *= -1
+        return np.ascontiguousarray(planes), middle
+
+
+@dataclass(frozen=True)
+class Brain:
+    """A phantom's brain: `near` is 1 in it and falls to 0 around it; its first and last voxel along each axis."""
+
+    near: np.ndarray
+    ends: tuple[tuple[int, int], ...]
+
+    def before_brain(self, rng: np.random.Generator) -> np.ndarray:
+        """What defacing takes: beyond an oblique plane before and below the brain."""
+        front, floor = self.ends[1][1] + rng.integers(0, 3), self.ends[2][0] + rng.integers(0, 8)
+        angle = rng.uniform(0.3, 1.2)
+        j, k = np.ogrid[: self.near.shape[1], : self.near.shape[2]]
+        away = (j - front) * np.cos(angle) - (k - floor) * np.sin(angle)
+        gone = (away > rng.uniform(-10, -2)) & (j > front - rng.integers(6, 24)) & (k < floor + rng.integers(0, 8))
+        return gone[None] & (self.near < 0.15)
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """What a phantom's scans are made of: its contrasts in cubes and in slices, and where its head and brain are.
+
+    Attributes:
+        cubes: (7, I, J, K) of `coarse.STEP` mm.
+        slices: (7, KEPT, I, J) of `slices.STEP` mm, from the top of the head downwards.
+        targets: as `slices`, by the sharp protocol of targets.
+        brains: (KEPT, I, J), where the brain is in `slices`.
+        brain: in cubes.
+        ends: the head's first and last cube along each axis.
+        skull: whether it is there.
+    """
+
+    cubes: np.ndarray
+    slices: np.ndarray
+    targets: np.ndarray
+    brains: np.ndarray
+    brain: Brain
+    ends: tuple[tuple[int, int], ...]
+    skull: bool
+
+
+def phantom_of(folder: Path) -> Phantom:
+    """Read a phantom of 2 mm."""
+    volumes = [read_volume(folder / f"{name}.nii", allow_constant=True) for name in MODALITIES]
+    brain = read_volume(folder / "brain.nii")
+    cubes = np.stack([averaged(volume) for volume in volumes]).astype(np.float16)
+    ends = ends_of(foreground(cubes[MODALITIES.index("T2")].astype(np.float32)))
+    levels = FINER * ends[2][1] - KEPT_APART * np.arange(KEPT)
+
+    def kept(volume: Volume) -> np.ndarray:
+        return volume.array[:, :, np.maximum(levels, 0)].transpose(2, 0, 1) * (levels >= 0)[:, None, None]
+
+    targets = [read_volume(folder / f"{name}_target.nii", allow_constant=True) for name in MODALITIES]
+    return Phantom(
+        cubes=cubes,
+        slices=np.stack([kept(volume) for volume in volumes]).astype(np.float16),
+        targets=np.stack([kept(volume) for volume in targets]).astype(np.float16),
+        brains=kept(brain) > 0.5,
+        brain=brain_of(averaged(brain) > 0.5),
+        ends=ends,
+        skull=bool(facts_of(folder)["skull"]),
+    )
 
 
 def facts_of(folder: Path) -> dict[str, object]:
@@ -64,8 +168,8 @@ def facts_of(folder: Path) -> dict[str, object]:
 
 
 def averaged(volume: Volume) -> np.ndarray:
-    """Whole voxels averaged to cubes of STEP mm."""
-    counts = [round(STEP / float(side)) for side in volume.spacing]
+    """Whole voxels averaged to cubes of coarse.STEP mm."""
+    counts = [round(coarse.STEP / float(side)) for side in volume.spacing]
     kept = [side // count * count for side, count in zip(volume.shape, counts, strict=True)]
     blocks = [part for side, count in zip(kept, counts, strict=True) for part in (side // count, count)]
     return volume.array[: kept[0], : kept[1], : kept[2]].reshape(blocks).mean(axis=(1, 3, 5), dtype=np.float32)
@@ -82,10 +186,9 @@ def people_of(pools: list[Path]) -> tuple[list[Path], list[Path]]:
     facts = {folder: facts_of(folder) for folder in folders}
     people = sorted({str(one["anatomy"]) for one in facts.values()})
     held = set(people[::HELD_OUT])
-    hospitals = [folder for folder in folders if not facts[folder]["wide"]]
     return (
-        [folder for folder in hospitals if facts[folder]["anatomy"] not in held],
-        [folder for folder in hospitals if facts[folder]["anatomy"] in held],
+        [folder for folder in folders if facts[folder]["anatomy"] not in held],
+        [folder for folder in folders if facts[folder]["anatomy"] in held],
     )
 
 
@@ -101,6 +204,7 @@ def scan_of(
     if skull:
         if rng.uniform() < 0.35:
             image[person.before_brain(rng)] = 0
+        image *= scalp(np.minimum(1.5 * person.near.astype(np.float32), 1), rng, contrast=contrast)
         choice = rng.uniform()
         if choice < 0.3:
             image[image < 0.06] = 0
@@ -122,27 +226,23 @@ def scan_of(
     return cube(scaled(image, head), head), skull
 
 
-@dataclass(frozen=True)
-class Brain:
-    """A phantom's brain: `near` is 1 in it and falls to 0 around it; its first and last voxel along each axis."""
-
-    near: np.ndarray
-    ends: tuple[tuple[int, int], ...]
-
-    def before_brain(self, rng: np.random.Generator) -> np.ndarray:
-        """What defacing takes: beyond an oblique plane before and below the brain."""
-        front, floor = self.ends[1][1] + rng.integers(0, 3), self.ends[2][0] + rng.integers(0, 8)
-        angle = rng.uniform(0.3, 1.2)
-        j, k = np.ogrid[: self.near.shape[1], : self.near.shape[2]]
-        away = (j - front) * np.cos(angle) - (k - floor) * np.sin(angle)
-        gone = (away > rng.uniform(-10, -2)) & (j > front - rng.integers(6, 24)) & (k < floor + rng.integers(0, 8))
-        return gone[None] & (self.near < 0.15)
+def scalp(near: np.ndarray, rng: np.random.Generator, *, contrast: str) -> np.ndarray | float:
+    """By what an image is multiplied so that fat is brighter than phantoms', or saturated; nothing in the brain."""
+    if rng.uniform() < 0.4:
+        return 1.0
+    factor = float(np.exp(rng.uniform(np.log(0.15), 0 if contrast in ECHO_PLANAR else np.log(4))))
+    return factor + (1 - factor) * near
 
 
 def brain_of(brain: np.ndarray) -> Brain:
-    lines = [np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     near = ndimage.gaussian_filter(brain.astype(np.float32), 1.0)
-    return Brain(near.astype(np.float16), tuple((int(line[0]), int(line[-1])) for line in lines))
+    return Brain(near.astype(np.float16), ends_of(brain))
+
+
+def ends_of(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """The first and the last voxel of a mask along each axis."""
+    lines = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return tuple((int(line[0]), int(line[-1])) for line in lines)
 
 
 def _cut(image: np.ndarray, person: Brain, rng: np.random.Generator, *, skull: bool) -> None:
@@ -160,44 +260,129 @@ def _cut(image: np.ndarray, person: Brain, rng: np.random.Generator, *, skull: b
             view[last + int(rng.integers(-3, 7)) :] = 0
 
 
-def train(scans: Scans, *, seconds: float, seed: int, begin: Path | None) -> Recogniser:
+def slices_of(
+    planes: np.ndarray, brain: np.ndarray, rng: np.random.Generator, *, contrast: str, skull: bool, stripped: bool
+) -> np.ndarray:
+    """Slices as they may come from a hospital: `skull` says whether it was there, `stripped` whether it may be kept."""
+    planes = planes / max(float(planes[brain].mean()) if brain.any() else 1.0, 1e-6)
+    near = ndimage.uniform_filter(brain.astype(np.float32), (0, 5, 5))
+    if not stripped:
+        planes *= scalp(np.minimum(1.5 * near, 1), rng, contrast=contrast)
+    elif skull:
+        planes *= near + uneven(len(planes), rng.uniform(0, 0.15), rng) > rng.uniform(0.2, 0.65)
+    elif rng.uniform() < 0.2:  # stripped more closely than phantoms are
+        planes *= near + uneven(len(planes), rng.uniform(0, 0.1), rng) > rng.uniform(0.3, 0.8)
+    if rng.uniform() < 0.5:
+        width = rng.uniform(0.5, 1.2)
+        sharper = rng.uniform(-1, 0.2) if contrast in ECHO_PLANAR else rng.uniform(-0.7, 1)
+        planes += sharper * (planes - ndimage.gaussian_filter(planes, (0, width, width), truncate=2.5))
+    planes = np.maximum(planes, 0)
+    if contrast != "ADC":  # its values are measured; others' tissues may differ less than phantoms' do
+        planes **= float(np.exp(np.clip(rng.normal(-0.12, 0.2), -0.6, 0.35)))
+    if rng.uniform() < 0.3:  # coils see what is near them better
+        i, j = (np.linspace(-1, 1, n, dtype=np.float32) for n in planes.shape[1:])
+        a, b, c, d = rng.normal(0, 0.12, 4).astype(np.float32)
+        planes *= np.exp(a * i + c * i * i)[:, None] * np.exp(b * j + d * j * j)
+    if brain.any() and rng.uniform() < 0.12:
+        planes = np.minimum(planes, max(float(np.percentile(planes[brain], rng.uniform(92, 99.5))), 0.5))
+    if rng.uniform() < 0.15:
+        noise = rng.standard_normal((2, *planes.shape), dtype=np.float32) * rng.uniform(0, 0.08)
+        planes = np.sqrt((planes + noise[0]) ** 2 + noise[1] ** 2)
+        if stripped:
+            planes *= near > 0.1
+    choice = rng.uniform()
+    if not stripped and choice < 0.35:
+        planes[planes < rng.uniform(0.05, 0.2)] = 0
+    elif not stripped and contrast == "ADC" and choice < 0.6:  # where there is no signal, its ratio is anything
+        air = planes < 0.12
+        planes[air] = rng.uniform() * rng.uniform(0, 2, int(air.sum()))
+    return planes
+
+
+def uneven(count: int, amplitude: float, rng: np.random.Generator) -> np.ndarray:
+    """Smooth random bumps on so many slices of a phantom."""
+    bumps = torch.from_numpy(rng.standard_normal((1, count, 16, 16), dtype=np.float32) * amplitude)
+    return functional.interpolate(bumps, size=CANVAS, mode="bilinear", align_corners=True)[0].numpy()
+
+
+def placed(planes: list[np.ndarray], middles: list[np.ndarray], rng: np.random.Generator) -> Tensor:
+    """Cut slices to SHAPE round their heads' middles, which are turned and stretched a little, and level them."""
+    there, here = np.array(CANVAS) / 2, np.array(SHAPE) / 2
+    moves = np.zeros((len(planes), 2, 3))
+    for move, middle in zip(moves, middles, strict=True):
+        angle, size, shape = rng.normal(0, 0.1), rng.normal(0, 0.07), rng.normal(0, 0.04)
+        sides = np.exp([size + shape, size - shape])
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * sides
+        matrix = turn * here / there[:, None]  # of (i, j), each from -1 to 1
+        move[:, :2], move[:, 2] = matrix[::-1, ::-1], ((middle + rng.normal(0, (2, 3))) / there)[::-1]
+    images = torch.from_numpy(np.stack(planes))
+    grid = functional.affine_grid(torch.from_numpy(moves).float(), [*images.shape[:2], *SHAPE], align_corners=False)
+    moved = functional.grid_sample(images, grid, align_corners=False).numpy()
+    return torch.from_numpy(np.stack([levelled(head) for head in moved]))
+
+
+def posture_loss(network: Posture, scans: Scans, rng: np.random.Generator) -> tuple[Tensor, float]:
+    """Of one batch, each scan in TURNS poses; and the share of the poses that were seen rightly."""
+    contrasts = rng.integers(len(MODALITIES), size=BATCH // TURNS)
+    taken = [scans.cubes(int(rng.integers(len(scans))), int(contrast), rng) for contrast in contrasts] * TURNS
+    poses = np.where(rng.uniform(size=BATCH) < 0.3, UPRIGHT, rng.integers(len(POSES), size=BATCH))
+    cubes = np.stack([posed(image, int(pose)) for (image, _), pose in zip(taken, poses, strict=True)])
+    given = torch.from_numpy(cubes)[:, None] * (1 + 0.1 * torch.randn(BATCH, 1, 1, 1, 1))
+    with autocast("cpu", True):
+        skull, lies = (part.float() for part in network(given + 0.02 * torch.randn_like(given) * (given > 0)))
+    skulls, truth = torch.tensor([float(skull) for _, skull in taken]), torch.from_numpy(poses)
+    loss = functional.cross_entropy(lies, truth) + 0.5 * functional.binary_cross_entropy_with_logits(skull, skulls)
+    return loss, float((lies.argmax(1) == truth).float().mean())
+
+
+def reading_loss(network: Reading, scans: Scans, rng: np.random.Generator) -> tuple[Tensor, float]:
+    """Of one batch, of whole heads and of each slice; and the share of its heads whose contrast was seen rightly."""
+    contrasts = rng.choice(len(MODALITIES), size=BATCH, p=OFTEN)
+    taken = [scans.slices(int(rng.integers(len(scans))), int(contrast), rng) for contrast in contrasts]
+    given = placed([planes for planes, _ in taken], [middle for _, middle in taken], rng)
+    with autocast("cpu", True):
+        shows = network(given)[0].float()
+    truth = torch.from_numpy(contrasts)
+    head = shows.mean(dim=1)
+    loss = contrast_loss(head, truth) + 0.5 * contrast_loss(shows.flatten(0, 1), truth.repeat_interleave(READ))
+    return loss, float((LEADERS[head.argmax(1)] == LEADERS[truth]).float().mean())
+
+
+def contrast_loss(shows: Tensor, truth: Tensor) -> Tensor:
+    """What cannot be told apart counts as one, and is to be told apart a little all the same."""
+    together = torch.stack(
+        [shows[:, leader == LEADERS].logsumexp(1) for leader in range(len(MODALITIES)) if leader in LEADERS], dim=1
+    )
+    places = torch.unique(LEADERS, return_inverse=True)[1]
+    return functional.cross_entropy(together, places[truth]) + 0.1 * functional.cross_entropy(shows, truth)
+
+
+def train(
+    network: nn.Module,
+    loss_of: Callable[[np.random.Generator], tuple[Tensor, float]],
+    *,
+    rate: float,
+    seconds: float,
+    seed: int,
+) -> None:
     """Until the time is up, the rate falling to 0 with it."""
-    torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    network = Recogniser()
-    if begin is not None:
-        network.load_state_dict(trained(begin).network.state_dict())
-    optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.02)
     network.train()
-    began, steps, right = time.monotonic(), 0, 0.0
-    while (share := (time.monotonic() - began) / seconds) < 1:
+    began, steps, right = time.process_time(), 0, 0.0
+    while (share := (time.process_time() - began) / seconds) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (steps + 1) / 100) * (1 - share)
-        contrasts = rng.integers(len(MODALITIES), size=BATCH)
-        taken = [scans.scan(int(rng.integers(len(scans))), int(contrast), rng) for contrast in contrasts]
-        poses = np.where(rng.uniform(size=BATCH) < 0.5, UPRIGHT, rng.integers(len(POSES), size=BATCH))
-        cubes = np.stack([posed(image, int(pose)) for (image, _), pose in zip(taken, poses, strict=True)])
-        given = torch.from_numpy(cubes)[:, None] * (1 + 0.1 * torch.randn(BATCH, 1, 1, 1, 1))
-        truth = torch.from_numpy(contrasts)
-        with autocast("cpu", True):
-            looks, lies, _ = (part.float() for part in network(given + 0.02 * torch.randn_like(given) * (given > 0)))
-        skulls = torch.tensor([float(skull) for _, skull in taken])
-        loss = (
-            functional.cross_entropy(looks[:, :-1], truth)
-            + 0.3 * functional.binary_cross_entropy_with_logits(looks[:, -1], skulls)
-            + 0.5 * functional.cross_entropy(lies, torch.from_numpy(poses))
-        )
+            group["lr"] = rate * min(1.0, (steps + 1) / 60) * (1 - share)
+        loss, its_right = loss_of(rng)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         steps += 1
-        right += (looks[:, :-1].argmax(1) == truth).float().mean().item()
+        right += its_right
         if steps % 50 == 0:
-            print(
-                f"step {steps}, {share:.0%} of the time: loss {loss.item():.3f}, contrasts {right / 50:.1%}", flush=True
-            )
+            print(f"step {steps}, {share:.0%} of the time: loss {loss.item():.3f}, right {right / 50:.1%}", flush=True)
             right = 0.0
-    return network.eval()
+    network.eval()
 
 
 def grouped(probabilities: np.ndarray) -> np.ndarray:
@@ -210,7 +395,7 @@ def grouped(probabilities: np.ndarray) -> np.ndarray:
 
 
 def sure(probability: np.ndarray, right: np.ndarray, *, wrong_share: float) -> float:
-    """The least confidence above which no more than `wrong_share` of all scans are seen wrongly."""
+    """The least confidence above which no more than `wrong_share` of these scans are seen wrongly."""
     wrong = np.sort(probability[~right])[::-1]
     allowed = int(wrong_share * len(right))
     return float(max(LEAST_SURE, np.nextafter(wrong[allowed], 2))) if len(wrong) > allowed else LEAST_SURE
@@ -220,34 +405,40 @@ def sure(probability: np.ndarray, right: np.ndarray, *, wrong_share: float) -> f
 def measure(network: Recogniser, scans: Scans, *, seed: int) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
     """Centres, precision, and what is true of phantoms of people that were not trained on."""
     rng = np.random.default_rng([seed, 1])
-    seen: dict[str, list[np.ndarray]] = {name: [] for name in ("looks", "upright", "turned", "figures")}
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in ("shows", "figures", "skull", "upright", "turned")}
     truth, skulls, poses = [], [], []
     for which in tqdm(range(len(scans)), desc="measuring"):
         contrasts = rng.integers(len(MODALITIES), size=MEASURED)
-        taken = [scans.scan(which, int(contrast), rng) for contrast in contrasts]
+        cubes = [scans.cubes(which, int(contrast), rng) for contrast in contrasts]
+        planes = [scans.slices(which, int(contrast), rng, everywhere=True) for contrast in contrasts]
         pose = rng.integers(len(POSES), size=MEASURED)
-        cubes = [image for image, _ in taken] + [
-            posed(image, int(p)) for (image, _), p in zip(taken, pose, strict=True)
-        ]
-        looks, lies, figures = (part.numpy() for part in network(torch.from_numpy(np.stack(cubes))[:, None]))
-        for name, part in (("looks", looks), ("upright", lies), ("figures", figures)):
-            seen[name].append(part[:MEASURED])
-        seen["turned"].append(lies[MEASURED:])
+        turned = [posed(image, int(p)) for (image, _), p in zip(cubes, pose, strict=True)]
+        given = np.stack([image for image, _ in cubes] + turned)[:, None]
+        skull, lies = (part.numpy() for part in network.posture(torch.from_numpy(given)))
+        read = network.reading(placed([part for part, _ in planes], [middle for _, middle in planes], rng))
+        for name, part in zip(("shows", "figures"), read, strict=True):
+            seen[name].append(part.mean(dim=1).numpy())
+        for name, part in (("skull", skull[:MEASURED]), ("upright", lies[:MEASURED]), ("turned", lies[MEASURED:])):
+            seen[name].append(part)
         truth.append(contrasts)
-        skulls.append(np.array([skull for _, skull in taken]))
+        skulls.append(np.array([its_skull for _, its_skull in cubes]))
         poses.append(pose)
-    labels, looks, figures = np.concatenate(truth), np.concatenate(seen["looks"]), np.concatenate(seen["figures"])
+    labels, shows, figures = np.concatenate(truth), np.concatenate(seen["shows"]), np.concatenate(seen["figures"])
     centres = np.stack([figures[labels == n].mean(axis=0) for n in range(len(MODALITIES))])
     covariance = np.cov((figures - centres[labels]).T)
     precision = np.linalg.inv(covariance + 0.05 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
 
-    leader = np.array([MODALITIES.index(GROUPS.get(name, name)) for name in MODALITIES])[labels]
-    together = grouped(torch.from_numpy(looks[:, :-1]).double().softmax(1).numpy())
+    leader = LEADERS.numpy()[labels]
+    together = grouped(torch.from_numpy(shows).double().softmax(1).numpy())
     right = together.argmax(axis=1) == leader
     of_truth = together[np.arange(len(labels)), leader]
     lies = torch.from_numpy(np.concatenate([*seen["upright"], *seen["turned"]])).double().softmax(1).numpy()
     lying = np.concatenate([np.full(len(labels), UPRIGHT), *poses])
-    upright = lies.argmax(axis=1) == lying
+    rightly = lies.argmax(axis=1) == lying
+    confidence, stands = (
+        lies.max(axis=1)[: len(labels)],
+        rightly[: len(labels)],
+    )  # only an upright scan is refused wrongly
     for name in (name for name in MODALITIES if name not in GROUPS):
         rows = leader == MODALITIES.index(name)
         counts = np.bincount(together[rows].argmax(axis=1), minlength=len(MODALITIES))
@@ -255,11 +446,12 @@ def measure(network: Recogniser, scans: Scans, *, seed: int) -> tuple[np.ndarray
     about: dict[str, object] = {
         "farthest": float(np.percentile(distances(figures, centres, precision), 99)),
         "implausible": min(MOST_IMPLAUSIBLE, float(np.quantile(of_truth, WRONGLY_REFUSED))),
-        "sure_of_pose": sure(lies.max(axis=1), upright, wrong_share=0.0005),
+        "sure_of_pose": sure(confidence, stands, wrong_share=WRONGLY_REFUSED),
         "right": {
             "contrast": float(right.mean()),
-            "skull": float(((looks[:, -1] > 0) == np.concatenate(skulls)).mean()),
-            "pose": float(upright.mean()),
+            "skull": float(((np.concatenate(seen["skull"]) > 0) == np.concatenate(skulls)).mean()),
+            "pose": float(rightly.mean()),
+            "upright": float(stands.mean()),
         },
         "unseen_scans": len(labels),
         "seed": seed,
@@ -270,20 +462,27 @@ def measure(network: Recogniser, scans: Scans, *, seed: int) -> tuple[np.ndarray
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pools", type=Path, nargs="+", metavar="POOL", help="as phantom --stream writes them")
-    parser.add_argument("--seconds", type=float, default=1500, help="of training")
-    parser.add_argument("--begin", type=Path, metavar="NPZ", help="a recogniser to go on from")
+    parser.add_argument("--seconds", type=float, default=1100, help="of training, of one processor")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
 
     known, unseen = people_of(args.pools)
-    network = train(Scans(known), seconds=args.seconds, seed=args.seed, begin=args.begin)
+    torch.manual_seed(args.seed)
+    network, scans = Recogniser(), Scans(known)
+    for name, part, loss_of, share in (
+        ("reading", network.reading, reading_loss, 1 - POSTURE_SHARE),
+        ("posture", network.posture, posture_loss, POSTURE_SHARE),
+    ):
+        print(f"training {name}", flush=True)
+        one_batch = partial(loss_of, part, scans)
+        train(part, one_batch, rate=RATES[name], seconds=share * args.seconds, seed=args.seed)
     centres, precision, about = measure(network, Scans(unseen), seed=args.seed)
     about["phantoms"] = len(known)
     print(json.dumps(about, indent=1))
     arrays = {name: value.numpy() for name, value in network.state_dict().items()}
     arrays = {name: value.astype(np.float16) if value.dtype == np.float32 else value for name, value in arrays.items()}
-    with whole_file(absolute(args.out)) as partial, partial.open("wb") as file:
+    with whole_file(absolute(args.out)) as unfinished, unfinished.open("wb") as file:
         about_bytes = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         np.savez_compressed(file, **arrays, centres=centres, precision=precision, about=about_bytes)
 

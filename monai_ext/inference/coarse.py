@@ -49,7 +49,7 @@ def glance(volume: Volume) -> Glance:
     if extent.max() > MOST_CUBES * STEP:
         sides = " x ".join(f"{side:.0f}" for side in extent)
         raise ValueError(f"the image covers {sides} mm, where {MOST_CUBES * STEP:.0f} mm is more than any head")
-    small = _pooled(to_ras(volume))
+    small = pooled(to_ras(volume), STEP)
     # Axes may still be turned by up to 45 degrees: the grid stands straight in the world.
     corners = apply_affine(small.affine, [[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)] * _last(small))
     low, high = corners.min(axis=0) - small.spacing / 2, corners.max(axis=0) + small.spacing / 2
@@ -130,11 +130,11 @@ def _last(volume: Volume) -> NDArray[np.int_]:
     return np.array(volume.shape) - 1
 
 
-def _pooled(volume: Volume) -> Volume:
-    """Whole voxels averaged up to no more than STEP mm."""
+def pooled(volume: Volume, step: float) -> Volume:
+    """Average whole voxels up to no more than `step` mm."""
     array, affine = volume.array, volume.affine.copy()
     for axis, size in enumerate(volume.spacing):
-        count = min(int(STEP / size + 0.25), array.shape[axis])
+        count = min(int(step / size + 0.25), array.shape[axis])
         if count < 2:
             continue
         whole = array.shape[axis] // count * count

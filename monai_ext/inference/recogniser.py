@@ -1,7 +1,8 @@
 """What a glance at a scan tells: its contrast, whether the skull is there, which way up it lies, and how strange it is.
 
-A small network sees the head in cubes of 4 mm. It was trained on phantoms alone, with `tools/train_recogniser.py`; its
-weights and what was measured of it on phantoms of people that it had not seen lie beside this file.
+One small network sees how the head lies and whether its skull is there, in cubes of 4 mm; another tells the contrast by
+slices of 2 mm across the head. They were trained on phantoms alone, with `tools/train_recogniser.py`; their weights and
+what was measured of them on phantoms of people that they had not seen lie beside this file.
 """
 
 import json
@@ -16,11 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from monai_ext.data.volumes import Volume
 from monai_ext.inference.coarse import SIDE, Glance, cube
+from monai_ext.inference.slices import SHAPE, slices
 from monai_ext.modalities import MODALITIES
 
 WEIGHTS = Path(__file__).with_name("recogniser.npz")
-WIDTHS = (1, 12, 32, 64, 96)  # channels; all but the last stage halve the image
+CUBE_WIDTHS = (1, 8, 24, 48, 64)  # channels; all but the last stage halve the image
+SLICE_WIDTHS = (9, 16, 32, 64, 96)  # the first: SHADES' steps
+SHADES = (0.0, 0.35, 0.65, 0.85, 1.0, 1.15, 1.4, 1.8, 2.5, 4.0)  # of the brain's middle
 PLACED = 12  # channels that keep where they are, for the pose
 HIDDEN = 64
 
@@ -47,6 +52,26 @@ def posed(array: NDArray[Any], pose: int) -> NDArray[Any]:
     if top:
         array = array[:, :, ::-1]
     return array.transpose(axes)
+
+
+def upright_axes(pose: int) -> NDArray[np.int_]:
+    """Tell where the right, the front and the top of a head are that lies in a pose.
+
+    Args:
+        pose: a number of POSES.
+
+    Returns:
+        (3, 3), whose columns point there along the lying array's axes.
+
+    Example:
+        >>> upright_axes(POSES.index(((0, 1, 2), False, True)))[:, 2].tolist()  # upside down
+        [0, 0, -1]
+    """
+    axes, front, top = POSES[pose]
+    turn = np.zeros((3, 3), dtype=int)
+    for axis, mirrored in enumerate((False, front, top)):
+        turn[axes.index(axis), axis] = -1 if mirrored else 1
+    return turn
 
 
 def pose_in_words(pose: int) -> str:
@@ -91,36 +116,87 @@ class Seen:
         return int(np.argmax(self.poses))
 
 
-class Recogniser(nn.Module):
-    """See cubes of a head: (B, 1, S, S, S), of `coarse.cube`, -> logits of contrast and skull, of pose; and figures.
+class Posture(nn.Module):
+    """See cubes of a head: (B, 1, S, S, S), of `coarse.cube`, -> logits that its skull is there, (B,), and of POSES."""
 
-    Figures (B, HIDDEN) are what contrast and skull are told by: strange scans lie far from all phantoms' there.
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv3d(a, b, 3, stride=1 if b == CUBE_WIDTHS[-1] else 2, padding=1, bias=False),
+                    nn.BatchNorm3d(b),
+                    nn.ReLU(),
+                )
+                for a, b in pairwise(CUBE_WIDTHS)
+            )
+        )
+        self.skull = nn.Sequential(nn.Linear(2 * CUBE_WIDTHS[-1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+        self.places = nn.Conv3d(CUBE_WIDTHS[-1], PLACED, 1)
+        places = PLACED * (SIDE // 8) ** 3
+        self.lies = nn.Sequential(nn.Linear(places, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, len(POSES)))
+
+    def forward(self, cubes: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, S, S, S) -> (B,), (B, 24)."""
+        x = self.stages(cubes)
+        pooled = torch.cat([x.mean(dim=(2, 3, 4)), x.amax(dim=(2, 3, 4))], dim=1)
+        return self.skull(pooled)[:, 0], self.lies(self.places(x).flatten(1))
+
+
+class Reading(nn.Module):
+    """See slices across a head, of `slices.slices`, any number of them -> each slice's figures and what they tell.
+
+    A slice is first taken apart by its shades, for contrasts differ by which tissue has which. A head's figures are its
+    slices' mean: strange scans lie far from all phantoms' there. The contrast's logits are linear in them, so that a
+    head's are its slices' mean as well.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv3d(a, b, 3, stride=1 if b == WIDTHS[-1] else 2, padding=1, bias=False),
-                nn.BatchNorm3d(b),
-                nn.ReLU(),
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(a, b, 3, stride=1 if b == SLICE_WIDTHS[-1] else 2, padding=1, bias=False),
+                    nn.BatchNorm2d(b),
+                    nn.ReLU(),
+                )
+                for a, b in pairwise(SLICE_WIDTHS)
             )
-            for a, b in pairwise(WIDTHS)
         )
-        self.figures = nn.Sequential(nn.Linear(2 * WIDTHS[-1], HIDDEN), nn.ReLU())
-        self.looks = nn.Linear(HIDDEN, len(MODALITIES) + 1)
-        self.places = nn.Conv3d(WIDTHS[-1], PLACED, 1)
-        places = PLACED * (SIDE // 8) ** 3
-        self.lies = nn.Sequential(nn.Linear(places, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, len(POSES)))
+        self.figures = nn.Sequential(nn.Linear(2 * SLICE_WIDTHS[-1], HIDDEN), nn.ReLU())
+        self.shows = nn.Linear(HIDDEN, len(MODALITIES))
 
-    def forward(self, cubes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 1, S, S, S) -> (B, 7 + 1), the contrasts in the order of MODALITIES, then the skull; (B, 24); figures."""
-        x = cubes
-        for stage in self.stages:
-            x = stage(x)
-        pooled = torch.cat([x.mean(dim=(2, 3, 4)), x.amax(dim=(2, 3, 4))], dim=1)
-        figures = self.figures(pooled)
-        return self.looks(figures), self.lies(self.places(x).flatten(1)), figures
+    def forward(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, H, W) -> the slices' logits of contrasts in the order of MODALITIES, (B, N, 7); figures, (B, N, F)."""
+        x = self.stages(shades(planes.reshape(-1, 1, *SHAPE)))
+        pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
+        figures = self.figures(pooled).reshape(*planes.shape[:2], HIDDEN)
+        return self.shows(figures), figures
+
+
+def shades(planes: Tensor) -> Tensor:
+    """Take an image apart by brightness, step by step.
+
+    Args:
+        planes: (N, 1, H, W), from SHADES' first to its last.
+
+    Returns:
+        (N, len(SHADES) - 1, H, W): each rises from 0 at a shade to 1 at the next.
+
+    Example:
+        >>> [round(step, 2) for step in shades(torch.tensor([[[[0.5]]]])).flatten().tolist()][:3]
+        [1.0, 0.5, 0.0]
+    """
+    return torch.cat([(planes.clamp(low, high) - low) / (high - low) for low, high in pairwise(SHADES)], dim=1)
+
+
+class Recogniser(nn.Module):
+    """Both networks, whose weights lie in one file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.posture = Posture()
+        self.reading = Reading()
 
 
 @dataclass(frozen=True)
@@ -132,8 +208,9 @@ class Trained:
         centres: (7, H), where each contrast's phantoms lie.
         precision: (H, H), the inverse of the covariance that all contrasts share.
         farthest: the distance that 99 in 100 unseen phantoms keep below.
-        implausible: the true contrast's probability that one unseen phantom in a thousand falls below.
-        sure_of_pose: the probability above which a pose is hardly ever wrong.
+        implausible: the probability of what a scan is called below which it is hardly ever that: no more than three in a
+            thousand unseen phantoms have less for what they are.
+        sure_of_pose: the probability above which hardly any upright scan is seen to lie otherwise.
     """
 
     network: Recogniser
@@ -150,7 +227,7 @@ def distances(
     """Measure how far figures are from the nearest of the centres (Mahalanobis).
 
     Args:
-        figures: (N, H), of `Recogniser`.
+        figures: (N, H), of `Reading`, a head's mean.
         centres: (C, H).
         precision: (H, H), the inverse of the covariance that all centres share.
 
@@ -191,21 +268,25 @@ def trained(path: Path = WEIGHTS) -> Trained:
     )
 
 
-def recognise(glance: Glance) -> Seen:
+def recognise(volume: Volume, glance: Glance) -> Seen:
     """Tell what is seen of a scan, by the recogniser that lies beside this file.
 
     Args:
-        glance: of `coarse.glance`.
+        volume: the scan.
+        glance: of it, of `coarse.glance`.
 
     Returns:
         Probabilities, and how far the scan is from phantoms.
     """
     model = trained()
-    looks, lies, figures = model.network(torch.from_numpy(cube(glance.array, glance.head))[None, None])
-    contrasts = looks[0, :-1].double().softmax(0)
+    skull, lies = model.network.posture(torch.from_numpy(cube(glance.array, glance.head))[None, None])
+    poses = lies[0].double().softmax(0).numpy()
+    planes = slices(volume, glance, upright_axes(int(poses.argmax())))
+    shows, figures = (part.mean(dim=1) for part in model.network.reading(torch.from_numpy(planes)[None]))
+    contrasts = shows[0].double().softmax(0)
     return Seen(
         contrasts={name: float(p) for name, p in zip(MODALITIES, contrasts, strict=True)},
-        skull=float(looks[0, -1].double().sigmoid()),
-        poses=lies[0].double().softmax(0).numpy(),
+        skull=float(skull[0].double().sigmoid()),
+        poses=poses,
         distance=float(distances(figures.numpy(), model.centres, model.precision)[0] / model.farthest),
     )
