@@ -29,8 +29,8 @@ from monai_ext.data.volumes import Volume, read_volume
 from monai_ext.files import absolute, read_json, whole_file
 from monai_ext.inference import coarse
 from monai_ext.inference.coarse import cube, foreground, scaled
+from monai_ext.inference.fine import APART, COUNT, FIRST, SHAPE, STEP, levelled
 from monai_ext.inference.recogniser import POSES, UPRIGHT, WEIGHTS, Posture, Reading, Recogniser, distances, posed
-from monai_ext.inference.slices import APART, COUNT, FIRST, SHAPE, STEP, levelled
 from monai_ext.modalities import MODALITIES
 from monai_ext.runtime import autocast
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from monai_ext.data.volumes import Volume
 from monai_ext.inference.coarse import SIDE, Glance, cube
-from monai_ext.inference.slices import SHAPE, slices
+from monai_ext.inference.fine import SHAPE, slices
 from monai_ext.modalities import MODALITIES
 
 WEIGHTS = Path(__file__).with_name("recogniser.npz")
@@ -144,7 +144,7 @@ class Posture(nn.Module):
 
 
 class Reading(nn.Module):
-    """See slices across a head, of `slices.slices`, any number of them -> each slice's figures and what they tell.
+    """See slices across a head, of `fine.slices`, any number of them -> each slice's figures and what they tell.
 
     A slice is first taken apart by its shades, for contrasts differ by which tissue has which. A head's figures are its
     slices' mean: strange scans lie far from all phantoms' there. The contrast's logits are linear in them, so that a
@@ -208,8 +208,8 @@ class Trained:
         centres: (7, H), where each contrast's phantoms lie.
         precision: (H, H), the inverse of the covariance that all contrasts share.
         farthest: the distance that 99 in 100 unseen phantoms keep below.
-        implausible: the probability of what a scan is called below which it is hardly ever that: no more than three in a
-            thousand unseen phantoms have less for what they are.
+        implausible: the probability of what a scan is called below which it is hardly ever that: no more than three in
+            a thousand unseen phantoms have less for what they are.
         sure_of_pose: the probability above which hardly any upright scan is seen to lie otherwise.
     """
 

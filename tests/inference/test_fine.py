@@ -8,8 +8,8 @@ from monai_ext.data.phantoms.sites import SITES
 from monai_ext.data.resampling import to_ras
 from monai_ext.data.volumes import Volume
 from monai_ext.inference.coarse import glance
+from monai_ext.inference.fine import CEILING, COUNT, SHAPE, levelled, slices
 from monai_ext.inference.recogniser import POSES, UPRIGHT, posed, upright_axes
-from monai_ext.inference.slices import CEILING, COUNT, SHAPE, levelled, slices
 
 
 @pytest.fixture(scope="module")
