@@ -41,7 +41,7 @@ MEASURED = 14  # scans of each held-out phantom
 POSTURE_SHARE = 0.35  # of the time
 RATES = {"posture": 2e-3, "reading": 3e-3}
 LEAST_SURE = 0.9  # of a pose
-WRONGLY_REFUSED = 0.001  # of scans that are what they are said to be
+WRONGLY_REFUSED = 0.003  # at most, of scans that are what they are said to be
 MOST_IMPLAUSIBLE = 0.01
 GROUPS = {"T1C": "T1"}  # without enhancement nobody can tell them apart
 ECHO_PLANAR = frozenset({"DWI", "ADC"})  # soft, their fat saturated
@@ -395,7 +395,7 @@ def grouped(probabilities: np.ndarray) -> np.ndarray:
 
 
 def sure(probability: np.ndarray, right: np.ndarray, *, wrong_share: float) -> float:
-    """The least confidence above which no more than `wrong_share` of all scans are seen wrongly."""
+    """The least confidence above which no more than `wrong_share` of these scans are seen wrongly."""
     wrong = np.sort(probability[~right])[::-1]
     allowed = int(wrong_share * len(right))
     return float(max(LEAST_SURE, np.nextafter(wrong[allowed], 2))) if len(wrong) > allowed else LEAST_SURE
@@ -434,7 +434,11 @@ def measure(network: Recogniser, scans: Scans, *, seed: int) -> tuple[np.ndarray
     of_truth = together[np.arange(len(labels)), leader]
     lies = torch.from_numpy(np.concatenate([*seen["upright"], *seen["turned"]])).double().softmax(1).numpy()
     lying = np.concatenate([np.full(len(labels), UPRIGHT), *poses])
-    upright = lies.argmax(axis=1) == lying
+    rightly = lies.argmax(axis=1) == lying
+    confidence, stands = (
+        lies.max(axis=1)[: len(labels)],
+        rightly[: len(labels)],
+    )  # only an upright scan is refused wrongly
     for name in (name for name in MODALITIES if name not in GROUPS):
         rows = leader == MODALITIES.index(name)
         counts = np.bincount(together[rows].argmax(axis=1), minlength=len(MODALITIES))
@@ -442,11 +446,12 @@ def measure(network: Recogniser, scans: Scans, *, seed: int) -> tuple[np.ndarray
     about: dict[str, object] = {
         "farthest": float(np.percentile(distances(figures, centres, precision), 99)),
         "implausible": min(MOST_IMPLAUSIBLE, float(np.quantile(of_truth, WRONGLY_REFUSED))),
-        "sure_of_pose": sure(lies.max(axis=1), upright, wrong_share=0.0005),
+        "sure_of_pose": sure(confidence, stands, wrong_share=WRONGLY_REFUSED),
         "right": {
             "contrast": float(right.mean()),
             "skull": float(((np.concatenate(seen["skull"]) > 0) == np.concatenate(skulls)).mean()),
-            "pose": float(upright.mean()),
+            "pose": float(rightly.mean()),
+            "upright": float(stands.mean()),
         },
         "unseen_scans": len(labels),
         "seed": seed,

@@ -36,8 +36,7 @@ DISTORTED = frozenset({"DWI", "ADC"})  # edges of echo-planar images lie elsewhe
 INTERCHANGED = frozenset({"T1", "T1C"})  # without enhancement nobody can tell them apart
 NEXT_OF_KIN = frozenset({"PD", "T2"})  # between them lie protocols that are called either
 KIN_SURER = 0.1
-LEAST_SURE = 0.9  # of the contrast that a refusal names
-IMPLAUSIBLE = 5e-4  # of what it is called, below which it is refused: a real FLAIR with bright fat had 8e-4
+LEAST_SURE = 0.9  # of the contrasts that are named in its place
 UNLIKELY = 0.05
 SKULL_SURE = 0.9
 
@@ -289,7 +288,7 @@ def _of_image(name: str, called: str, volume: Volume, glanced: Glance, look: Loo
         )
         yield Finding("pose", "refuse", (name,), message, sure)
     else:
-        yield from _of_contrast(name, called, look.seen, min(model.implausible, IMPLAUSIBLE))
+        yield from _of_contrast(name, called, look.seen, model.implausible)
     sides = _cut(glanced, skull=look.skull)
     if sides:
         area = max(sides.values())
@@ -313,12 +312,16 @@ def _of_contrast(name: str, called: str, recognised: Seen, implausible: float) -
     likeliest = sorted(shares, key=lambda group: -shares[group])
     if own not in shares or own == likeliest[0]:
         return
-    looks = likeliest[:1] if shares[likeliest[0]] >= LEAST_SURE else likeliest[:2]
-    sure = sum(shares[group] for group in looks)
+    looks: list[str] = []
+    sure = 0.0
+    for group in likeliest:
+        if sure < LEAST_SURE:
+            looks.append(group)
+            sure += shares[group]
     if {likeliest[0], name} == NEXT_OF_KIN:
         implausible *= KIN_SURER
     words = " or ".join(looks)
-    if shares[own] < implausible and sure >= LEAST_SURE:
+    if shares[own] < implausible:
         right = f"name it {words}=FILE" if len(looks) == 1 and " " not in words else "name it by what it is"
         message = f"{called} looks like {words} ({_percent(sure)} sure): {right}, or go on with {TRUST}"
         yield Finding("contrast", "refuse", (name,), message, sure)
