@@ -131,7 +131,15 @@ def _last(volume: Volume) -> NDArray[np.int_]:
 
 
 def pooled(volume: Volume, step: float) -> Volume:
-    """Average whole voxels up to no more than `step` mm."""
+    """Average whole voxels.
+
+    Args:
+        volume: of any size.
+        step: mm, what their sides come to at most.
+
+    Returns:
+        The volume of fewer voxels; axes that are coarser already stay as they are.
+    """
     array, affine = volume.array, volume.affine.copy()
     for axis, size in enumerate(volume.spacing):
         count = min(int(step / size + 0.25), array.shape[axis])

@@ -208,8 +208,8 @@ class Trained:
         centres: (7, H), where each contrast's phantoms lie.
         precision: (H, H), the inverse of the covariance that all contrasts share.
         farthest: the distance that 99 in 100 unseen phantoms keep below.
-        implausible: the probability of what a scan is called below which it is hardly ever that: no more than three in
-            a thousand unseen phantoms have less for what they are.
+        implausible: the probability of what a scan is called below which it is hardly ever that: no more than three
+            in a thousand unseen phantoms have less for what they are.
         sure_of_pose: the probability above which hardly any upright scan is seen to lie otherwise.
     """
 
