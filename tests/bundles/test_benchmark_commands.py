@@ -30,6 +30,7 @@ SMALL = {
     "fd_gan.py": ["--size", "32", "--width", "8", "--rounds", "1"],
     "hmf_mambainr.py": ["--size", "32", "--width", "8", "--rounds", "1", "--archive-size", "32"],
     "pmm_synth.py": ["--size", "32", "--width", "8", "--repeats", "1"],
+    "training.py": ["--size", "32", "--width", "8", "--batch", "1", "--rounds", "1"],
     "mcbs.py": ["--size", "32", "--width", "8", "--samples", "16"],
     "real.py": ["--spacing", "6", "--task", "T1,T2:FLAIR"],
     "misalignment.py": ["--seeds", "0", *STUDY],
@@ -49,6 +50,7 @@ LARGE = {
     "registration.py": "phantoms on the template; tests/data/test_registration.py has some",
     "run.py": "thousands of files; tests/hostile/test_files.py tries some",
     "slices.py": "500 subjects",
+    "start.py": "new processes; tests/synthesis/test_imports.py holds what is imported",
 }
 
 
