@@ -37,6 +37,7 @@ def test_the_snippet_prints_the_shapes_that_its_comments_say(tmp_path: Path) -> 
     assert printed == [f"torch.Size({shape})" for shape in promised]
 
 
+@pytest.mark.long
 def test_the_three_data_commands_lead_to_slices(tmp_path: Path) -> None:
     pytest.importorskip("nilearn")
     commands = data_commands()[:3]

@@ -194,6 +194,7 @@ def test_script_archives_need_torch_alone_and_give_the_same(trained_of: Callable
         np.testing.assert_allclose(answer, expected, atol=1e-5, err_msg=one.name)
 
 
+@pytest.mark.long
 def test_its_onnx_archive_gives_the_same_to_onnxruntime(
     bundle: Path, trained: Path, image: torch.Tensor, expected: np.ndarray, tmp_path: Path
 ):

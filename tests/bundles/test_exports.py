@@ -20,6 +20,7 @@ def snippet(name: str) -> str:
     return found.replace("256", "32")
 
 
+@pytest.mark.long
 def test_programs_of_torch_export_need_torch_alone_and_give_the_same(tmp_path: Path):
     """Every bundle's, in one Python that has torch and nothing of ours."""
     expected = {}
@@ -53,6 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_pages_export_runs_and_its_program_takes_other_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     exec(compile(snippet("export"), "export", "exec"), {"__name__": "__main__"})
