@@ -6,6 +6,7 @@ what was measured of them on phantoms of people that they had not seen lie besid
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, permutations
@@ -121,16 +122,7 @@ class Posture(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv3d(a, b, 3, stride=1 if b == CUBE_WIDTHS[-1] else 2, padding=1, bias=False),
-                    nn.BatchNorm3d(b),
-                    nn.ReLU(),
-                )
-                for a, b in pairwise(CUBE_WIDTHS)
-            )
-        )
+        self.stages = _stages(CUBE_WIDTHS, nn.Conv3d, nn.BatchNorm3d)
         self.skull = nn.Sequential(nn.Linear(2 * CUBE_WIDTHS[-1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
         self.places = nn.Conv3d(CUBE_WIDTHS[-1], PLACED, 1)
         places = PLACED * (SIDE // 8) ** 3
@@ -153,16 +145,7 @@ class Reading(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(a, b, 3, stride=1 if b == SLICE_WIDTHS[-1] else 2, padding=1, bias=False),
-                    nn.BatchNorm2d(b),
-                    nn.ReLU(),
-                )
-                for a, b in pairwise(SLICE_WIDTHS)
-            )
-        )
+        self.stages = _stages(SLICE_WIDTHS, nn.Conv2d, nn.BatchNorm2d)
         self.figures = nn.Sequential(nn.Linear(2 * SLICE_WIDTHS[-1], HIDDEN), nn.ReLU())
         self.shows = nn.Linear(HIDDEN, len(MODALITIES))
 
@@ -190,6 +173,18 @@ def shades(planes: Tensor) -> Tensor:
     return torch.cat([(planes.clamp(low, high) - low) / (high - low) for low, high in pairwise(SHADES)], dim=1)
 
 
+def _stages(widths: Sequence[int], convolution: type[nn.Module], norm: type[nn.Module]) -> nn.Sequential:
+    """All but the last halve the image."""
+    return nn.Sequential(
+        *(
+            nn.Sequential(
+                convolution(a, b, 3, stride=1 if b == widths[-1] else 2, padding=1, bias=False), norm(b), nn.ReLU()
+            )
+            for a, b in pairwise(widths)
+        )
+    )
+
+
 class Recogniser(nn.Module):
     """Both networks, whose weights lie in one file."""
 
@@ -210,7 +205,8 @@ class Trained:
         farthest: the distance that 99 in 100 unseen phantoms keep below.
         implausible: the probability of what a scan is called below which it is hardly ever that: no more than three
             in a thousand unseen phantoms have less for what they are.
-        sure_of_pose: the probability above which hardly any upright scan is seen to lie otherwise.
+        sure_of_pose: the probability above which no more than three in a thousand unseen upright phantoms are seen to
+            lie otherwise.
     """
 
     network: Recogniser
