@@ -1,6 +1,8 @@
 """How like the real contrast a made one is, over a brain: as made, with its white matter matched, after one linear fit.
 
-Beside it stand the best mixes of the sources, fitted on the truth itself: what their grey values say by themselves.
+Beside it stand the best mixes of the sources, fitted on the truth itself: what their grey values say by themselves. The
+real one is shaded by its coil, which no source tells where each has a shading of its own: both are measured once more
+after they were shaded as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,12 +78,15 @@ def figures(made: Image, case: Case, *, sources: Sequence[str], target: str) -> 
     after = linear_mix([made], truth, brain)
     columns = [case.images[name] for name in sources]
     products = [one * other for one, other in combinations_with_replacement(columns, 2)]
+    quadratic = linear_mix([*columns, *products], truth, brain)
     found = {
         "psnr": psnr(made, truth, brain),
         "psnr_white_matched": psnr(matched, truth, brain),
         "psnr_fitted": psnr(after, truth, brain),
+        "psnr_shaded": psnr(shaded(after, truth, brain), truth, brain),
         "psnr_linear_mix": psnr(linear_mix(columns, truth, brain), truth, brain),
-        "psnr_quadratic_mix": psnr(linear_mix([*columns, *products], truth, brain), truth, brain),
+        "psnr_quadratic_mix": psnr(quadratic, truth, brain),
+        "psnr_quadratic_mix_shaded": psnr(shaded(quadratic, truth, brain), truth, brain),
     }
     for name, image in (("", made), ("_fitted", after)):
         inside = [torch.from_numpy(np.where(brain, one, 0).astype(np.float32)) for one in (image, truth)]
@@ -130,6 +135,14 @@ def linear_mix(columns: Sequence[Image], truth: Image, mask: Mask) -> Image:
     mixed = np.zeros_like(truth)
     mixed[mask] = matrix @ np.linalg.lstsq(matrix, truth[mask], rcond=None)[0]
     return mixed
+
+
+def shaded(image: Image, truth: Image, mask: Mask) -> Image:
+    """The image with a constant and a gain of second order in space, fitted on the truth: as a coil shades it."""
+    axes = [np.linspace(-1, 1, side, dtype=np.float32) for side in image.shape]
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    gains = [x, y, z, x * x, y * y, z * z, x * y, y * z, x * z]
+    return linear_mix([image, *(image * gain for gain in gains)], truth, mask)
 
 
 def haarpsi(image: Tensor, truth: Tensor) -> float:

@@ -46,10 +46,19 @@ TASKS = (  # of weights that make any contrast from any others
     "ADC:DWI",
     "FLAIR,ADC:DWI",
 )
-TITLES = ("psnr", "psnr_white_matched", "psnr_fitted", "psnr_linear_mix", "psnr_quadratic_mix", "ssim_fitted")
+TITLES = (
+    "psnr",
+    "psnr_white_matched",
+    "psnr_fitted",
+    "psnr_shaded",
+    "psnr_linear_mix",
+    "psnr_quadratic_mix",
+    "psnr_quadratic_mix_shaded",
+    "ssim_fitted",
+)
 SHIFT = 20  # pixels
 SKULL = 1.5  # a head is at least so many times as large as the brain that is cut out of it
-HEADS = ("as made", "white matched", "fitted", "linear mix", "quadratic", "SSIM")
+HEADS = ("as made", "white matched", "fitted", "shaded", "linear mix", "quadratic", "it shaded", "SSIM")
 
 
 def main() -> int:

@@ -50,6 +50,18 @@ def test_a_product_of_the_sources_is_the_quadratic_mix_alone():
     assert "lesion_over_white_made" not in found
 
 
+def test_a_coils_shading_costs_what_is_fitted_and_not_what_is_shaded():
+    case = make_case(lesion=False)
+    made = 0.3 * case.images["T1"] * case.images["T2"] + 0.1 * case.brain
+    case.images["FLAIR"][...] = made
+    i, j, k = (np.linspace(-1, 1, side) for side in SHAPE)
+    case.images["FLAIR"][...] *= (1 + 0.4 * i * i)[:, None, None] - 0.2 * j[:, None] + 0.2 * k * j[:, None]
+    found = figures(made, case, sources=["T1", "T2"], target="FLAIR")
+    assert found["psnr_fitted"] < 40
+    assert found["psnr_shaded"] > 80
+    assert found["psnr_quadratic_mix_shaded"] > found["psnr_quadratic_mix"] + 10
+
+
 def test_rim_and_inside_share_the_brain_at_four_millimetres():
     case = make_case()
     inner = case.inner

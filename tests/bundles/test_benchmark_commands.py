@@ -50,6 +50,7 @@ LARGE = {
     "registration.py": "phantoms on the template; tests/data/test_registration.py has some",
     "run.py": "thousands of files; tests/hostile/test_files.py tries some",
     "slices.py": "500 subjects",
+    "subject.py": "a subject of 155 slices, four times and in new processes",
     "start.py": "new processes; tests/synthesis/test_imports.py holds what is imported",
 }
 
