@@ -9,6 +9,7 @@ from typing import Any
 from monai_ext.modalities import MODALITIES
 
 LARGEST = 1_000_000  # of the numbers that shape a network or an image
+LARGEST_CANVAS = 2048  # pixels along a side of a plane
 MARKS = ("$", "@", "%")  # with which MONAI's parser begins what it runs, follows or fetches
 REGISTRATIONS = ("none", "rigid")
 OVER = ("foreground", "volume")
@@ -38,8 +39,9 @@ def checked(about: Mapping[str, Any], *, of: str) -> dict[str, Any]:
         for name in ("bundle", "version", "sha256", "site", "network_sha256"):
             if about.get(name) is not None:
                 _word(name, about[name])
-        if "rank" in about and (type(about["rank"]) is not int or not 1 <= about["rank"] <= LARGEST):
-            raise ValueError(f"rank must be a whole number from 1 to {LARGEST}, got {_short(about['rank'])}")
+        for name, most in (("rank", LARGEST), ("canvas", LARGEST_CANVAS)):
+            if about.get(name) is not None and (type(about[name]) is not int or not 1 <= about[name] <= most):
+                raise ValueError(f"{name} must be a whole number from 1 to {most}, got {_short(about[name])}")
         if about.get("network_def") is not None:
             _definition(about["network_def"])
     except ValueError as error:

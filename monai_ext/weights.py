@@ -160,6 +160,7 @@ def _about_archive(path: Path) -> dict[str, Any]:
     for name in ("sources", "target"):
         value = config.get(name)
         about[name] = [value] if isinstance(value, str) else value
+    about["canvas"] = None if isinstance(config.get("canvas"), dict) else config.get("canvas")
     definition = config.get("network_def")
     if not isinstance(definition, dict):
         raise ValueError(f"{path} holds an inference.json without a network_def")
@@ -275,6 +276,22 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
         torch.save(dict(content), file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def canvas_of(weights: Path | str) -> int | None:
+    """Tell on which planes weights have learnt, for a config.
+
+    Args:
+        weights: their file; what is not there says nothing.
+
+    Returns:
+        Rows and columns of whole planes; None where heads were cut out, or nobody says.
+
+    Raises:
+        ValueError: the JSON beside them speaks of other weights, or says what may not enter a config.
+    """
+    canvas: int | None = about_weights(weights).get("canvas") if Path(weights).is_file() else None
+    return canvas
 
 
 def trained_network(

@@ -328,6 +328,8 @@ def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any
             config[name] = about[name][0] if single else about[name]
     if "preset" in config and config["preset"] is None and about.get("preset"):
         config["preset"] = about["preset"]  # for the archive that is made of this config has no JSON beside it
+    if "canvas" in config and about.get("canvas"):
+        config["canvas"] = about["canvas"]
     definition = dict(config["network_def"])
     arguments = _arguments(definition.get("_target_"))
     for key, value in about.get("network_def", {}).items():

@@ -55,11 +55,14 @@ class SlicesInferer(Inferer):
         progress: bool = False,
         neighbours: int = 0,
         margin: int | None = None,
+        canvas: int | None = None,
     ) -> None:
         super().__init__()
+        if canvas is not None and canvas < 1:
+            raise ValueError(f"canvas must be at least 1, or null for the head and its margin, got {canvas}")
         if margin is not None and margin < 0:
             raise ValueError(f"margin must be at least 0, or null for whole planes, got {margin}")
-        self.around, self.margin = torch.arange(-neighbours, neighbours + 1), margin
+        self.around, self.margin, self.canvas = torch.arange(-neighbours, neighbours + 1), margin, canvas
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size, self.amp, self.progress = batch_size, amp, progress
@@ -69,6 +72,10 @@ class SlicesInferer(Inferer):
         """(1, M, I, J, K) -> (1, K', I, J, K)"""
         if inputs.dim() != 5 or len(inputs) != 1:
             raise ValueError(f"inputs must be one volume (1, M, I, J, K), got {tuple(inputs.shape)}")
+        if self.canvas is not None and "output_size" not in kwargs:
+            rows, columns = (_in_the_middle(side, self.canvas) for side in inputs.shape[2:4])
+            whole = self._planes(pad(inputs, (0, 0, *columns, *rows)), network, *args, **kwargs)
+            return whole.narrow(2, rows[0], inputs.shape[2]).narrow(3, columns[0], inputs.shape[3])
         if self.margin is not None and "output_size" not in kwargs:
             around = self.margin + 8  # beyond the volume's own planes too, so that what is around the head is its alone
             wide = pad(inputs, (0, 0, around, around, around, around))
@@ -114,6 +121,12 @@ class SlicesInferer(Inferer):
             return slices[which]
         near = (which[:, None] + self.around.to(which.device)).clamp(0, len(slices) - 1)
         return slices[near].transpose(1, 2).flatten(1, 2)
+
+
+def _in_the_middle(side: int, canvas: int) -> tuple[int, int]:
+    """How many pixels a canvas has before and after a side; larger sides come to whole multiples of 8, as graphs ask."""
+    more = max(canvas - side, 0) or -side % 8
+    return more // 2, more - more // 2
 
 
 class AnySourcesInferer(SlicesInferer):

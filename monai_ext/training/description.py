@@ -27,6 +27,7 @@ def describe(
     datalist: Datalists,
     sites: Sequence[str] = (),
     coarser: float = 1.0,
+    canvas: int | None = None,
     bundle_root: Path | str | None = None,
     network_def: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def describe(
         datalist: one or several, as `select_subjects` takes them.
         sites: those that the network tells apart, in the order of their numbers.
         coarser: how many times as coarse in the plane as the datalist's images the network's sources are.
+        canvas: rows and columns of the planes that the network learns from, whole; None where they are cut to heads.
         bundle_root: the bundle's folder, whose name and version are told.
         network_def: the network's "target" and "arguments"; null in a config, where the workflow puts them in.
 
@@ -81,6 +83,7 @@ def describe(
         "sources": [canonical(name) for name in sources],
         "target": [canonical(name) for name in target],
         **({"sites": list(sites)} if sites else {}),
+        **({"canvas": round(canvas / coarser)} if canvas is not None else {}),
         "preset": presets[0],
         "datalist_sha256": digests if len(digests) > 1 else digests[0],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

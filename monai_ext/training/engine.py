@@ -48,7 +48,7 @@ class PairedAdversarialTrainer(Trainer):
         accumulate: batches whose gradients are averaged for one step.
         handlers: MONAI's and ignite's; a `Checkpoints` belongs last.
         resume: go on from the last checkpoint.
-        steps: batches in all, in place of `max_epochs`; the last epoch ends with the last of them.
+        steps: of the optimizer, in all, in place of `max_epochs`; the last epoch ends with the last of them.
         averaged: the network's running mean, updated after each step; give its `module` to the evaluator, so that what
             is kept is what was validated.
 
@@ -82,7 +82,10 @@ class PairedAdversarialTrainer(Trainer):
         if steps is not None:
             if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
                 raise ValueError(f"steps must be a whole number of at least 1, or null, got {steps!r}")
-            max_epochs = -(-steps // len(train_data_loader))  # type: ignore[arg-type]
+            batches = len(train_data_loader)  # type: ignore[arg-type]
+            each = -(-batches // accumulate)  # an epoch's steps, the last of them perhaps of fewer batches
+            max_epochs = -(-steps // each)
+            last_batch = (max_epochs - 1) * batches + min((steps - (max_epochs - 1) * each) * accumulate, batches)
         self.network, self.optimizer = network.to(device), optimizer
         self.objective, self.schedulers, self.accumulate, self.resume = objective, tuple(schedulers), accumulate, resume
         self.discriminator = None if discriminator is None else discriminator.to(device)
@@ -111,7 +114,7 @@ class PairedAdversarialTrainer(Trainer):
         _Means().attach(self)
         if steps is not None:
             # of no argument: ignite would hand the engine to `terminate_epoch`, which takes it as a wish for no events
-            self.add_event_handler(Events.ITERATION_COMPLETED(once=steps), lambda: self.terminate_epoch())
+            self.add_event_handler(Events.ITERATION_COMPLETED(once=last_batch), lambda: self.terminate_epoch())
         self.add_event_handler(Events.EPOCH_COMPLETED, self._step_schedulers)
         self._register_handlers(handlers)  # after ours, for they use what ours put into the state
 

@@ -8,21 +8,25 @@ from torch.optim.lr_scheduler import LambdaLR
 from monai_ext.data.batching import Kind, group_by_kind
 
 
-def epochs_of(*, epochs: int, steps: int | None, kinds: Sequence[Kind], batch_size: int) -> int:
+def epochs_of(
+    *, epochs: int, steps: int | None, kinds: Sequence[Kind], batch_size: int, accumulate: int = 1
+) -> int:
     """Say how many epochs a training lasts: `epochs`, or as many as `steps` begin where these are given.
 
     Args:
         epochs: what there are without `steps`.
-        steps: batches in all, as the trainer takes them.
+        steps: of the optimizer, in all, as the trainer counts them.
         kinds: each sample's, for a batch is of one kind.
         batch_size: samples a batch.
+        accumulate: batches a step.
 
     Returns:
         How many epochs to run, the last one perhaps in part.
     """
     if steps is None:
         return epochs
-    return -(-steps // sum(-(-len(group) // batch_size) for group in group_by_kind(kinds)))
+    batches = sum(-(-len(group) // batch_size) for group in group_by_kind(kinds))
+    return -(-steps // -(-batches // accumulate))
 
 
 def constant_then_linear(optimizer: Optimizer, *, epochs: int, constant: int) -> LambdaLR:

@@ -120,6 +120,15 @@ def test_a_page_trains_nothing_that_cannot_be_built_at_the_papers_size(bundle: P
         parser.get_parsed_content("objective") if bundle.name != "pmm_synth" else None
 
 
+def test_a_batch_can_be_shared_out_between_a_pages_processes(bundle: Path):
+    lines = [line for line in commands(bundle / "docs/README.md") if line.startswith("torchrun ")]
+    assert lines
+    for line in lines:
+        ids = named(shlex.split(line))
+        given = parsed(files_of(ids), {name: ids[name] for name in ids if name == "batch_size"})["batch_size"]
+        assert given % int(ids["nproc_per_node"]) == 0, f"{line}: {given} slices"
+
+
 def lay_out(folder: Path, *, prepared: Path, raw: Path) -> None:
     """What a page's commands name: the bundles, scans, prepared data and patients."""
     shutil.copytree(ROOT / "bundles", folder / "bundles")

@@ -39,6 +39,7 @@ def test_weights_say_what_they_were_made_by(bundle: Path, trained: Path):
     assert about["version"] == ConfigParser.load_config_file(bundle / "configs/metadata.json")["version"]
     assert about["preset"]["crop"] == [32, 32]
     assert about["preset"]["brain_mask"] == "otsu"
+    assert about["canvas"] == 32
     assert about["sources"]
     assert about["target"]
 

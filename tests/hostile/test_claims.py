@@ -89,6 +89,8 @@ def test_no_key_of_what_weights_say_is_run(bundle, weights, tmp_path, pwned):
         (("network_def", "width"), 10**9),
         (("network_def", "width"), 10**400),
         (("rank",), "4"),
+        (("canvas",), 10**6),
+        (("canvas",), True),
         (("site",), ["a"]),
         (("network_def", "nonsense"), 1),
         (("preset", "brain_mask"), "../../etc/*"),

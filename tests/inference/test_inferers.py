@@ -1,11 +1,15 @@
 """A volume's slices through a 2D network or its patches through one in 3D: float32 in [0, 1]."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from monai.inferers import SliceInferer
+from monai.transforms import ResizeWithPadOrCrop
 from torch import Tensor, nn
 
 from monai_ext.inference.inferers import PatchesInferer, SlicesInferer
+from monai_ext.weights import canvas_of, save_weights
 
 
 def volume(*, channels: int = 2, size: tuple[int, int, int] = (13, 10, 7), seed: int = 0) -> Tensor:
@@ -134,6 +138,40 @@ def test_with_a_margin_a_larger_canvas_changes_nothing_at_all():
     torch.testing.assert_close(inferer(tight, net), made[:, :, 12:36, 10:38])
     whole = SlicesInferer(amp=False)
     assert (whole(wider, net)[:, :, 20:68, 22:70] - whole(head, net)).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_a_canvas_shows_a_slice_as_training_did_and_gives_it_back_where_it_was():
+    x, seen = volume(), []
+
+    def network(planes: Tensor) -> Tensor:
+        seen.append(planes.clone())
+        return planes[:, :1]
+
+    result = SlicesInferer(batch_size=7, amp=False, margin=2, canvas=32)(x, network)
+    torch.testing.assert_close(result, x[:, :1])
+    shown = ResizeWithPadOrCrop(spatial_size=(32, 32))
+    torch.testing.assert_close(seen[0][3], torch.as_tensor(shown(x[0, ..., 3])))
+    seen.clear()
+    torch.testing.assert_close(SlicesInferer(batch_size=7, amp=False, canvas=11)(x, network), x[:, :1])
+    assert seen[0].shape == (7, 2, 16, 11)  # nothing of a larger plane is cut off
+
+
+@pytest.mark.parametrize("weights", [Path("nowhere.pt"), None])
+def test_who_says_nothing_of_a_canvas_has_none(weights: Path | None, tmp_path: Path):
+    if weights is None:
+        save_weights(weights := tmp_path / "model.pt", network(), {"sources": ["T1"]})
+    assert canvas_of(weights) is None
+
+
+def test_weights_tell_their_canvas(tmp_path: Path):
+    save_weights(tmp_path / "model.pt", network(), {"canvas": 112})
+    assert canvas_of(tmp_path / "model.pt") == 112
+
+
+def test_a_canvas_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="canvas must be at least 1, or null"):
+        SlicesInferer(canvas=0)
 
 
 def test_a_negative_margin_is_refused():

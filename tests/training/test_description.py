@@ -39,8 +39,10 @@ def test_how_the_data_were_prepared_is_read_from_beside_them(tmp_path: Path):
 def test_a_network_of_coarser_sources_says_the_voxels_that_it_was_shown(tmp_path: Path):
     path = listed(tmp_path)
     known = prepare(path)
-    said = describe(sources=["T1"], target=["T2"], datalist=path, coarser=2)
+    said = describe(sources=["T1"], target=["T2"], datalist=path, coarser=2, canvas=256)
     assert said["preset"] == {**known, "trained_spacing": [2.0, 3.0, 4.0]}
+    assert said["canvas"] == 128
+    assert "canvas" not in describe(sources=["T1"], target=["T2"], datalist=path)
 
 
 def test_weights_say_by_which_bundle_and_as_what_network_they_were_made(tmp_path: Path):

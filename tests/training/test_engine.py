@@ -11,10 +11,12 @@ from monai.networks.nets import PatchDiscriminator
 from monai.utils import set_determinism
 from torch import nn
 
+from monai_ext.data.batching import Kind
 from monai_ext.training.averaging import running_mean
 from monai_ext.training.checkpoints import Checkpoints
 from monai_ext.training.engine import LossNotFinite, PairedAdversarialTrainer
 from monai_ext.training.objectives import Pix2Pix
+from monai_ext.training.schedules import epochs_of
 
 
 def small_network() -> nn.Module:
@@ -85,6 +87,23 @@ def test_so_many_steps_are_so_many_and_the_last_epoch_is_finished_early(steps: i
     engine.run()
     assert engine.state.iteration == steps
     assert [b - a for a, b in zip([0, *found], found, strict=False)] == lengths
+
+
+@pytest.mark.parametrize(
+    ("steps", "accumulate", "epochs", "batches_seen"),
+    [(3, 2, 2, 6), (2, 2, 1, 4), (3, 3, 2, 7), (4, 3, 2, 8), (1, 9, 1, 4)],
+)
+def test_steps_are_the_optimizers_however_many_batches_one_takes(
+    steps: int, accumulate: int, epochs: int, batches_seen: int
+):
+    engine = trainer(adversary=False, steps=steps, accumulate=accumulate)
+    assert len(batches()) == 4
+    taken = []
+    engine.optimizer.register_step_post_hook(lambda *_: taken.append(engine.state.iteration))
+    engine.run()
+    assert (len(taken), engine.state.epoch, engine.state.iteration) == (steps, epochs, batches_seen)
+    kinds = [Kind("ixi", (True,))] * 4
+    assert epochs_of(epochs=9, steps=steps, kinds=kinds, batch_size=1, accumulate=accumulate) == epochs
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True])
