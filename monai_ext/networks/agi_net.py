@@ -262,7 +262,7 @@ def with_cagr(
     rolling: bool = True,
     attention: bool = True,
 ) -> nn.Module:
-    """CAGR in place of another network's convolutions (Table VIII); their weights stay.
+    """CAGR in place of another network's convolutions; their weights stay.
 
     Args:
         network: any; it is changed.

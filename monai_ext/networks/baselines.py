@@ -116,7 +116,7 @@ def _normed(conv: nn.Module, channels: int) -> nn.Sequential:
 
 
 def cagr_resnet(*, in_channels: int = 2, width: int = 64, groups: int = 8, cagr: bool = True) -> nn.Module:
-    """Make a `ResNet` with AGI-Net's CAGR as the first convolution of each of its blocks (Table VIII), or without.
+    """Make a `ResNet` with AGI-Net's CAGR as the first convolution of each of its blocks, or without.
 
     Args:
         in_channels: the source contrasts.

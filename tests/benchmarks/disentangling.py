@@ -2,20 +2,19 @@
 
     python -m monai_ext phantom --out P --site glioma --subjects 20 --contrasts T1,T2,T1C,FLAIR --spacing 2 --jobs 2
     python -m monai_ext index --root P --out P.json --split 12/2/6
-    python -m monai_ext prepare --datalist P.json --out PP --size 112 --jobs 2
+    python -m monai_ext prepare --datalist P.json --out PP --size 112 --jobs 2 --brain-mask ".brain/{name}.nii.gz"
     python tests/benchmarks/disentangling.py --dataset_dir PP --out out/disentangling
     python tests/benchmarks/disentangling.py --dataset_dir PP --out out/disentangling \\
         --blocks 1 2 4 8 16 --sources 1 2 3
 
 Each seed trains them all: 2 blocks with 2 sources, which the others are compared with, then other blocks (Figs. 5-6),
 other numbers of sources (Table 1: T1; T1 and T2; T1, T2 and T1C), pix2pix's U-Net (Table 2) and MONAI's. Printed, a row
-a seed: PSNR, NRMSE and stripes over what the masks mark, which is the whole head unless
-`prepare --brain-mask ".brain/{name}.nii.gz"` cut the brain out. Stripes are the slices' own offsets, which tells these
-apart from an error of structure. "Style" is the PSNR that FD-GAN loses in the same place when each subject is drawn in
-another one's styles, slice by slice: 0 would be a style that nobody reads, at least 0.3 dB is asked. Then the first
-against the others by the paired t-test, over subjects, each the mean of its seeds, and over seeds, each the mean of its
-subjects: with few seeds the second is the one that tells of the method. `--size brats` is the paper's size; other ids
-(`--epochs 8`) go to the training.
+a seed: PSNR, NRMSE and stripes over what the masks mark, which is the brain, as BraTS has it, unless `prepare` was not
+told to cut it out. Stripes are the slices' own offsets, which tells these apart from an error of structure. "Style" is
+the PSNR that FD-GAN loses in the same place when each subject is drawn in another one's styles, slice by slice: 0 would
+be a style that nobody reads, at least 0.3 dB is asked. Then the first against the others by the paired t-test, over
+subjects, each the mean of its seeds, and over seeds, each the mean of its subjects: with few seeds the second is the
+one that tells of the method. `--size brats` is the paper's size; other ids (`--epochs 8`) go to the training.
 """
 
 import argparse

@@ -3,7 +3,8 @@
     for SITE in glioma immune brats stroke; do
         python -m monai_ext phantom --out raw/$SITE --site $SITE --subjects 12 --spacing 2 --jobs 2
         python -m monai_ext index --root raw/$SITE --out $SITE.json --split 8/1/3
-        python -m monai_ext prepare --datalist $SITE.json --out data/$SITE --size 96 --jobs 2
+        python -m monai_ext prepare --datalist $SITE.json --out data/$SITE --size 96 --jobs 2 \\
+            --brain-mask ".brain/{name}.nii.gz"
     done
     python tests/benchmarks/hospitals.py --dataset_dir data --out out/hospitals
 
