@@ -110,9 +110,9 @@ fmt: setup  ## format Python and C++ in place
 
 WEIGHTS := out/weights
 
-weights: setup  ## train a bundle on phantoms and pack what it learnt: make weights BUNDLE=agi_net ANATOMY=dir [LESIONS=dir MINUTES=9]
+weights: setup  ## train a bundle on phantoms and pack what it learnt: make weights BUNDLE=agi_net [ANATOMY=dir LESIONS=dir MINUTES=9]
 	$(BIN)/python -m monai_ext weights $(or $(BUNDLE),$(error say with BUNDLE= which)) --work $(WEIGHTS) \
-	    --anatomy $(or $(ANATOMY),$(error say with ANATOMY= where label maps are)) $(if $(LESIONS),--lesions $(LESIONS)) $(if $(MINUTES),--minutes $(MINUTES))
+	    $(if $(ANATOMY),--anatomy $(ANATOMY)) $(if $(LESIONS),--lesions $(LESIONS)) $(if $(MINUTES),--minutes $(MINUTES))
 
 ops: setup  ## compile the operators now and say which kernel each one uses
 	$(BIN)/python -m monai_ext ops

@@ -73,9 +73,9 @@ class SlicesInferer(Inferer):
         if inputs.dim() != 5 or len(inputs) != 1:
             raise ValueError(f"inputs must be one volume (1, M, I, J, K), got {tuple(inputs.shape)}")
         if self.canvas is not None and "output_size" not in kwargs:
-            rows, columns = (_in_the_middle(side, self.canvas) for side in inputs.shape[2:4])
-            whole = self._planes(pad(inputs, (0, 0, *columns, *rows)), network, *args, **kwargs)
-            return whole.narrow(2, rows[0], inputs.shape[2]).narrow(3, columns[0], inputs.shape[3])
+            (top, below), (left, right) = (_in_the_middle(side, self.canvas) for side in inputs.shape[2:4])
+            whole = self._planes(pad(inputs, (0, 0, left, right, top, below)), network, *args, **kwargs)
+            return whole.narrow(2, top, inputs.shape[2]).narrow(3, left, inputs.shape[3])
         if self.margin is not None and "output_size" not in kwargs:
             around = self.margin + 8  # beyond the volume's own planes too, so that what is around the head is its alone
             wide = pad(inputs, (0, 0, around, around, around, around))

@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from monai_ext.runtime import autocast, wanted_dtype
 from monai_ext.training.checkpoints import Checkpoints
 from monai_ext.training.objectives import Objective
+from monai_ext.training.schedules import set_rates
 
 
 class LossNotFinite(FloatingPointError):
@@ -152,6 +153,7 @@ class PairedAdversarialTrainer(Trainer):
         if self.checkpoints is not None:
             if self.resume:
                 self.state.epoch = self.checkpoints.restore(self)
+                set_rates(self.schedulers)  # as a training of this length has them, if it is to be longer than it was
                 self.state.iteration = self.state.epoch * (self.state.epoch_length or 0)
                 if self.state.epoch >= self.state.max_epochs:
                     self.logger.info(f"nothing to do: {self.state.epoch} of {self.state.max_epochs} epochs are done")

@@ -1,6 +1,7 @@
 """How long to learn, and how fast, epoch by epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -8,9 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from monai_ext.data.batching import Kind, group_by_kind
 
 
-def epochs_of(
-    *, epochs: int, steps: int | None, kinds: Sequence[Kind], batch_size: int, accumulate: int = 1
-) -> int:
+def epochs_of(*, epochs: int, steps: int | None, kinds: Sequence[Kind], batch_size: int, accumulate: int = 1) -> int:
     """Say how many epochs a training lasts: `epochs`, or as many as `steps` begin where these are given.
 
     Args:
@@ -58,3 +57,16 @@ def constant_then_linear(optimizer: Optimizer, *, epochs: int, constant: int) ->
     if not 0 <= constant < max(epochs, 1):
         raise ValueError(f"constant must be from 0 to below the {epochs} epochs, got {constant}")
     return LambdaLR(optimizer, lambda epoch: min(1.0, max(0, epochs - epoch) / (epochs - constant)))
+
+
+def set_rates(schedulers: Iterable[Any]) -> None:
+    """Give optimizers the rates of the epoch that their schedules stand at, which may not be those they had there.
+
+    Args:
+        schedulers: those that are a factor by the epoch (`LambdaLR`); others are left as they are.
+    """
+    for scheduler in schedulers:
+        if isinstance(scheduler, LambdaLR):
+            each = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+            for group, base, factor in each:
+                group["lr"] = base * factor(scheduler.last_epoch)

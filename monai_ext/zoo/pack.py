@@ -18,9 +18,10 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from monai_ext.catalogue import find_bundle
+from monai_ext.data.phantoms.pool import SIDECAR
 from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import read_volume
-from monai_ext.files import absolute, sha256, write_json
+from monai_ext.files import absolute, read_json, sha256, write_json
 from monai_ext.networks import PMMSynth
 from monai_ext.networks.adapters import personalised
 from monai_ext.training.pool import PoolSlices, pool
@@ -40,6 +41,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--weights", type=Path, required=True, metavar="FILE", help="as training wrote them, with the JSON beside them")
     add("--pool", type=Path, required=True, metavar="DIR", help="the pool of phantoms that they were trained on")
     add("--out", type=Path, metavar="FILE", help="default: models/model.pt of the bundle")
+    add(
+        "--with", dest="others", action="append", default=[], metavar="FILE=SHARE",
+        help="the mean with another point of a training, of which so much is taken (0 to 1)",
+    )  # fmt: skip
     add("--note", action="append", default=[], metavar="KEY=TEXT", help="a fact of the training for the card")
     parser.set_defaults(run=run)
 
@@ -53,14 +58,34 @@ def run(args: argparse.Namespace) -> int:
         if not equals:
             raise ValueError(f"--note must be KEY=TEXT, got {note!r}")
         notes[key] = text
-    about = pack(root, weights=args.weights, datalist=args.pool / "datalist.json", out=out, notes=notes)
+    others = {}
+    for other in args.others:
+        file, equals, share = other.rpartition("=")
+        if not equals or not is_share(share):
+            raise ValueError(f"--with must be FILE=SHARE with a share from 0 to 1, got {other!r}")
+        others[Path(file)] = float(share)
+    about = pack(root, weights=args.weights, datalist=args.pool / "datalist.json", out=out, notes=notes, others=others)
     size = out.stat().st_size / 1e6
     print(f"{out}: {size:.1f} MB, {about['precision']}, {about['agreement_db']} dB, sha256 {about['sha256']}")
     return 0
 
 
+def is_share(text: str) -> bool:
+    """Say whether a text is a number from 0 to 1."""
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
+
+
 def pack(
-    root: Path, *, weights: Path, datalist: Path, out: Path, notes: Mapping[str, Any] | None = None
+    root: Path,
+    *,
+    weights: Path,
+    datalist: Path,
+    out: Path,
+    notes: Mapping[str, Any] | None = None,
+    others: Mapping[Path, float] | None = None,
 ) -> dict[str, Any]:
     """Write `out` and its JSON, and return what that says.
 
@@ -69,10 +94,12 @@ def pack(
         weights: what training wrote.
         datalist: of the pool, whose validation slices the two precisions are compared on.
         out: the file to write.
-        notes: more for the JSON.
+        notes: more for the JSON; "data" there replaces what the pool's phantoms say of themselves.
+        others: other points of a training, and the share of each in a mean; the rest is the share of `weights`.
 
     Raises:
-        ValueError: the weights are another bundle's or do not fit its network, or the file would be over 20 MB.
+        ValueError: the weights are another bundle's or do not fit its network or each other, shares above 1, or the
+            file would be over 20 MB.
     """
     about = about_weights(weights)
     if not about:
@@ -84,7 +111,8 @@ def pack(
     slices = pool(datalist, "validation", sources=about["sources"], target=about["target"], varied=False)
     step = max(1, len(slices) // COMPARED)
     images = torch.stack([slices[number]["sources"] for number in range(0, len(slices), step)])
-    full = read(absolute(weights))
+    full = _mean(read(absolute(weights)), others or {})
+    network.load_state_dict(full)
     if about["network_def"].get("personalized") is False:
         about["network_def"]["personalized"] = True
         network = _network(root, about)
@@ -109,6 +137,8 @@ def pack(
         "precision": precision,
         "agreement_db": round(agreement, 1),
         "licence": LICENCE,
+        **({"averaged": {sha256(path)[:16]: share for path, share in others.items()}} if others else {}),
+        **_data(slices),
         **(notes or {}),
         "sha256": sha256(out),
     }
@@ -128,6 +158,32 @@ def _preset(slices: PoolSlices) -> Preset:
     image = slices.subjects[0].images[slices.sources[0]]
     i, j, _ = (round(float(step), 3) for step in read_volume(image).spacing)
     return Preset(spacing=(i, j, None), trained_spacing=(i, j, None))
+
+
+def _mean(weights: dict[str, Tensor], others: Mapping[Path, float]) -> dict[str, Tensor]:
+    """Counts, which are no floating-point numbers, are those of `weights`."""
+    if sum(others.values()) > 1:
+        raise ValueError(f"the shares of other weights come to {sum(others.values()):g}, 1 is all there is")
+    mean = dict(weights)
+    for path, share in others.items():
+        other = read(absolute(path))
+        if {name: value.shape for name, value in other.items()} != {name: v.shape for name, v in weights.items()}:
+            raise ValueError(f"{path} is of another network: it cannot be averaged with these weights")
+        for name, value in weights.items():
+            if value.is_floating_point():
+                mean[name] = mean[name].float() + share * (other[name].float() - value.float())
+    return mean
+
+
+def _data(slices: PoolSlices) -> dict[str, str]:
+    """What a pool's phantoms say of themselves; nothing where its subjects do not say that they are phantoms."""
+    folders = [next(iter(subject.images.values())).parent for subject in slices.subjects]
+    facts = [dict(read_json(folder / SIDECAR)) for folder in folders if (folder / SIDECAR).is_file()]
+    if len(facts) < len(folders):
+        return {}
+    people = {str(one.get("anatomy")) for one in facts}
+    made = ", ".join(sorted({str(one.get("software")) for one in facts}))
+    return {"data": f"phantoms, no image of a patient, simulated by {made} on label maps such as {min(people)}"}
 
 
 @torch.no_grad()

@@ -5,8 +5,10 @@ each goes on where it was: the same command again takes up what was stopped, at 
 """
 
 import argparse
+import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("bundle", metavar="BUNDLE", help="a bundle's name or folder")
     add("--work", type=Path, required=True, metavar="DIR", help="where pool and checkpoints are, kept between calls")
     add("--pool", type=Path, metavar="DIR", help="one that several trainings share (default: in --work)")
-    add("--anatomy", type=Path, required=True, metavar="DIR", help="label maps of people, as of phantom")
+    add(
+        "--anatomy", type=Path, metavar="DIR", help="label maps of people, as of phantom (default: the MNI152 template)"
+    )
     add("--lesions", type=Path, metavar="DIR", help="masks of real infarcts, as of phantom")
     add("--size", type=int, default=100, metavar="N", help="phantoms at a time (default: 100)")
     add("--validation", type=int, default=12, metavar="N", help="phantoms that choose the best (default: 12)")
@@ -41,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     root, work = find_bundle(args.bundle), absolute(args.work)
     pool, trained = absolute(args.pool or work / "pool"), work / root.name
     phantoms = ["phantom", "--stream", pool, "--contrasts", ",".join(MODALITIES), "--spacing", 2, "--canvas", CANVAS]
-    phantoms += ["--depth", DEPTH, "--size", args.size, "--validation", args.validation, "--anatomy", args.anatomy]
+    phantoms += ["--depth", DEPTH, "--size", args.size, "--validation", args.validation]
+    phantoms += ["--anatomy", args.anatomy] if args.anatomy else []
     phantoms += ["--lesions", args.lesions] if args.lesions else []
     train = ["train", root, "--size", "phantoms,phantom_train", "--dataset_dir", pool, "--output_dir", trained]
     train += ["--weights", trained / "model.pt"]
@@ -53,11 +58,12 @@ def run(args: argparse.Namespace) -> int:
     if any((trained / "checkpoints").glob("epoch_*.pt")):
         train += ["--resume", "true"]
 
-    _run(_command([*phantoms, "--once"]))
-    with _beside(_command(phantoms)):
-        if not _run(_command(train), seconds=60 * args.minutes if args.minutes else None):
-            print(f"{args.minutes:g} minutes are up: the same command goes on from the last whole epoch")
-            return UNFINISHED
+    ends = time.monotonic() + 60 * args.minutes if args.minutes else None
+    for part, beside in ((_command([*phantoms, "--once"]), None), (_command(train), _command(phantoms))):
+        with _beside(beside):
+            if not _run(part, seconds=None if ends is None else max(ends - time.monotonic(), 0.0)):
+                print(f"{args.minutes:g} minutes are up: the same command goes on from the last whole epoch")
+                return UNFINISHED
     pack = ["pack", root, "--weights", trained / "model.pt", "--pool", pool]
     pack += ["--out", args.out] if args.out else []
     for note in args.note:
@@ -87,11 +93,19 @@ def _run(command: Sequence[str], *, seconds: float | None = None) -> bool:
 
 
 @contextmanager
-def _beside(command: Sequence[str]) -> Iterator[None]:
-    """A process for as long as the block lasts."""
+def _beside(command: Sequence[str] | None) -> Iterator[None]:
+    """A process, if any, for as long as the block lasts; it is said if it ended before."""
+    if command is None:
+        yield
+        return
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             yield
+            if process.poll() is not None:
+                told = (
+                    f"the pool was not renewed to the end ({shlex.join(command[2:])} ended with {process.returncode})"
+                )
+                print(f"{told}: run that to see why", file=sys.stderr)
         finally:
             _end(process)
 

@@ -10,6 +10,7 @@ from filelock import FileLock
 from monai.bundle import create_workflow
 from pools import write_pool
 from running import shared_folder
+from torch.testing import assert_close
 
 from monai_ext.catalogue import config_files
 from monai_ext.weights import about_weights, load_weights, read, sha256, write_tensors
@@ -55,6 +56,7 @@ def test_a_training_that_stopped_is_taken_up_where_it_was(bundle, small_pool, ph
     again, whole = (end["parts"]["sampler"] for end in ends)
     assert again == whole
     assert ends[0]["epoch"] == 2
+    assert_close(*(read(tmp_path / which / "model.pt") for which in ("again", "whole")), rtol=0, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore:parsing config_file")
@@ -82,6 +84,23 @@ def test_packed_weights_are_half_as_large_and_make_the_same(bundle, small_pool, 
     assert said["data"] == "phantoms of a test"
     full, half = (path.stat().st_size for path in (phantom_trained / "model.pt", tmp_path / "model.pt"))
     assert half < 0.7 * full  # the rest are names
+
+
+def test_a_mean_of_points_is_what_the_shares_say(bundle, small_pool, phantom_trained, tmp_path):
+    first, changed = read(phantom_trained / "model.pt"), tmp_path / "changed.pt"
+    write_tensors(changed, {name: v * 1.5 if v.is_floating_point() else v for name, v in first.items()})
+    where = {"weights": phantom_trained / "model.pt", "datalist": small_pool / "datalist.json"}
+    said = pack(bundle, **where, out=tmp_path / "model.pt", others={changed: 0.4})
+    mean = read(tmp_path / "model.pt")
+    name = next(name for name, value in first.items() if value.dim() == 4)
+    assert_close(mean[name].float(), 1.2 * first[name], rtol=2e-3, atol=1e-6)
+    assert said["averaged"] == {sha256(changed)[:16]: 0.4}
+    assert "data" not in said  # nobody says that this pool is of phantoms
+    with pytest.raises(ValueError, match=r"come to 1\.4, 1 is all there is"):
+        pack(bundle, **where, out=tmp_path / "model.pt", others={changed: 1.4})
+    write_tensors(changed, {"weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="is of another network"):
+        pack(bundle, **where, out=tmp_path / "model.pt", others={changed: 0.4})
 
 
 def test_weights_that_lose_too_much_in_half_precision_stay_whole(small_pool, phantom_trained, bundle, tmp_path):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from monai_ext.data.batching import Kind, ModalityConsistentBatches
-from monai_ext.training.schedules import constant_then_linear, epochs_of
+from monai_ext.training.schedules import constant_then_linear, epochs_of, set_rates
 
 
 def rates(*, epochs: int, constant: int) -> list[float]:
@@ -37,3 +38,18 @@ def test_so_many_steps_last_as_many_epochs_as_the_sampler_needs_for_them(steps: 
     kinds = [Kind("ixi", (True, True))] * 9 + [Kind("brats", (True, False))] * 2
     assert len(ModalityConsistentBatches(kinds, batch_size=4)) == 4  # 3 of one kind, 1 of the other
     assert epochs_of(epochs=9, steps=steps, kinds=kinds, batch_size=4) == epochs
+
+
+def test_a_training_that_is_made_longer_has_the_longer_ones_rate():
+    def schedule(epochs: int) -> LambdaLR:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+        return constant_then_linear(optimizer, epochs=epochs, constant=0)
+
+    short, long = schedule(1), schedule(4)
+    short.optimizer.step()
+    short.step()
+    assert short.optimizer.param_groups[0]["lr"] == 0
+    long.load_state_dict(short.state_dict())
+    long.optimizer.load_state_dict(short.optimizer.state_dict())
+    set_rates([long, object()])
+    assert long.optimizer.param_groups[0]["lr"] == 0.5 * 0.75
