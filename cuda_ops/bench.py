@@ -34,9 +34,6 @@ from monai_ext.ops.selective_scan import selective_scan_reference
 # What people write in PyTorch today.
 
 
-# What people write in PyTorch today.
-
-
 def four_rolls(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
     """Eq. 4 as printed: for each sample and group, four torch.roll and their weighted sum."""
     batch, groups, _ = offsets.shape

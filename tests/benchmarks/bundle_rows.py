@@ -4,13 +4,16 @@
 
 prints the rows that `make bench` and cuda_ops/gpu_session.py put into their tables. The network is that of the bundle's
 train.json, at its width, with random weights. "reference" is the network with its operators in plain PyTorch;
-torch.compile and onnxruntime are of that too. The floor is the time of one large matrix product with as many operations
-as PyTorch's counter finds, in the same precision; Winograd's convolutions have fewer, so that 1 is no hard limit.
+torch.compile and onnxruntime are of that too, OpenVINO of the graph that inference takes. The floor is the time of one
+large matrix product with as many operations as PyTorch's counter finds, in the same precision; Winograd's convolutions
+have fewer, so that 1 is no hard limit.
 """
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 from measuring import Run, apart, measure, median_ms, plain_operators, plainly
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from monai_ext.catalogue import bundle_names, find_bundle
+from monai_ext.inference.graphs import OpenVINOGraph, why_not
 from monai_ext.ops import checks
 from monai_ext.runtime import keep_freed_memory, wanted_dtype
 
@@ -94,6 +98,14 @@ def graphed(network: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Run:
     return run
 
 
+def through_openvino(network: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Run:
+    """The graph that `--engine openvino` takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        OpenVINOGraph.convert(network.eval(), x[:1], Path(folder))
+        graph = OpenVINOGraph(Path(folder) / OpenVINOGraph.files[0], dtype=dtype, threads=torch.get_num_threads())
+    return lambda: graph(x)
+
+
 def made_by(kind: str, network: nn.Module, x: Tensor, way: str, dtype: torch.dtype | None) -> Mapping[str, Run]:
     """The runs of one kind by their names; none where it has none of this way."""
     make = WAYS[way]
@@ -102,12 +114,17 @@ def made_by(kind: str, network: nn.Module, x: Tensor, way: str, dtype: torch.dty
         return runs | ({"ours": make(network, x, dtype)} if has_operators(network, x) else {})
     if kind == "compiled":
         return {"torch.compile": plainly(make(torch.compile(network), x, dtype))}
-    if way != "forward" or (kind == "exported" and dtype is not None):
+    if way != "forward":
         return {}
     if kind == "graphed":
         return {"CUDA graph": graphed(network, x, dtype)}
-    with plain_operators():
-        return {"onnxruntime": through_onnx(network, x, threads=torch.get_num_threads())}
+    runs = {}
+    if dtype is None:
+        with plain_operators():
+            runs["onnxruntime"] = through_onnx(network, x, threads=torch.get_num_threads())
+    if not why_not(network.eval(), x):
+        runs["OpenVINO"] = through_openvino(network, x, dtype)
+    return runs
 
 
 def rows(

@@ -70,12 +70,16 @@ class Score:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--exclude", nargs="+", default=["*.dcm", "*.mha"], metavar="PATTERN", help="as of index")
     parser.add_argument("--anatomies", type=Path)
     parser.add_argument("--phantoms", type=int, default=200)
     args = parser.parse_args()
 
     score = Score()
-    for subject in index(args.folder, exclude=["*.dcm"]).subjects:
+    found = index(args.folder, exclude=args.exclude)
+    for fault in found.failures:
+        print(f"not looked at: {fault}")
+    for subject in found.subjects:
         began = time.perf_counter()
         findings = look(subject.images)
         seconds = (time.perf_counter() - began) / len(subject.images)

@@ -1,12 +1,14 @@
 """A bundle's weights on real scans: what they make of each case in a folder, beside what was acquired.
 
-    python tests/benchmarks/real.py --root SCANS --bundle bundles/agi_net --out OUT
+    python tests/benchmarks/real.py --root SCANS --bundle bundles/agi_net --out OUT --exclude "*.mha" "*.dcm"
     python tests/benchmarks/real.py --root SCANS --bundle bundles/pmm_synth --out OUT --spacing 1 \\
         --task T1,T2:FLAIR --task T1,FLAIR:T2 --exclude "*.mha" --choose "label=*seg*"
 
-SCANS holds a folder a person, as `python -m monai_ext index` reads them; contrasts on grids of their own are moved onto
-the first one's, rigidly. OUT gets figures.csv, figures.json, table.md and montage.png, which shows what was scanned:
-keep it where the scans may be kept. Nothing is fitted or tuned on a case but what a figure's name says (`likeness.py`).
+SCANS holds a folder a person, as `python -m monai_ext index` reads them; a person with two files of one contrast, or
+with a file that it cannot read, is named and left out unless --exclude and --choose say which to take. Contrasts on
+grids of their own are moved onto the first one's, rigidly. OUT gets figures.csv, figures.json, table.md and
+montage.png, which shows what was scanned: keep it where the scans may be kept. Nothing is fitted or tuned on a case but
+what a figure's name says (`likeness.py`). Torch runs the network, for what another engine makes hangs on the machine.
 With --record the means over cases go into the JSON beside the weights: `synthesise` chooses between methods by them.
 """
 
@@ -66,7 +68,9 @@ def main() -> int:
     out: Path = absolute(args.out)
     found = index(args.root, choices=Choices(args.choose), exclude=args.exclude)
     failures = list(found.failures)
-    makes = BundleSynthesiser(args.bundle, weights=args.weights)
+    makes = BundleSynthesiser(
+        args.bundle, weights=args.weights, engine="torch"
+    )  # whose figures do not hang on a machine
     rows: list[dict[str, Any]] = []
     pictures: list[list[Image]] = []
     titles: list[list[str]] = []
