@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -185,3 +186,16 @@ def test_weights_that_do_not_fit_are_an_error_and_not_silence(bundle: Path, serv
         file.write_text(before)
         os.utime(weights)
     assert server.infer(bundle.name, image(server), target="FLAIR")[0] == 200
+
+
+def test_other_weights_beside_a_bundles_own_are_a_model_of_their_own(tmp_path: Path) -> None:
+    make_studies(tmp_path / "studies", count=1)
+    (tmp_path / "models").mkdir()
+    shutil.copytree(ROOT / "bundles" / "agi_net" / "models", tmp_path / "models" / "agi_net")
+    with serving(tmp_path) as server:
+        assert {"agi_net", "agi_net-t1_t2_to_pd"} <= set(server.info()["models"])
+        status, answer = server.infer("agi_net-t1_t2_to_pd", image(server), trust_names=True)
+        assert status == 200, answer
+        assert read(answer, tmp_path).ndim == 3
+    (record,) = server.studies.glob("*/PD_agi_net_synthetic.json")
+    assert json.loads(record.read_text())["target"] == "PD"

@@ -1,7 +1,8 @@
 """What `monailabel start_server --app monai_ext/serve/label_app --studies FOLDER` starts.
 
 --conf bundles FOLDER    the collection, or one bundle of it (this repository's)
---conf models FOLDER     weights as FOLDER/<bundle>/model.pt, in place of the bundles' own models/model.pt
+--conf models FOLDER     weights as FOLDER/<bundle>/model.pt, in place of the bundles' own models/model.pt;
+                         what else of .pt lies there is a model <bundle>-<name>
 
 What a client trains is served in place of either, and replaces neither: it lies in .training among the studies.
 """
@@ -66,16 +67,19 @@ class SynthesisApp(MONAILabelApp):
         return Studies(self.studies, extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT)
 
     def init_infers(self) -> dict[str, InferTask]:
-        """Make an inference task for each bundle.
+        """Make an inference task for each bundle, and one for each file of other weights beside its own.
 
         Returns:
-            bundle's name -> task, those without weights too.
+            bundle's name, or <bundle>-<file's name> -> task, those of bundles without weights too.
         """
         studies = Path(self.studies)
-        return {
-            name: Synthesis(root, weights=self.weights[name], trained=trained_weights(studies, name))
-            for name, root in self.bundles.items()
-        }
+        tasks: dict[str, InferTask] = {}
+        for name, root in self.bundles.items():
+            own = self.weights[name]
+            tasks[name] = Synthesis(root, weights=own, trained=trained_weights(studies, name))
+            others = (path for path in sorted(own.parent.glob("*.pt")) if path != own)
+            tasks |= {f"{name}-{path.stem}": Synthesis(root, weights=path) for path in others}
+        return tasks
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """Make a training task for each bundle.

@@ -38,13 +38,13 @@ class Synthesis(InferTask):
     Args:
         bundle_root: the bundle's folder.
         weights: their file, which need not be there yet.
-        trained: the file that is used in its place once it is there.
+        trained: the file that is used in its place once it is there, if there may be one.
 
     Raises:
         HTTPException: when called, 400 or 500 with the reason.
     """
 
-    def __init__(self, bundle_root: Path, *, weights: Path, trained: Path) -> None:
+    def __init__(self, bundle_root: Path, *, weights: Path, trained: Path | None = None) -> None:
         self.bundle_root, self._shipped, self._trained = bundle_root, weights, trained
         self._loaded: tuple[tuple[Path, int], BundleSynthesiser] | None = None
         self.fault = ""
@@ -59,7 +59,7 @@ class Synthesis(InferTask):
     @property
     def weights(self) -> Path:
         """The file that is served from now."""
-        return self._trained if self._trained.is_file() else self._shipped
+        return self._trained if self._trained is not None and self._trained.is_file() else self._shipped
 
     def is_valid(self) -> bool:
         """Say whether there are weights.
