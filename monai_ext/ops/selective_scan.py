@@ -13,6 +13,7 @@ from torch import Tensor
 
 from monai_ext.ops import checks, loader
 
+EXPORTED_CHUNKS = 4  # of a graph: each makes it longer to write, fewer take more memory to run
 CHUNK = 64  # steps between saved states: their memory is N / CHUNK of u's
 
 
@@ -65,7 +66,7 @@ def selective_scan(
     if torch.jit.is_scripting():
         y = selective_scan_reference(*inputs)[0]
     elif checks.stands_alone():
-        y = selective_scan_reference(*inputs)[0]
+        y = selective_scan_reference(*inputs, chunk=max(CHUNK, -(-u.shape[-1] // EXPORTED_CHUNKS)))[0]
     else:
         loader.ready("selective_scan", u.device.type)
         y = _operator(*inputs)[0]
