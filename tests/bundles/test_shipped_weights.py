@@ -1,5 +1,6 @@
 """The weights that come with the bundles: whole, as their JSON says, and better on a phantom than any linear mix."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from running import BUNDLES
+from skimage.metrics import peak_signal_noise_ratio
 
 from monai_ext.__main__ import main
 from monai_ext.files import sha256
@@ -81,12 +83,35 @@ def test_so_is_one_of_thin_and_of_thick_slices(weights, another, tmp_path):
     assert made < mixed
 
 
-def errors_of(weights: Path, scans: dict[str, Path], out: Path) -> tuple[float, float]:
-    """What is left of the truth after a fit of the synthesis, and of the sources."""
-    makes = BundleSynthesiser(weights.parents[1], weights=weights, amp=False)
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+@of_each
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
+def test_openvino_makes_what_float32_torch_makes(weights, amp, phantom, tmp_path):
+    if weights.parents[1].name == "hmf_mambainr":
+        with pytest.raises(ValueError, match="scans step by step"):
+            synthesised(weights, phantom, tmp_path, engine="openvino", amp=amp)
+        return
+    exact, target, _ = synthesised(weights, phantom, tmp_path / "torch", engine="torch", amp=False)
+    graph, _, _ = synthesised(weights, phantom, tmp_path / "graph", engine="openvino", amp=amp)
+    images = [np.asarray(nib.load(written[target]).dataobj, dtype=np.float64) for written in (exact, graph)]
+    assert peak_signal_noise_ratio(*images, data_range=1) >= (80 if not amp else 50)
+
+
+def synthesised(
+    weights: Path, scans: dict[str, Path], out: Path, **ids: object
+) -> tuple[dict[str, Path], str, tuple[str, ...]]:
+    """What the weights make of the scans, for one target, and of which sources."""
+    makes = BundleSynthesiser(weights.parents[1], weights=weights, **ids)
     sources, target = (("T1", "T2"), "FLAIR") if makes.takes_any else (makes.contrasts, makes.targets[0])
     asked = {"target": [target]} if makes.takes_any else {}
-    written = makes({name: scans[name] for name in sources}, out, subject="person", trust_names=True, **asked)
+    given = {name: scans[name] for name in sources}
+    return makes(given, out, subject="person", trust_names=True, **asked), target, tuple(sources)
+
+
+def errors_of(weights: Path, scans: dict[str, Path], out: Path) -> tuple[float, float]:
+    """What is left of the truth after a fit of the synthesis, and of the sources."""
+    written, target, sources = synthesised(weights, scans, out, amp=False)
     result, truth, *columns = (
         np.asarray(nib.load(path).dataobj, dtype=np.float64)
         for path in (written[target], scans[target], *(scans[name] for name in sources))
