@@ -24,7 +24,7 @@ from monai_ext.inference.fine import SHAPE, slices
 from monai_ext.modalities import MODALITIES
 
 WEIGHTS = Path(__file__).with_name("recogniser.npz")
-CUBE_WIDTHS = (1, 8, 24, 48, 64)  # channels; all but the last stage halve the image
+CUBE_WIDTHS = (1, 12, 32, 64, 96)  # channels; all but the last stage halve the image
 SLICE_WIDTHS = (9, 16, 32, 64, 96)  # the first: SHADES' steps
 SHADES = (0.0, 0.35, 0.65, 0.85, 1.0, 1.15, 1.4, 1.8, 2.5, 4.0)  # of the brain's middle
 PLACED = 12  # channels that keep where they are, for the pose
@@ -203,10 +203,10 @@ class Trained:
         centres: (7, H), where each contrast's phantoms lie.
         precision: (H, H), the inverse of the covariance that all contrasts share.
         farthest: the distance that 99 in 100 unseen phantoms keep below.
-        implausible: the probability of what a scan is called below which it is hardly ever that: no more than three
-            in a thousand unseen phantoms have less for what they are.
-        sure_of_pose: the probability above which no more than three in a thousand unseen upright phantoms are seen to
-            lie otherwise.
+        implausible: the probability of what a scan is called below which it is hardly ever that: no more than one in
+            a thousand unseen phantoms has less for what it is.
+        sure_of_pose: the probability above which no more than one in a thousand unseen upright phantoms is seen to lie
+            otherwise.
     """
 
     network: Recogniser

@@ -10,7 +10,8 @@ import pytest
 from monai_ext.data.phantoms.patients import Phantom, make_phantom
 from monai_ext.data.phantoms.sites import SITES
 from monai_ext.data.volumes import Volume, write_volume
-from monai_ext.inference.checks import Findings, look
+from monai_ext.inference.checks import INTERCHANGED, Findings, look
+from monai_ext.inference.recogniser import UPRIGHT, WEIGHTS
 
 REAL = {
     "ms_patient26": {"T1": "T1", "T1C": "T1POST", "T2": "T2", "FLAIR": "FLAIR"},
@@ -49,6 +50,29 @@ def test_no_real_scan_is_refused(real_data: Path, case: str) -> None:
     assert not findings.refusals(), [one.message for one in findings.refusals()]
     assert all(one.seen is not None for one in findings.images.values())
     assert json.loads(json.dumps(findings.record()))["images"].keys() == REAL[case].keys()
+
+
+def test_most_real_contrasts_are_named_rightly_and_every_head_is_seen_upright(real_data: Path) -> None:
+    seen = {
+        (case, name): one.seen
+        for case in REAL
+        for name, one in look(files(real_data / case, **REAL[case])).images.items()
+    }
+    assert all(one.pose == UPRIGHT for one in seen.values())
+    likeliest = {key: max(one.contrasts, key=one.contrasts.__getitem__) for key, one in seen.items()}
+    right = [name == found or {name, found} <= INTERCHANGED for (_, name), found in likeliest.items()]
+    assert sum(right) >= 0.85 * len(right), likeliest
+
+
+def test_the_recogniser_is_small_and_was_measured_on_people_it_did_not_know() -> None:
+    assert WEIGHTS.stat().st_size < 2e6
+    with np.load(WEIGHTS) as stored:
+        about = json.loads(bytes(stored["about"]).decode())
+    assert about["unseen_scans"] >= 1000
+    assert about["right"]["contrast"] > 0.9
+    assert about["right"]["pose"] > 0.95
+    assert about["right"]["upright"] > 0.995
+    assert about["sure_of_pose"] < 0.99  # above it no more than one in a thousand upright heads is seen wrongly
 
 
 def test_real_scans_that_headers_put_apart_are_to_be_registered_and_others_are_not(real_data: Path) -> None:
