@@ -61,21 +61,13 @@ def run(args: argparse.Namespace) -> int:
     others = {}
     for other in args.others:
         file, equals, share = other.rpartition("=")
-        if not equals or not is_share(share):
+        if not equals or not _is_share(share):
             raise ValueError(f"--with must be FILE=SHARE with a share from 0 to 1, got {other!r}")
         others[Path(file)] = float(share)
     about = pack(root, weights=args.weights, datalist=args.pool / "datalist.json", out=out, notes=notes, others=others)
     size = out.stat().st_size / 1e6
     print(f"{out}: {size:.1f} MB, {about['precision']}, {about['agreement_db']} dB, sha256 {about['sha256']}")
     return 0
-
-
-def is_share(text: str) -> bool:
-    """Say whether a text is a number from 0 to 1."""
-    try:
-        return 0 <= float(text) <= 1
-    except ValueError:
-        return False
 
 
 def pack(
@@ -158,6 +150,14 @@ def _preset(slices: PoolSlices) -> Preset:
     image = slices.subjects[0].images[slices.sources[0]]
     i, j, _ = (round(float(step), 3) for step in read_volume(image).spacing)
     return Preset(spacing=(i, j, None), trained_spacing=(i, j, None))
+
+
+def _is_share(text: str) -> bool:
+    """Say whether a text is a number from 0 to 1."""
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 def _mean(weights: dict[str, Tensor], others: Mapping[Path, float]) -> dict[str, Tensor]:
