@@ -34,6 +34,9 @@ class SlicesInferer(Inferer):
         margin: the network sees the rows and columns in which the volume shows anything, and so many more on each
             side, zeros where the volume ends: norms over a plane then do not depend on how much background there is,
             and it takes less time. None is whole planes.
+        canvas: the network sees whole planes instead, with zeros round those of fewer rows or columns than this, as
+            `monai_ext.training.datasets.samples` shows them to one that learns: FD-GAN's blocks and norms over a
+            plane depend on it. `margin` does not count then.
 
     Raises:
         ValueError: a number that may not be, or inputs that are not one volume.
