@@ -1,6 +1,7 @@
 """One command from label maps to packed weights, stopped by its own clock and taken up again."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,13 @@ def test_a_stopped_command_goes_on_and_ends_in_weights_that_say_what_trained_the
     words += ["--out", out, "--note", "data=a ball, no image of a patient"]
     words += [word for pair in TINY for word in ("--id", pair)]
     command = [str(word) for word in words]
+    began = time.monotonic()
     assert main([*command, "--minutes", "0.001"]) == 3
+    assert time.monotonic() - began < 40  # the pool is made within the time as well
     assert not out.exists()
+    assert main(command) == 0
     pool = json.loads((tmp_path / "work" / "pool" / "datalist.json").read_text())
     assert (len(pool["training"]), len(pool["validation"])) == (2, 1)
-    assert main(command) == 0
     about = about_weights(out)
     assert (about["bundle"], about["data"]) == ("agi_net", "a ball, no image of a patient")
     assert about["agreement_db"] >= 60
