@@ -128,7 +128,7 @@ class SlicesInferer(Inferer):
 
 def _in_the_middle(side: int, canvas: int) -> tuple[int, int]:
     """How many pixels a canvas has before and after a side; larger sides come to multiples of 8, as graphs ask."""
-    more = max(canvas - side, 0) or -side % 8
+    more = canvas - side if side <= canvas else -side % 8
     return more // 2, more - more // 2
 
 

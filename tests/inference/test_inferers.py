@@ -155,6 +155,9 @@ def test_a_canvas_shows_a_slice_as_training_did_and_gives_it_back_where_it_was()
     seen.clear()
     torch.testing.assert_close(SlicesInferer(batch_size=7, amp=False, canvas=11)(x, network), x[:, :1])
     assert seen[0].shape == (7, 2, 16, 11)  # nothing of a larger plane is cut off
+    seen.clear()
+    SlicesInferer(batch_size=7, amp=False, canvas=13)(x, network)
+    assert seen[0].shape == (7, 2, 13, 13)
 
 
 @pytest.mark.parametrize("weights", [Path("nowhere.pt"), None])
