@@ -25,6 +25,7 @@ from monai_ext.modalities import canonical
 TRIES, WAIT = 40, 0.05  # s: to find a folder that is not being renewed
 LESION_SHARE = 0.5  # of the slices of a subject with a lesion go through it
 GAMMA, GAIN = 0.2, 0.25  # standard deviations of the sources' exponents and factors, as logarithms
+LEAN, BOWL, SKEW, TWIST = 0.15, 0.5, 0.2, 0.15  # standard deviations of a coil's shading, see `_coil`
 BACKGROUND, HEAD = 0.05, 0.3  # what a pixel there counts in a loss, where one of the brain counts 1
 
 
@@ -41,9 +42,9 @@ class _Cut(NamedTuple):
 class PoolSlices(Dataset[dict[str, Any]]):
     """Items as `SliceDataset` gives them, with "weight" (1, H, W), what each pixel counts in a loss.
 
-    Training (`varied`) takes any slice with brain, through a lesion half of the time where there is one, mirrored and
-    with bent grey values at random, all by the seed of a `Draw`. Else a subject's slices are always the same, evenly
-    spread over its brain.
+    Training (`varied`) takes any slice with brain, through a lesion half of the time where there is one, mirrored,
+    shaded and with bent grey values at random, all by the seed of a `Draw`. Else a subject's slices are always the
+    same, evenly spread over its brain, and as they lie on the disk.
 
     Args:
         data: prepared subjects of one size. What they hold is looked at when a slice is read.
@@ -51,6 +52,8 @@ class PoolSlices(Dataset[dict[str, Any]]):
         per_subject: how many slices of a subject an epoch has.
         varied: whether for training.
         lesion_weight: what a pixel in a lesion counts, where one of other brain counts 1.
+        shaded: the share of training slices that are shaded in the plane by one coil in all contrasts, targets too, on
+            top of what shades each source alone: where all sources show it, what was not scanned would have had it.
 
     Raises:
         ValueError: no subject, or a number that may not be.
@@ -66,14 +69,17 @@ class PoolSlices(Dataset[dict[str, Any]]):
         per_subject: int = 8,
         varied: bool = True,
         lesion_weight: float = 4.0,
+        shaded: float = 0.5,
     ) -> None:
         if per_subject < 1:
             raise ValueError(f"per_subject must be at least 1, got {per_subject}")
         if not lesion_weight >= 1:
             raise ValueError(f"lesion_weight must be at least 1, got {lesion_weight}")
+        if not 0 <= shaded <= 1:
+            raise ValueError(f"shaded must be a share from 0 to 1, got {shaded}")
         self.sources, self.target = tuple(map(canonical, sources)), tuple(map(canonical, target))
         self.contrasts = tuple(dict.fromkeys(self.sources + self.target))
-        self.per_subject, self.varied, self.lesion_weight = per_subject, varied, lesion_weight
+        self.per_subject, self.varied, self.lesion_weight, self.shaded = per_subject, varied, lesion_weight, shaded
         self.subjects = tuple(data)
         self._counted: dict[str, tuple[_State, NDArray[np.intp], NDArray[np.intp]]] = {}
         if not self.subjects:
@@ -102,6 +108,9 @@ class PoolSlices(Dataset[dict[str, Any]]):
         if self.varied:
             if rng.random() < 0.5:
                 sources, target, weight = (image[:, ::-1] for image in (sources, target, weight))
+            if rng.random() < self.shaded:
+                coil = _coil(sources, rng)
+                sources, target = sources * coil, (target * coil).clip(0, 1)
             sources = _bent(sources, rng)
         item: dict[str, Any] = {
             "sources": torch.from_numpy(np.ascontiguousarray(sources)),
@@ -251,6 +260,21 @@ class VariedCanvas:
             moved.append({**item, **images})
         batch: dict[str, Any] = default_collate(moved)
         return batch
+
+
+def _coil(sources: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """(M, H, W) -> (H, W), a gain of second order over the head, 1 in its mean: bright in the middle or at the rim."""
+    bright = sources.max(0)
+    box = filled_box(torch.from_numpy(np.ascontiguousarray(sources)))
+    y, x = (
+        ((np.arange(side) - part.start) * 2 / max(part.stop - part.start - 1, 1) - 1).astype(np.float32)
+        for side, part in zip(bright.shape, box, strict=True)
+    )
+    y = y[:, None]
+    bowl, down, across = rng.normal(0, (BOWL, SKEW, SKEW))
+    up, right, twist = rng.normal(0, (LEAN, LEAN, TWIST))
+    gain = np.exp(up * y + right * x + (bowl + down) * y * y + (bowl + across) * x * x + twist * x * y)
+    return np.asarray(gain * (bright.sum() / max(float((gain * bright).sum()), 1e-6)), np.float32)
 
 
 def _bent(sources: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -210,3 +210,21 @@ def test_every_command_of_a_page_runs(
         assert done.returncode == 0, f"{line}\n{' '.join(words)}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
     assert (tmp_path / "bundles" / bundle.name / "models/model.pt").read_bytes() == shipped
     assert len(lines) > 20
+
+
+@pytest.mark.long
+def test_what_a_page_trains_takes_a_step_at_the_papers_size(bundle: Path, prepared: Path, raw: Path, tmp_path: Path):
+    """The first training of each set of configs, at its width and canvas: two slices, or one patch, and one step."""
+    lay_out(tmp_path, prepared=prepared, raw=raw)
+    seen = []
+    for files, ids in runs(bundle):
+        if verb_of(files) != "train" or files in seen or "adapters" in ids or "bundles/compact.json" in files:
+            continue
+        seen.append(files)
+        volumetric = any("volumetric" in file for file in files)
+        small = {"steps": 1, "batch_size": 1 if volumetric else 2, "slices": "['middle', 2]", "amp": "false"}
+        words = [word for name, value in {**ids, **small}.items() for word in (f"--{name}", str(value))]
+        done = here("monai.bundle", "run", *words, cwd=tmp_path, check=False)
+        assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
+        assert (tmp_path / ids["weights"]).is_file()
+    assert seen

@@ -11,7 +11,7 @@ from pools import write_pool
 from monai_ext.data.batching import Draw, ModalityConsistentBatches
 from monai_ext.data.datalist import SubjectError
 from monai_ext.data.slice_files import read_slices
-from monai_ext.training.pool import BACKGROUND, HEAD, PoolSlices, VariedCanvas, pool
+from monai_ext.training.pool import BACKGROUND, HEAD, PoolSlices, VariedCanvas, _coil, pool
 
 TASK = {"sources": ["T1", "T2"], "target": "FLAIR"}
 
@@ -36,6 +36,26 @@ def test_a_seed_decides_what_training_sees(tmp_path):
     first, again, other = (data[Draw(0, seed)] for seed in (1, 1, 2))
     assert torch.equal(first["sources"], again["sources"])
     assert not torch.equal(first["sources"], other["sources"])
+
+
+def test_one_coil_shades_what_is_given_and_what_is_to_be_made_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr("monai_ext.training.pool.GAMMA", 0.0)  # what each source has of its own
+    monkeypatch.setattr("monai_ext.training.pool.GAIN", 0.0)
+    folder = write_pool(tmp_path)
+    plain, shaded = (pool(folder, "training", **TASK, shaded=share) for share in (0.0, 1.0))
+    bowls = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        coil = _coil(np.full((1, 32, 24), 0.5, np.float32), rng)
+        assert coil.min() > 0 and coil.mean() == pytest.approx(1, abs=1e-5)
+        bowls.append(coil[16, 12] - coil[[0, -1]][:, [0, -1]].mean())
+        draw = Draw(seed % len(plain), seed)
+        one, other = plain[draw], shaded[draw]
+        both = (one["sources"] > 0.02) & (other["sources"] < 1) & (one["target"] > 0.02) & (other["target"] < 1)
+        gain = other["target"] / one["target"]
+        torch.testing.assert_close((other["sources"] / one["sources"])[both], gain.expand_as(both)[both])
+        assert gain[both.any(0, keepdim=True)].std() > 0.005
+    assert min(bowls) < 0 < max(bowls), "bright in the middle, and at the rim"
 
 
 def test_half_of_the_slices_go_through_the_lesion(tmp_path):
@@ -114,7 +134,11 @@ def test_a_canvas_has_every_head_whole_and_its_target_with_it():
 
 
 @pytest.mark.parametrize(
-    ("how", "match"), [({"per_subject": 0}, "per_subject must be"), ({"lesion_weight": 0.5}, "lesion_")]
+    ("how", "match"), [
+        ({"per_subject": 0}, "per_subject must be"),
+        ({"lesion_weight": 0.5}, "lesion_"),
+        ({"shaded": 1.5}, "shaded must be"),
+    ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, how, match):
     with pytest.raises(ValueError, match=match):
