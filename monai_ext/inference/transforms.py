@@ -140,8 +140,11 @@ class RestoreSubjectd(Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         grid: Grid = data["prepared"].grid
         pred = data["pred"].detach().cpu().float()
-        volumes = [np.ascontiguousarray(grid.back(channel.numpy()).clip(0, 1)) for channel in pred]
-        restored = MetaTensor(torch.from_numpy(np.stack(volumes)), affine=torch.from_numpy(grid.stored_affine))
+        volumes = np.zeros((len(pred), *grid.stored_shape), np.float32)
+        for volume, channel in zip(volumes, pred, strict=True):
+            if channel.any():  # nobody asked for the others, and zeros that are not written take no memory
+                volume[:] = grid.back(channel.numpy()).clip(0, 1)
+        restored = MetaTensor(torch.from_numpy(volumes), affine=torch.from_numpy(grid.stored_affine))
         return {**data, "pred": restored, "prepared_pred": pred}
 
 

@@ -17,23 +17,28 @@ from statistics import median
 
 import nibabel as nib
 
-from monai_ext.__main__ import main as monai_ext
-
 METHODS = ("agi_net", "fd_gan", "hmf_mambainr", "pmm_synth")
 
 
-def synthesised(scans: list[Path], out: Path, *, method: str, words: list[str]) -> tuple[float, float, float]:
-    """Seconds waited, seconds of processor time, and the most memory in GiB."""
+def run(*words: str) -> tuple[float, float, float]:
+    """Seconds `monai-ext` took, those of processor time, and its most memory in GiB.
+
+    This process makes and reads nothing itself, for a child's most memory begins with its parent's.
+    """
     began = time.perf_counter()
-    named = [f"{contrast}={path}" for contrast, path in zip(("T1", "T2"), scans, strict=True)]
-    command = ["synthesise", *named, "--target", "FLAIR", "--method", method, "-o", str(out), *words]
     with tempfile.TemporaryFile("w+") as said:
-        child = subprocess.Popen([sys.executable, "-m", "monai_ext", *command], stdout=said, stderr=said)
+        child = subprocess.Popen([sys.executable, "-m", "monai_ext", *words], stdout=said, stderr=said)
         _, status, used = os.wait4(child.pid, 0)
         if status:
             said.seek(0)
-            raise SystemExit(f"{method} ended with {os.waitstatus_to_exitcode(status)}: {said.read()}")
+            raise SystemExit(f"{' '.join(words)} ended with {os.waitstatus_to_exitcode(status)}: {said.read()}")
     return time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
+
+
+def synthesised(scans: list[Path], out: Path, *, method: str, words: list[str]) -> tuple[float, float, float]:
+    """As `run` has them."""
+    named = [f"{contrast}={path}" for contrast, path in zip(("T1", "T2"), scans, strict=True)]
+    return run("synthesise", *named, "--target", "FLAIR", "--method", method, "-o", str(out), *words)
 
 
 def main() -> None:
@@ -44,7 +49,7 @@ def main() -> None:
     args, words = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as work:
         made = "--site brats --subjects 1 --contrasts T1,T2 --layout folder"
-        monai_ext(["phantom", "--out", work, "--spacing", str(args.spacing), *made.split()])
+        run("phantom", "--out", work, "--spacing", str(args.spacing), *made.split())
         scans = [next(Path(work).glob(f"brats-*/*{name}.nii.gz")) for name in ("T1", "T2")]
         print(f"{' x '.join(map(str, nib.load(scans[0]).shape))} voxels of {args.spacing:g} mm, T1 and T2 to FLAIR\n")
         print("| | seconds, each run | of processor time, median | GiB at most |\n|---|---|---|---|")
