@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 CONTROL = 6.0  # mm between the control points of a deformation
+BLOCK = 4  # voxels of an anatomy's map, of which one is looked at to know whether there is anything in it
 LEAST_VOLUME = 0.15  # a deformation shrinks nothing to less than this share of its volume
 
 
@@ -195,10 +196,23 @@ class Placement:
                 view = [1, 1, 1, 1]
                 view[axis], view[3] = shape[axis], 3
                 where += (along[:, None] * linear[:, axis]).reshape(view)
+        voxels = (where / step + torch.tensor(centre, dtype=torch.float32, device=device)).reshape(-1, 3)
+        near = torch.nonzero(_shows(maps, voxels))[:, 0]  # of a head's canvas most is air
         size = torch.tensor(maps.shape[1:], dtype=torch.float32, device=device)
-        middle = torch.tensor(centre, dtype=torch.float32, device=device)
-        unit = (where / step + middle) * (2 / (size - 1)) - 1
-        return functional.grid_sample(maps[None], unit.flip(-1)[None], align_corners=True)[0]
+        unit = (voxels[near] * (2 / (size - 1)) - 1).flip(-1)
+        sampled = maps.new_zeros(len(maps), len(voxels))
+        sampled[:, near] = functional.grid_sample(maps[None], unit[None, None, None], align_corners=True)[0, :, 0, 0]
+        return sampled.reshape(-1, *shape)
+
+
+def _shows(maps: Tensor, voxels: Tensor) -> Tensor:
+    """Whether (C, I, J, K) has anything within a few voxels of each of (N, 3): (N,), True wherever a sample is not 0."""
+    filled = functional.pad((maps != 0).any(0).float(), (0, 1) * 3)
+    blocks = functional.max_pool3d(filled[None], BLOCK + 1, BLOCK, ceil_mode=True)[0] > 0  # its voxels, and the next
+    flat = torch.zeros(len(voxels), dtype=torch.int32, device=maps.device)
+    for axis, count in enumerate(blocks.shape):
+        flat = flat * count + (voxels[:, axis] / BLOCK).floor().clamp(0, count - 1).int()
+    return blocks.flatten()[flat.long()]
 
 
 def draw_placement(

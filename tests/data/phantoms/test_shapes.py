@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from monai_ext.data.phantoms import shapes
 from monai_ext.data.phantoms.shapes import LEAST_VOLUME, Mass, Placement, draw_placement, draw_rigid, jacobian, posed
 
 EXTENT = np.array([180.0, 210.0, 170.0])
@@ -49,6 +50,23 @@ def test_a_pose_of_nothing_is_no_pose() -> None:
     field = torch.rand(6, 7, 8, generator=torch.Generator().manual_seed(0))
     still, turned = (posed(field, (11, 12, 13), pose=pose, spacing=2.0) for pose in (None, np.eye(4)))
     torch.testing.assert_close(turned, still, atol=1e-4, rtol=0)
+
+
+def test_what_is_left_out_as_air_is_zero_in_every_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single voxels and the maps' very corners, each of which eight voxels of a canvas may show."""
+    rng = np.random.default_rng(0)
+    maps = torch.zeros(3, 30, 34, 28)
+    maps[0, 0, 0, 0] = maps[1, -1, -1, -1] = maps[2, 15, 16, 11] = 1.0
+    maps[1, 7, 8, 20] = -2.0
+    for seed in range(6):
+        pose = draw_rigid(rng, millimetres=9, degrees=20, centre=np.zeros(3)) if seed % 2 else None
+        placed = draw_placement(rng, extent=EXTENT, turn=20)
+        options: dict = {"centre": np.array([15.0, 17.0, 14.0]), "step": 6.0, "shape": (36, 42, 34), "spacing": 6.0}
+        found = placed.sample(maps, pose=pose, **options)
+        with monkeypatch.context() as everywhere:
+            everywhere.setattr(shapes, "_shows", lambda _, voxels: torch.ones(len(voxels), dtype=torch.bool))
+            assert torch.equal(found, placed.sample(maps, pose=pose, **options))
+        assert 0 < (found != 0).sum() < 60
 
 
 def test_what_was_at_a_point_is_where_the_pose_takes_it() -> None:
