@@ -3,18 +3,23 @@
 import contextlib
 import ctypes
 import difflib
+import functools
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import sys
 
 import torch
+from packaging.version import InvalidVersion, Version
 
+logger = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
 LARGE = 2**30  # bytes
 AMP = (True, False, "bf16", "fp16")
 ENGINES = ("auto", "torch", "openvino", "onnxruntime")
 PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnx", "onnxruntime")}
+OLDEST = {"openvino": "2025.4", "onnxruntime": "1.20"}  # that does it, as pyproject.toml's extras have them
 EXTRAS = {"openvino": "openvino", "onnxruntime": "onnx"}
 
 
@@ -80,10 +85,27 @@ def installed(engine: str) -> bool:
         engine: "torch", "openvino" or "onnxruntime".
 
     Returns:
-        Whether its packages are found; they are not imported.
+        Whether its packages are found, and are not too old; they are not imported.
     """
     specs = [importlib.util.find_spec(package) for package in PACKAGES.get(engine, ())]
-    return all(spec is not None and spec.origin is not None for spec in specs)  # without one, it is but a folder
+    found = all(spec is not None and spec.origin is not None for spec in specs)  # without one, it is but a folder
+    return found and not _too_old(engine)
+
+
+@functools.cache
+def _told_too_old(engine: str, found: str) -> None:
+    logger.warning("%s %s is too old and left aside: %s or later is needed", engine, found, OLDEST[engine])
+
+
+def _too_old(engine: str) -> bool:
+    found = version(engine)
+    try:
+        old = engine in OLDEST and Version(found) < Version(OLDEST[engine])
+    except InvalidVersion:  # "unknown", or a name of somebody's own
+        return False
+    if old:
+        _told_too_old(engine, found)
+    return old
 
 
 def version(engine: str) -> str:
@@ -111,7 +133,8 @@ def checked_engine(name: object) -> str:
         One of ENGINES.
 
     Raises:
-        ValueError: it is none of these, which names the nearest, or is not installed, which says what to install.
+        ValueError: it is none of these, which names the nearest, or is not installed or too old, which says what to
+            install.
     """
     if not isinstance(name, str) or name not in ENGINES:
         shown = repr(name) if len(repr(name)) <= 80 else f"a {type(name).__name__}"
@@ -119,7 +142,8 @@ def checked_engine(name: object) -> str:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {shown}{hint}")
     if not installed(name):
-        raise ValueError(f"engine {name} is not here: pip install 'monai-ext[{EXTRAS[name]}]', or give --engine auto")
+        which = f"{version(name)} is too old" if _too_old(name) else "is not here"
+        raise ValueError(f"engine {name} {which}: pip install -U 'monai-ext[{EXTRAS[name]}]', or give --engine auto")
     return name
 
 

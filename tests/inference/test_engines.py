@@ -21,7 +21,7 @@ from monai_ext.networks import FDGAN, AGINet, HMFMambaINR, PMMSynth
 from monai_ext.networks.agi_net import RoutingFunction
 from monai_ext.networks.pfm import PersonalizedNorm
 from monai_ext.networks.pmm_synth import OneTask
-from monai_ext.runtime import ENGINES
+from monai_ext.runtime import ENGINES, OLDEST
 
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 needs_onnxruntime = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="no onnxruntime")
@@ -262,8 +262,25 @@ def test_what_is_not_installed_is_torch_or_a_line_that_says_what_to_install(monk
     without(monkeypatch, "openvino", "onnxruntime")
     assert through(plain(), "auto")[1] == "torch"
     for engine, extra in (("openvino", "openvino"), ("onnxruntime", "onnx")):
-        with pytest.raises(ValueError, match=rf"{engine} is not here: pip install 'monai-ext\[{extra}\]'"):
+        with pytest.raises(ValueError, match=rf"{engine} is not here: pip install -U 'monai-ext\[{extra}\]'"):
             SlicesInferer(engine=engine)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_is_too_old_is_torch_and_a_line(monkeypatch: pytest.MonkeyPatch, caplog):
+    monkeypatch.setattr("monai_ext.runtime.version", lambda engine: {"openvino": "2023.1.0"}.get(engine, "0.9"))
+    for _ in range(2):
+        assert through(plain(), "auto")[1] == "torch"
+    told = [record.getMessage() for record in caplog.records]
+    assert sorted(set(told)) == sorted(told), "once"
+    assert any(line.startswith("openvino 2023.1.0 is too old and left aside: 2025.4 or later") for line in told)
+    with pytest.raises(ValueError, match="openvino 2023.1.0 is too old: pip install -U"):
+        SlicesInferer(engine="openvino")
+
+
+def test_the_oldest_that_will_do_is_what_installing_asks_for():
+    extras = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert all(f'"{name}>={version}"' in extras for name, version in OLDEST.items())
 
 
 @pytest.mark.parametrize("name", ["openvno", "OpenVINO", 3, "$import os"])

@@ -33,7 +33,7 @@ class Recipe:
 
     `anatomies` are label maps, the MNI152 template where there are none. `canvases` are voxels in the slice: a slot
     keeps one of them, whatever subject is in it, because a reader that goes on while slots are renewed knows their
-    sizes. `skull` and `wide` are as of `draw_subject`.
+    sizes. `skull` is as of `draw_subject`.
     """
 
     anatomies: tuple[Path, ...]
@@ -44,7 +44,6 @@ class Recipe:
     masks: tuple[Path, ...] = ()
     seed: int = 0
     skull: bool | None = None
-    wide: bool | None = None
 
     def make(self, number: int, *, slot: int = 0, device: torch.device | str = "cpu") -> "Made":
         """Make one subject, on the canvas of a slot.
@@ -60,9 +59,7 @@ class Recipe:
         rng = np.random.default_rng([self.seed, number])
         anatomy = anatomy_by_lot(rng, self.anatomies, spacing=self.spacing)
         grid = Grid((*self.canvases[slot % len(self.canvases)], self.depth), self.spacing)
-        drawn = draw_subject(
-            rng, anatomy, grid=grid, contrasts=self.contrasts, masks=self.masks, skull=self.skull, wide=self.wide
-        )
+        drawn = draw_subject(rng, anatomy, grid=grid, contrasts=self.contrasts, masks=self.masks, skull=self.skull)
         return Made(render(drawn, device=device), grid, {"number": number, "seed": self.seed, **drawn.facts})
 
     @property
