@@ -47,7 +47,8 @@ def test_one_coil_shades_what_is_given_and_what_is_to_be_made_alike(tmp_path, mo
     for seed in range(20):
         rng = np.random.default_rng(seed)
         coil = _coil(np.full((1, 32, 24), 0.5, np.float32), rng)
-        assert coil.min() > 0 and coil.mean() == pytest.approx(1, abs=1e-5)
+        assert coil.min() > 0
+        assert coil.mean() == pytest.approx(1, abs=1e-5)
         bowls.append(coil[16, 12] - coil[[0, -1]][:, [0, -1]].mean())
         draw = Draw(seed % len(plain), seed)
         one, other = plain[draw], shaded[draw]
@@ -134,7 +135,8 @@ def test_a_canvas_has_every_head_whole_and_its_target_with_it():
 
 
 @pytest.mark.parametrize(
-    ("how", "match"), [
+    ("how", "match"),
+    [
         ({"per_subject": 0}, "per_subject must be"),
         ({"lesion_weight": 0.5}, "lesion_"),
         ({"shaded": 1.5}, "shaded must be"),

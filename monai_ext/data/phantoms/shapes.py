@@ -206,7 +206,7 @@ class Placement:
 
 
 def _shows(maps: Tensor, voxels: Tensor) -> Tensor:
-    """Whether (C, I, J, K) has anything within a few voxels of each of (N, 3): (N,), True wherever a sample is not 0."""
+    """(C, I, J, K), (N, 3) -> (N,), whether there is anything within a few voxels: True wherever a sample is not 0."""
     filled = functional.pad((maps != 0).any(0).float(), (0, 1) * 3)
     blocks = functional.max_pool3d(filled[None], BLOCK + 1, BLOCK, ceil_mode=True)[0] > 0  # its voxels, and the next
     flat = torch.zeros(len(voxels), dtype=torch.int32, device=maps.device)
