@@ -41,15 +41,14 @@ def trained(
     training: Mapping[str, object],
     size: str = "compact",
 ) -> Path:
-    """The weights in `folder`."""
-    weights = folder / "model.pt"
-    if not weights.is_file():
-        _run(
-            bundle,
-            "train",
-            [*overlays, size],
-            {"dataset_dir": data.resolve(), "weights": weights, "output_dir": folder, **training},
-        )
+    """The weights in `folder`; a training that was stopped before its end goes on from its last checkpoint."""
+    weights, ended = folder / "model.pt", folder / "trained"
+    if not ended.is_file():
+        ids: dict[str, object] = {"dataset_dir": data.resolve(), "weights": weights, "output_dir": folder, **training}
+        if any((folder / "checkpoints").glob("*.pt")):
+            ids["resume"] = "true"
+        _run(bundle, "train", [*overlays, size], ids)
+        ended.touch()
     return weights
 
 

@@ -214,15 +214,21 @@ def test_every_command_of_a_page_runs(
 
 @pytest.mark.long
 def test_what_a_page_trains_takes_a_step_at_the_papers_size(bundle: Path, prepared: Path, raw: Path, tmp_path: Path):
-    """The first training of each set of configs, at its width and canvas: two slices, or one patch, and one step."""
+    """The first training of each set of configs, at its width and canvas: two slices and one step. A patch in 3D takes
+    minutes on a CPU, and what makes several processes of one changes nothing of a step: both run small, above.
+    """
     lay_out(tmp_path, prepared=prepared, raw=raw)
     seen = []
     for files, ids in runs(bundle):
-        if verb_of(files) != "train" or files in seen or "adapters" in ids or "bundles/compact.json" in files:
+        extra = [Path(file).stem for file in files[1:]]
+        if (
+            verb_of(files) != "train"
+            or files in seen
+            or {"adapt", "compact", "volumetric", "multi_gpu_train"} & {*extra}
+        ):
             continue
         seen.append(files)
-        volumetric = any("volumetric" in file for file in files)
-        small = {"steps": 1, "batch_size": 1 if volumetric else 2, "slices": "['middle', 2]", "amp": "false"}
+        small = {"steps": 1, "batch_size": 2, "slices": "['middle', 2]"}
         words = [word for name, value in {**ids, **small}.items() for word in (f"--{name}", str(value))]
         done = here("monai.bundle", "run", *words, cwd=tmp_path, check=False)
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
