@@ -94,15 +94,16 @@ class DirectionalScan(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, D, H, W)"""
         groups = [self.directions, -1]
-        u = self._lines(x.unsqueeze(1).expand(-1, self.directions, -1, -1, -1))
         low_rank, B, C = self._lines(self.project(x).unflatten(1, groups)).split(self.sections, 2)
         delta = torch.matmul(self.to_step, low_rank)
+        wide = x if x.dtype == torch.float64 else x.float()  # as the scan takes it: before it is there in all directions
+        u = self._lines(wide.contiguous().unsqueeze(1).expand(-1, self.directions, -1, -1, -1))
         y = ops.selective_scan(
             u.flatten(1, 2),
-            delta.flatten(1, 2),
+            delta.to(u.dtype).flatten(1, 2),
             -torch.exp(self.log_rates),
-            B,
-            C,
+            B.to(u.dtype),
+            C.to(u.dtype),
             self.skip,
             delta_bias=self.step_bias,
             delta_softplus=True,
