@@ -96,7 +96,9 @@ class DirectionalScan(nn.Module):
         groups = [self.directions, -1]
         low_rank, B, C = self._lines(self.project(x).unflatten(1, groups)).split(self.sections, 2)
         delta = torch.matmul(self.to_step, low_rank)
-        wide = x if x.dtype == torch.float64 else x.float()  # as the scan takes it: before it is there in all directions
+        wide = (
+            x if x.dtype == torch.float64 else x.float()
+        )  # as the scan takes it: before it is there in all directions
         u = self._lines(wide.contiguous().unsqueeze(1).expand(-1, self.directions, -1, -1, -1))
         y = ops.selective_scan(
             u.flatten(1, 2),

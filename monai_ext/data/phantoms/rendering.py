@@ -16,7 +16,7 @@ from monai_ext.data.phantoms.drawing import Subject
 from monai_ext.data.phantoms.protocols import ADC_TOP, CANONICAL, CANONICAL_FLOW, FIELD, WHITE, WIDE_FLUID
 from monai_ext.data.phantoms.sequences import Sequence as Played
 from monai_ext.data.phantoms.sequences import fresh, signal
-from monai_ext.data.phantoms.shapes import enlarged, posed
+from monai_ext.data.phantoms.shapes import Sampled, enlarged, posed
 from monai_ext.data.phantoms.tissues import Tissue, diseased, slower, tissues, wetter
 
 TOP = 99.5  # percentile of the foreground that becomes 1 in what was scanned, as `prepare` does
@@ -38,17 +38,17 @@ class Rendered:
 
 @dataclass(frozen=True)
 class _Body:
-    """Tissue at the rendering grid: shares (C, N), how water and T2 vary (N,), and diseased voxels."""
+    """Tissue in N voxels of the rendering grid, `at`: shares (C, N), how water and T2 vary (N,), what is diseased."""
 
     names: tuple[str, ...]
+    at: Sampled
     shares: Tensor
     water: Tensor
     relaxation: Tensor  # more T2 than the tissue's, as a fraction: iron, myelin and fibres' order, at the same T1
     flow: Tensor  # (N,) how open the fluid is to motion, 0 to 1
-    where: Tensor  # (D,) diseased voxels
+    where: Tensor  # (D,) which of the N are diseased
     weight: Tensor  # (D,)
     disease: tuple[Tensor, Tensor, Tensor, Tensor]
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def render(subject: Subject, *, device: torch.device | str = "cpu", targets: boo
         scene = still if pose is None else _scene(subject, maps, ill=ill, parts=len(labels), pose=pose)
         images |= _scans(subject, scene, names)
     lesion = torch.zeros(grid.rendered, device=maps.device)
-    lesion.view(-1)[still.body.where] = still.body.weight
+    lesion.view(-1)[still.body.at.where[still.body.where]] = still.body.weight
     lesion = (grid.average(lesion) > 0.3) & still.mask
     label = lesion.to(torch.uint8)  # of diseases that have no parts
     if labels:
@@ -121,8 +121,8 @@ def _scene(subject: Subject, maps: Tensor, *, ill: bool, parts: int, pose: NDArr
     if subject.stripping is not None:
         mask = grid.average(stripped(depth, subject.stripping).float()) > 0.5
     else:
-        mask = _outline(grid.average(body.shares.sum(0).reshape(grid.rendered)))
-    return _Scene(body, depth, sampled[len(sampled) - parts :], mask)
+        mask = _outline(grid.average(sampled.whole(body.shares.sum(0))))
+    return _Scene(body, depth, sampled.whole(sampled.values[len(sampled.values) - parts :]), mask)
 
 
 def _scans(subject: Subject, scene: _Scene, names: Sequence[str]) -> dict[str, Tensor]:
@@ -174,14 +174,14 @@ def _played(protocol: Mapping[str, Played], names: Sequence[str]) -> dict[str, P
 
 
 def _body(
-    subject: Subject, sampled: Tensor, names: tuple[str, ...], *, ill: bool, pose: NDArray[np.float64] | None
+    subject: Subject, sampled: Sampled, names: tuple[str, ...], *, ill: bool, pose: NDArray[np.float64] | None
 ) -> tuple[_Body, Tensor]:
     shape = subject.grid.rendered
-    device = sampled.device
+    device = sampled.values.device
     count = len(names)
-    shares, depth = sampled[:count], sampled[count] - FAR
+    shares, depth = sampled.values[:count], sampled.values[count] - FAR
     smooth, fine, folds, broad, narrow = (
-        posed(noise.to(device), shape, pose=pose, spacing=subject.grid.step) for noise in subject.texture
+        sampled.of(posed(noise.to(device), shape, pose=pose, spacing=subject.grid.step)) for noise in subject.texture
     )
     # Sulci as wide as this person's: shift the balance where the brain is, keep the sum.
     brain = shares[: len(BRAIN)]
@@ -199,18 +199,18 @@ def _body(
         shares[index["fat"]] += moved.clamp(min=0)
     water = 0.045 * smooth + 0.02 * fine
     relaxation = 0.05 * broad + 0.03 * narrow
-    fluid = shares[index["csf"]]
+    fluid = sampled.whole(shares[index["csf"]])
     wide = functional.avg_pool3d(
         fluid[None, None],
         _odd(7 / subject.grid.step),
         stride=max(round(3 / subject.grid.step), 1),
         padding=_odd(7 / subject.grid.step) // 2,
     )
-    openness = enlarged(wide[0, 0], shape).clamp(0, 1)
+    openness = sampled.of(enlarged(wide[0, 0], shape)).clamp(0, 1)
     none = torch.zeros(0, device=device)
     where, weight, disease = none.long(), none, (none,) * 4
     if ill:
-        maps = sampled[count + 1 : count + 6].reshape(5, -1)
+        maps = sampled.values[count + 1 : count + 6]
         where = torch.nonzero(maps[0] > 0.01)[:, 0]
         lesion_maps = maps[:, where]
         weight = lesion_maps[0]
@@ -218,16 +218,16 @@ def _body(
     return (
         _Body(
             names=names,
-            shares=shares.reshape(count, -1),
-            water=water.reshape(-1),
-            relaxation=relaxation.reshape(-1),
-            flow=openness.reshape(-1),
+            at=sampled,
+            shares=shares,
+            water=water,
+            relaxation=relaxation,
+            flow=openness,
             where=where,
             weight=weight,
             disease=disease,
-            shape=shape,
         ),
-        depth,
+        sampled.whole(depth, else_=-FAR),
     )
 
 
@@ -284,7 +284,7 @@ def _signals(
         if len(body.where):
             ill = diseased(table, *body.disease)
             image[body.where] += body.weight * (signal(ill, sequence) - image[body.where])
-        result[name] = image.reshape(body.shape)
+        result[name] = body.at.whole(image)
     return result
 
 

@@ -140,6 +140,41 @@ def soft(level: NDArray[np.float32], width: float = 0.7) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """Values where there is anything, the voxels of a grid that have them, in its order, and the grid's shape."""
+
+    values: Tensor  # (C, N)
+    where: Tensor  # (N,)
+    shape: tuple[int, ...]
+
+    def whole(self, values: Tensor, *, else_: float = 0.0) -> Tensor:
+        """Put values back on the grid.
+
+        Args:
+            values: (N,) or (C, N), of these voxels.
+            else_: what the others are.
+
+        Returns:
+            The same number of dimensions, the last of them the grid's three.
+        """
+        size = int(np.prod(self.shape))
+        grid = values.new_full((*values.shape[:-1], size), else_)
+        grid[..., self.where] = values
+        return grid.reshape(*values.shape[:-1], *self.shape)
+
+    def of(self, field: Tensor) -> Tensor:
+        """Take these voxels of a grid.
+
+        Args:
+            field: of the grid's shape.
+
+        Returns:
+            (N,)
+        """
+        return field.reshape(-1)[self.where]
+
+
+@dataclass(frozen=True)
 class Mass:
     """What pushes its surroundings away: where, in mm of the anatomy about the brain's middle, how large, how far."""
 
@@ -168,8 +203,8 @@ class Placement:
         shape: tuple[int, ...],
         spacing: float,
         pose: NDArray[np.float64] | None = None,
-    ) -> Tensor:
-        """Resample maps of the anatomy onto the subject's canvas, trilinear, 0 beyond them.
+    ) -> Sampled:
+        """Resample maps of the anatomy onto the subject's canvas, trilinear; of a head's canvas most is air.
 
         Args:
             maps: (C, I, J, K), float32.
@@ -180,7 +215,7 @@ class Placement:
             pose: M, a rigid 4x4 matrix in mm about the canvas's middle: what was at x is at M x; None for none.
 
         Returns:
-            (C, *shape), on the maps' device.
+            On the maps' device; all is 0 in voxels that are left out.
         """
         device = maps.device
         linear = torch.tensor(self.linear, dtype=torch.float32, device=device)
@@ -197,12 +232,11 @@ class Placement:
                 view[axis], view[3] = shape[axis], 3
                 where += (along[:, None] * linear[:, axis]).reshape(view)
         voxels = (where / step + torch.tensor(centre, dtype=torch.float32, device=device)).reshape(-1, 3)
-        near = torch.nonzero(_shows(maps, voxels))[:, 0]  # of a head's canvas most is air
+        near = torch.nonzero(_shows(maps, voxels))[:, 0]
         size = torch.tensor(maps.shape[1:], dtype=torch.float32, device=device)
         unit = (voxels[near] * (2 / (size - 1)) - 1).flip(-1)
-        sampled = maps.new_zeros(len(maps), len(voxels))
-        sampled[:, near] = functional.grid_sample(maps[None], unit[None, None, None], align_corners=True)[0, :, 0, 0]
-        return sampled.reshape(-1, *shape)
+        values = functional.grid_sample(maps[None], unit[None, None, None], align_corners=True)[0, :, 0, 0]
+        return Sampled(values, near, shape)
 
 
 def _shows(maps: Tensor, voxels: Tensor) -> Tensor:

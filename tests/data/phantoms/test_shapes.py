@@ -1,11 +1,22 @@
 """Heads bend without folding, turn rigidly, and are found again where a pose took them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from monai_ext.data.phantoms import shapes
 from monai_ext.data.phantoms.shapes import LEAST_VOLUME, Mass, Placement, draw_placement, draw_rigid, jacobian, posed
+
+
+def sampled(placed: Placement, maps: torch.Tensor, **options: Any) -> torch.Tensor:
+    """(C, I, J, K)"""
+    found = placed.sample(maps, **options)
+    whole = found.whole(found.values)
+    assert torch.equal(found.of(whole[0]), found.values[0])
+    return whole
+
 
 EXTENT = np.array([180.0, 210.0, 170.0])
 
@@ -45,7 +56,7 @@ def test_a_pose_of_nothing_is_no_pose() -> None:
     maps = torch.rand(2, 30, 34, 28, generator=torch.Generator().manual_seed(0))
     options: dict = {"centre": np.array([15.0, 17.0, 14.0]), "step": 6.0, "shape": (30, 35, 28), "spacing": 6.0}
     torch.testing.assert_close(
-        placed.sample(maps, pose=np.eye(4), **options), placed.sample(maps, **options), atol=1e-3, rtol=0
+        sampled(placed, maps, pose=np.eye(4), **options), sampled(placed, maps, **options), atol=1e-3, rtol=0
     )
     field = torch.rand(6, 7, 8, generator=torch.Generator().manual_seed(0))
     still, turned = (posed(field, (11, 12, 13), pose=pose, spacing=2.0) for pose in (None, np.eye(4)))
@@ -62,10 +73,10 @@ def test_what_is_left_out_as_air_is_zero_in_every_sample(monkeypatch: pytest.Mon
         pose = draw_rigid(rng, millimetres=9, degrees=20, centre=np.zeros(3)) if seed % 2 else None
         placed = draw_placement(rng, extent=EXTENT, turn=20)
         options: dict = {"centre": np.array([15.0, 17.0, 14.0]), "step": 6.0, "shape": (36, 42, 34), "spacing": 6.0}
-        found = placed.sample(maps, pose=pose, **options)
+        found = sampled(placed, maps, pose=pose, **options)
         with monkeypatch.context() as everywhere:
             everywhere.setattr(shapes, "_shows", lambda _, voxels: torch.ones(len(voxels), dtype=torch.bool))
-            assert torch.equal(found, placed.sample(maps, pose=pose, **options))
+            assert torch.equal(found, sampled(placed, maps, pose=pose, **options))
         assert 0 < (found != 0).sum() < 60
 
 
@@ -76,7 +87,7 @@ def test_what_was_at_a_point_is_where_the_pose_takes_it() -> None:
     pose = np.eye(4)
     pose[:3, :3] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]  # x -> y
     pose[:3, 3] = [2.0, 0, -4.0]
-    moved = still.sample(maps, centre=np.full(3, 4.0), step=2.0, shape=(9, 9, 9), spacing=2.0, pose=pose)
+    moved = sampled(still, maps, centre=np.full(3, 4.0), step=2.0, shape=(9, 9, 9), spacing=2.0, pose=pose)
     for voxel in ((4, 4, 4), (6, 4, 5), (3, 5, 6)):
         there = pose[:3, :3] @ ((np.array(voxel) - 4) * 2.0) + pose[:3, 3]
         i, j, k = np.rint(there / 2.0 + 4).astype(int)
