@@ -35,6 +35,7 @@ SMALL = {
     "real.py": ["--spacing", "6", "--task", "T1,T2:FLAIR"],
     "misalignment.py": ["--seeds", "0", *STUDY],
     "finer.py": STUDY,
+    "shading.py": ["--spacing", "6"],
 }
 LARGE = {
     "disentangling.py": "pix2pix's eight halvings need the paper's size; tests/benchmarks/test_disentangling.py",

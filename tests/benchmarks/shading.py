@@ -1,0 +1,73 @@
+"""How scanners shade the contrasts of one person, and whether alike: a gain of second order in the white matter.
+
+    python tests/benchmarks/shading.py --root SCANS --out OUT --exclude "*.mha" "*.dcm"
+
+SCANS is as `real.py` has it, and OUT keeps the cases as they are prepared. The logarithm of each contrast's grey
+values in the white matter, which T1 shows, is fitted by a polynomial of second order in space, without what lies far
+from it. Printed, a row a case: the fit's standard deviation over the brain for each contrast, and the correlation of
+each two contrasts' there. What two sources show alike is the coil's; what one shows alone may be tissue or sequence.
+"""
+
+import argparse
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from likeness import Case
+from numpy.typing import NDArray
+from real import read_case
+
+from monai_ext.data.choosing import Choices
+from monai_ext.data.datalist import SubjectError, report_failures
+from monai_ext.data.layouts import index
+from monai_ext.files import absolute
+
+ROUNDS = 5  # of the fit, each without what lay far from the one before
+FAR = 2.0  # medians of the distances
+DARK = 0.05  # of white: what has no logarithm worth fitting
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--root", type=Path, required=True, help="the folder with a folder a person")
+    parser.add_argument("--out", type=Path, required=True, help="where prepared cases are kept")
+    parser.add_argument("--spacing", type=float, default=2.0, help="of the cases' voxels, in mm (default: 2)")
+    parser.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="as of index")
+    args = parser.parse_args()
+    found = index(args.root, choices=Choices([]), exclude=args.exclude)
+    failures = list(found.failures)
+    for subject in found.subjects:
+        try:
+            if "T1" not in subject.images or len(subject.images) < 2:
+                continue
+            case = read_case(subject, absolute(args.out), root=args.root, spacing=args.spacing)
+            shadings = {name: shading(case, name) for name in case.images}
+            spread = ", ".join(f"{name} {values.std():.2f}" for name, values in shadings.items())
+            alike = ", ".join(
+                f"{one}-{other} {np.corrcoef(shadings[one], shadings[other])[0, 1]:+.2f}"
+                for one, other in combinations(shadings, 2)
+            )
+            print(f"{case.name}: shaded by {spread}; alike {alike}", flush=True)
+        except SubjectError as fault:
+            failures.append(fault)
+    return report_failures(failures, total=len(found.subjects) + len(found.failures), what="looked at")
+
+
+def shading(case: Case, name: str) -> NDArray[np.float64]:
+    """The logarithm of the contrast's gain at each voxel of the brain."""
+    axes = [np.linspace(-1, 1, side) for side in case.brain.shape]
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    terms = [np.broadcast_to(term, case.brain.shape) for term in (x, y, z, x * x, y * y, z * z, x * y, y * z, x * z)]
+    white = case.white_matter & (case.images[name] > DARK)
+    columns = np.stack([*(term[white] for term in terms), np.ones(int(white.sum()))], 1)
+    values = np.log(case.images[name][white].astype(np.float64))
+    kept = np.ones(len(values), bool)
+    for _ in range(ROUNDS):
+        found = np.linalg.lstsq(columns[kept], values[kept], rcond=None)[0]
+        distance = np.abs(values - columns @ found)
+        kept = distance <= FAR * np.median(distance)
+    return np.asarray(sum(weight * term[case.brain] for weight, term in zip(found[:-1], terms, strict=True)))
+
+
+if __name__ == "__main__":
+    main()
