@@ -1,9 +1,12 @@
 """How long a whole subject takes by `monai-ext synthesise`, from Enter to the files, with the weights of each bundle.
 
     python tests/benchmarks/subject.py
+    python tests/benchmarks/subject.py --of T1=SCANS/T1W.nii.gz T2=SCANS/T2W.nii.gz
+    python tests/benchmarks/subject.py --of STUDY_OF_DICOM --target T2
 
-A phantom of 240 x 240 x 155 voxels of 1 mm is made first. Each run is a new process that does what a person's would:
-look at the scans, prepare them, synthesise, write the image, its JSON and the quick look.
+A phantom of 240 x 240 x 155 voxels of 1 mm is made first, and goes through each bundle; or --of says what a person
+types, who leaves it to the command which bundle serves. Each run is a new process that does what a person's would: look
+at the scans, prepare them, register where they lie apart, synthesise, write the image, its JSON and the quick look.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -35,32 +39,37 @@ def run(*words: str) -> tuple[float, float, float]:
     return time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
 
 
-def synthesised(scans: list[Path], out: Path, *, method: str, words: list[str]) -> tuple[float, float, float]:
-    """As `run` has them."""
-    named = [f"{contrast}={path}" for contrast, path in zip(("T1", "T2"), scans, strict=True)]
-    return run("synthesise", *named, "--target", "FLAIR", "--method", method, "-o", str(out), *words)
+def synthesised(scans: Sequence[str], out: Path, *, target: str, words: Sequence[str], rounds: int) -> str:
+    """Seconds of each run, of processor time in their median, and GiB at most: cells of a table's row."""
+    rows = [run("synthesise", *scans, "--target", target, "-o", f"{out}{number}", *words) for number in range(rounds)]
+    waited, worked, memory = zip(*rows, strict=True)
+    return f"{', '.join(f'{seconds:.1f}' for seconds in waited)} | {median(worked):.1f} | {max(memory):.1f} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--spacing", type=float, default=1.0, help="of the phantom's voxels, in mm")
+    parser.add_argument("--of", nargs="+", metavar="SCAN", help="what synthesise is given in the phantom's place")
+    parser.add_argument("--target", default="FLAIR")
     args, words = parser.parse_known_args()
+    head = "| | seconds, each run | of processor time, median | GiB at most |\n|---|---|---|---|"
     with tempfile.TemporaryDirectory() as work:
+        if args.of:
+            cells = synthesised(args.of, Path(work) / "out", target=args.target, words=words, rounds=args.rounds)
+            print(f"{head}\n| {' '.join(Path(one).name for one in args.of)} to {args.target} | {cells}")
+            return
         made = "--site brats --subjects 1 --contrasts T1,T2 --layout folder"
         run("phantom", "--out", work, "--spacing", str(args.spacing), *made.split())
-        scans = [next(Path(work).glob(f"brats-*/*{name}.nii.gz")) for name in ("T1", "T2")]
-        print(f"{' x '.join(map(str, nib.load(scans[0]).shape))} voxels of {args.spacing:g} mm, T1 and T2 to FLAIR\n")
-        print("| | seconds, each run | of processor time, median | GiB at most |\n|---|---|---|---|")
+        files = {name: next(Path(work).glob(f"brats-*/*{name}.nii.gz")) for name in ("T1", "T2")}
+        shape = " x ".join(map(str, nib.load(files["T1"]).shape))
+        print(f"{shape} voxels of {args.spacing:g} mm, T1 and T2 to {args.target}\n\n{head}")
+        scans = [f"{name}={path}" for name, path in files.items()]
         for method in args.methods:
-            rows = [
-                synthesised(scans, Path(work) / f"{method}{number}", method=method, words=words)
-                for number in range(args.rounds)
-            ]
-            waited, worked, memory = zip(*rows, strict=True)
-            each = ", ".join(f"{seconds:.1f}" for seconds in waited)
-            print(f"| {method} | {each} | {median(worked):.1f} | {max(memory):.1f} |", flush=True)
+            chosen = ["--method", method, *words]
+            cells = synthesised(scans, Path(work) / method, target=args.target, words=chosen, rounds=args.rounds)
+            print(f"| {method} | {cells}", flush=True)
 
 
 if __name__ == "__main__":
