@@ -75,14 +75,15 @@ def render(subject: Subject, *, device: torch.device | str = "cpu", targets: boo
     """
     grid, lesions = subject.grid, subject.lesions
     ill = bool(lesions.maps[0].any())
-    stack = [subject.anatomy.channels(head=subject.stripping is None, device=device)]
+    maps = [subject.anatomy.channels(head=subject.stripping is None, device=device)]
     if ill:
-        stack.append(torch.from_numpy(lesions.maps).to(device))
+        maps.append(torch.from_numpy(lesions.maps).to(device).float())
     labels = [] if lesions.label is None else [int(value) for value in np.unique(lesions.label) if value]
-    stack += [torch.from_numpy(lesions.label == value)[None].to(device) for value in labels]
-    maps = torch.cat([s.float() for s in stack])
+    if labels:
+        parted = np.stack([lesions.label == value for value in labels])
+        maps.append(torch.from_numpy(parted).to(device).float())
     if grid.step > subject.anatomy.step:  # a voxel that is larger than the anatomy's shows the mean of what is in it
-        maps = _box_mean(maps, grid.step / subject.anatomy.step)
+        maps = [_box_mean(one, grid.step / subject.anatomy.step) for one in maps]
 
     still = _scene(subject, maps, ill=ill, parts=len(labels))
     poses: dict[bytes, list[str]] = {}
@@ -93,7 +94,7 @@ def render(subject: Subject, *, device: torch.device | str = "cpu", targets: boo
         pose = subject.poses.get(names[0])
         scene = still if pose is None else _scene(subject, maps, ill=ill, parts=len(labels), pose=pose)
         images |= _scans(subject, scene, names)
-    lesion = torch.zeros(grid.rendered, device=maps.device)
+    lesion = torch.zeros(grid.rendered, device=maps[0].device)
     lesion.view(-1)[still.body.at.where[still.body.where]] = still.body.weight
     lesion = (grid.average(lesion) > 0.3) & still.mask
     label = lesion.to(torch.uint8)  # of diseases that have no parts
@@ -112,7 +113,9 @@ def render(subject: Subject, *, device: torch.device | str = "cpu", targets: boo
     )
 
 
-def _scene(subject: Subject, maps: Tensor, *, ill: bool, parts: int, pose: NDArray[np.float64] | None = None) -> _Scene:
+def _scene(
+    subject: Subject, maps: Sequence[Tensor], *, ill: bool, parts: int, pose: NDArray[np.float64] | None = None
+) -> _Scene:
     grid, anatomy = subject.grid, subject.anatomy
     sampled = subject.placement.sample(
         maps, centre=anatomy.centre, step=anatomy.step, shape=grid.rendered, spacing=grid.step, pose=pose

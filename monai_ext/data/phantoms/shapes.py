@@ -1,5 +1,6 @@
 """Random shapes: smooth noise, smooth one-to-one deformations, poses of a head."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -196,7 +197,7 @@ class Placement:
 
     def sample(
         self,
-        maps: Tensor,
+        maps: Sequence[Tensor],
         *,
         centre: NDArray[np.float64],
         step: float,
@@ -207,7 +208,7 @@ class Placement:
         """Resample maps of the anatomy onto the subject's canvas, trilinear; of a head's canvas most is air.
 
         Args:
-            maps: (C, I, J, K), float32.
+            maps: (C, I, J, K) each, float32, of one grid; each is looked at where it has anything.
             centre: (3,), the brain's middle in voxels of the maps.
             step: of the maps in mm.
             shape: of the canvas, three numbers.
@@ -215,38 +216,51 @@ class Placement:
             pose: M, a rigid 4x4 matrix in mm about the canvas's middle: what was at x is at M x; None for none.
 
         Returns:
-            On the maps' device; all is 0 in voxels that are left out.
+            All their channels, on their device; all is 0 in voxels that are left out.
         """
-        device = maps.device
+        device = maps[0].device
         linear = torch.tensor(self.linear, dtype=torch.float32, device=device)
         u = posed(self.displacement.to(device), shape, pose=pose, spacing=spacing)
-        where = torch.einsum("ab,b...->...a", linear, u)
+        where = torch.einsum("ab,b...->a...", linear, u)
         if pose is not None:
             back = rigid_points(np.linalg.inv(pose), shape, spacing=spacing, device=device)
-            where += torch.einsum("ab,...b->...a", linear, back - torch.tensor(self.shift, device=device).float())
+            where += torch.einsum("ab,...b->a...", linear, back - torch.tensor(self.shift, device=device).float())
         else:
             for axis in range(3):
                 along = torch.arange(shape[axis], dtype=torch.float32, device=device)
                 along = (along - (shape[axis] - 1) / 2) * spacing - float(self.shift[axis])
-                view = [1, 1, 1, 1]
-                view[axis], view[3] = shape[axis], 3
-                where += (along[:, None] * linear[:, axis]).reshape(view)
-        voxels = (where / step + torch.tensor(centre, dtype=torch.float32, device=device)).reshape(-1, 3)
-        near = torch.nonzero(_shows(maps, voxels))[:, 0]
-        size = torch.tensor(maps.shape[1:], dtype=torch.float32, device=device)
-        unit = (voxels[near] * (2 / (size - 1)) - 1).flip(-1)
-        values = functional.grid_sample(maps[None], unit[None, None, None], align_corners=True)[0, :, 0, 0]
+                view = [3, 1, 1, 1]
+                view[axis + 1] = shape[axis]
+                where += (linear[:, axis, None] * along).reshape(view)
+        voxels = where.reshape(3, -1).div_(step).add_(torch.tensor(centre, dtype=torch.float32, device=device)[:, None])
+        shown = _shown(maps, voxels)
+        near = torch.nonzero(shown)[:, 0]
+        shown = shown[near]
+        values = maps[0].new_zeros(sum(map(len, maps)), len(near))
+        size = torch.tensor(maps[0].shape[1:], dtype=torch.float32, device=device)
+        unit = (voxels[:, near].T * (2 / (size - 1)) - 1).flip(-1)
+        first = 0
+        for number, one in enumerate(maps):
+            which = torch.nonzero(shown & 2**number)[:, 0]
+            taken = functional.grid_sample(one[None], unit[which][None, None, None], align_corners=True)[0, :, 0, 0]
+            values[first : first + len(one), which] = taken
+            first += len(one)
         return Sampled(values, near, shape)
 
 
-def _shows(maps: Tensor, voxels: Tensor) -> Tensor:
-    """(C, I, J, K), (N, 3) -> (N,), whether there is anything within a few voxels: True wherever a sample is not 0."""
-    filled = functional.pad((maps != 0).any(0).float(), (0, 1) * 3)
-    blocks = functional.max_pool3d(filled[None], BLOCK + 1, BLOCK, ceil_mode=True)[0] > 0  # its voxels, and the next
-    flat = torch.zeros(len(voxels), dtype=torch.int32, device=maps.device)
-    for axis, count in enumerate(blocks.shape):
-        flat = flat * count + (voxels[:, axis] / BLOCK).floor().clamp(0, count - 1).int()
-    return blocks.flatten()[flat.long()]
+def _shown(maps: Sequence[Tensor], voxels: Tensor) -> Tensor:
+    """(C, I, J, K) each, (3, N) -> (N,), bytes whose bit m says that maps m have something within a few voxels: it is
+    set wherever a sample of them is not 0.
+    """
+    blocks = torch.zeros((), dtype=torch.uint8, device=voxels.device)
+    for number, one in enumerate(maps):
+        filled = functional.pad((one != 0).any(0).float(), (0, 1) * 3)
+        around = functional.max_pool3d(filled[None], BLOCK + 1, BLOCK, ceil_mode=True)[0]  # its voxels, and the next
+        blocks = blocks | (around > 0).to(torch.uint8) * 2**number
+    flat = torch.zeros(voxels.shape[1], dtype=torch.int32, device=voxels.device)
+    for along, count in zip(voxels, blocks.shape, strict=True):
+        flat.mul_(count).add_((along / BLOCK).clamp_(0, count - 1).int())  # rounded down, as it is above 0
+    return blocks.flatten().take(flat.long())
 
 
 def draw_placement(

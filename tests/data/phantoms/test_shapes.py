@@ -12,7 +12,7 @@ from monai_ext.data.phantoms.shapes import LEAST_VOLUME, Mass, Placement, draw_p
 
 def sampled(placed: Placement, maps: torch.Tensor, **options: Any) -> torch.Tensor:
     """(C, I, J, K)"""
-    found = placed.sample(maps, **options)
+    found = placed.sample([maps[:1], maps[1:]], **options)
     whole = found.whole(found.values)
     assert torch.equal(found.of(whole[0]), found.values[0])
     return whole
@@ -75,7 +75,7 @@ def test_what_is_left_out_as_air_is_zero_in_every_sample(monkeypatch: pytest.Mon
         options: dict = {"centre": np.array([15.0, 17.0, 14.0]), "step": 6.0, "shape": (36, 42, 34), "spacing": 6.0}
         found = sampled(placed, maps, pose=pose, **options)
         with monkeypatch.context() as everywhere:
-            everywhere.setattr(shapes, "_shows", lambda _, voxels: torch.ones(len(voxels), dtype=torch.bool))
+            everywhere.setattr(shapes, "_shown", lambda _, voxels: torch.full(voxels.shape[1:], 255, dtype=torch.uint8))
             assert torch.equal(found, sampled(placed, maps, pose=pose, **options))
         assert 0 < (found != 0).sum() < 60
 
