@@ -96,9 +96,8 @@ class DirectionalScan(nn.Module):
         groups = [self.directions, -1]
         low_rank, B, C = self._lines(self.project(x).unflatten(1, groups)).split(self.sections, 2)
         delta = torch.matmul(self.to_step, low_rank)
-        wide = (
-            x if x.dtype == torch.float64 else x.float()
-        )  # as the scan takes it: before it is there in all directions
+        # In the scan's own precision before it is there in all directions: one map is converted, not four
+        wide = x if x.dtype == torch.float64 else x.float()
         u = self._lines(wide.contiguous().unsqueeze(1).expand(-1, self.directions, -1, -1, -1))
         y = ops.selective_scan(
             u.flatten(1, 2),

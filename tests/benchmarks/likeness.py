@@ -139,10 +139,14 @@ def linear_mix(columns: Sequence[Image], truth: Image, mask: Mask) -> Image:
 
 def shaded(image: Image, truth: Image, mask: Mask) -> Image:
     """The image with a constant and a gain of second order in space, fitted on the truth: as a coil shades it."""
-    axes = [np.linspace(-1, 1, side, dtype=np.float32) for side in image.shape]
+    return linear_mix([image, *(image * gain for gain in second_order(image.shape))], truth, mask)
+
+
+def second_order(shape: tuple[int, ...]) -> list[Image]:
+    """The terms of a polynomial of second order in space but the constant one, each of a shape that spreads to this."""
+    axes = [np.linspace(-1, 1, side, dtype=np.float32) for side in shape]
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
-    gains = [x, y, z, x * x, y * y, z * z, x * y, y * z, x * z]
-    return linear_mix([image, *(image * gain for gain in gains)], truth, mask)
+    return [x, y, z, x * x, y * y, z * z, x * y, y * z, x * z]
 
 
 def haarpsi(image: Tensor, truth: Tensor) -> float:

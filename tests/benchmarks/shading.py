@@ -13,11 +13,10 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from likeness import Case
+from likeness import Case, second_order
 from numpy.typing import NDArray
 from real import read_case
 
-from monai_ext.data.choosing import Choices
 from monai_ext.data.datalist import SubjectError, report_failures
 from monai_ext.data.layouts import index
 from monai_ext.files import absolute
@@ -34,7 +33,7 @@ def main() -> int:
     parser.add_argument("--spacing", type=float, default=2.0, help="of the cases' voxels, in mm (default: 2)")
     parser.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="as of index")
     args = parser.parse_args()
-    found = index(args.root, choices=Choices([]), exclude=args.exclude)
+    found = index(args.root, exclude=args.exclude)
     failures = list(found.failures)
     for subject in found.subjects:
         try:
@@ -55,9 +54,7 @@ def main() -> int:
 
 def shading(case: Case, name: str) -> NDArray[np.float64]:
     """The logarithm of the contrast's gain at each voxel of the brain."""
-    axes = [np.linspace(-1, 1, side) for side in case.brain.shape]
-    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
-    terms = [np.broadcast_to(term, case.brain.shape) for term in (x, y, z, x * x, y * y, z * z, x * y, y * z, x * z)]
+    terms = [np.broadcast_to(term, case.brain.shape) for term in second_order(case.brain.shape)]
     white = case.white_matter & (case.images[name] > DARK)
     columns = np.stack([*(term[white] for term in terms), np.ones(int(white.sum()))], 1)
     values = np.log(case.images[name][white].astype(np.float64))

@@ -13,6 +13,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 
+from monai_ext import runtime
 from monai_ext.inference import engines, graphs, remembered
 from monai_ext.inference.engines import Engine
 from monai_ext.inference.graphs import GRAPHS, EngineError, OpenVINOGraph
@@ -268,6 +269,7 @@ def test_what_is_not_installed_is_torch_or_a_line_that_says_what_to_install(monk
 
 @pytest.mark.usefixtures("fresh")
 def test_what_is_too_old_is_torch_and_a_line(monkeypatch: pytest.MonkeyPatch, caplog):
+    runtime._told_too_old.cache_clear()
     monkeypatch.setattr("monai_ext.runtime.version", lambda engine: {"openvino": "2023.1.0"}.get(engine, "0.9"))
     for _ in range(2):
         assert through(plain(), "auto")[1] == "torch"
