@@ -294,6 +294,31 @@ def canvas_of(weights: Path | str) -> int | None:
     return canvas
 
 
+def begin_with(
+    network: nn.Module, weights: Path | str | None, *, device: torch.device | str | None = None
+) -> nn.Module:
+    """Put a network where it is trained, with what it has learnt before where a file of weights is named.
+
+    Args:
+        network: to be trained.
+        weights: of the same network, for any contrasts, such as those that come with a bundle; None begins anew.
+        device: where the network is put; it stays where it is if None.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: the weights are not there, are damaged, or do not fit.
+    """
+    if weights is not None:
+        if not Path(weights).is_file():
+            raise ValueError(f"there are no weights at {weights}: name a file with --start_from, or leave it out")
+        about = load_weights(network, weights)
+        learnt = " -> ".join(", ".join(about.get(what, ["?"])) for what in ("sources", "target"))
+        logger.info("begins with %s, which has learnt %s", weights, learnt)
+    return network.to(device)
+
+
 def trained_network(
     network: nn.Module,
     weights: Path | str,

@@ -19,6 +19,9 @@ from running import BUNDLES, COMPACT, TINY, apart, options, python, refused, sta
 from monai_ext.weights import about_weights
 
 
+MADE_OTHERWISE = BUNDLES[0] / "models" / "model.pt"  # wider than TINY
+
+
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
 
@@ -83,6 +86,19 @@ def test_killed_at_any_moment_it_resumes_to_the_same_weights(
         assert [name for name in one[part] if not torch.equal(one[part][name], other[part][name])] == []
 
 
+def test_a_training_begins_with_weights_that_are_named(
+    bundle: Path, prepared: Path, trained: Path, bundle_run: Callable, tmp_path: Path
+):
+    ids = {"dataset_dir": prepared, "output_dir": tmp_path, "weights": tmp_path / "model.pt", **TINY}
+    ids |= {"epochs": 1, "batch_size": 4, "learning_rate": 1e-9}  # so slow that it stays where it began
+    done = bundle_run(bundle, "train", COMPACT, start_from=trained / "model.pt", **ids)
+    assert f"begins with {trained / 'model.pt'}, which has learnt T1" in done.stderr
+    before, after = weights(trained / "model.pt"), weights(tmp_path / "model.pt")
+    assert before.keys() == after.keys()
+    learnt = [name for name in before if "running_" not in name and "num_batches" not in name]  # not what norms count
+    assert max(float((before[name] - after[name]).abs().max()) for name in learnt) < 1e-5
+
+
 @pytest.mark.long
 def test_without_a_validation_split_the_weights_of_the_last_epoch_stay(
     bundle: Path, prepared: Path, bundle_run: Callable, tmp_path: Path
@@ -130,6 +146,8 @@ def test_two_processes_train_one_network(bundle: Path, prepared: Path, tmp_path:
         ({"sources": "['T1','T3']"}, r"T3.*known"),
         ({"sources": "['T1','{target}']"}, r"each contrast is a source or the target, once"),
         ({"amp": "fp16"}, r"amp fp16 is for CUDA"),
+        ({"start_from": "/nowhere/model.pt"}, r"no weights at /nowhere/model.pt: name a file with --start_from"),
+        ({"start_from": str(MADE_OTHERWISE)}, r"does not fit the network: .*it was made with"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do(

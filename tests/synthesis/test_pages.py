@@ -79,7 +79,7 @@ def test_training_on_ones_own_data_and_using_it(tmp_path, monkeypatch, capsys):
         (tmp_path / "patients" / "p1").mkdir(parents=True, exist_ok=True)
         shutil.copy(tmp_path / "DATA" / "healthy-001" / f"{contrast}.nii.gz", tmp_path / "patients" / "p1")
     lines = commands("docs/your-hospital.md")
-    assert [words[0] for words in lines] == ["index", "prepare", "train", "evaluate", "synthesise"]
+    assert [words[0] for words in lines] == ["index", "prepare", "train", "evaluate", "train", "synthesise"]
     for words in lines:
         assert main(words) == 0, words
     assert (tmp_path / "synthetic" / "p1" / "FLAIR_synthetic.nii.gz").is_file()
