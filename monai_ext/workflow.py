@@ -58,10 +58,10 @@ class Workflow(ConfigWorkflow):
 
     def __init__(self, config_file: str | Sequence[str], **ids: Any) -> None:
         files = [config_file] if isinstance(config_file, str) else list(config_file)
-        configs = [ConfigParser.load_config_file(path) for path in files]
+        laid = ConfigParser.load_config_files(files)
         own = {key: ids.pop(key) for key in _arguments_of_monai() & set(ids)}
         ids = {key: WORDS.get(value, value) if isinstance(value, str) else value for key, value in ids.items()}
-        refuse_unknown_ids(_nested(ids, configs[0]), configs)
+        refuse_unknown_ids(_nested(ids, laid), [laid])
         keep_freed_memory()
         super().__init__(config_file=files, **own, **ids)
         _tell_network(self.parser)

@@ -75,3 +75,13 @@ def test_weights_are_told_of_their_network_by_arguments_and_nothing_is_looked_up
         "arguments": arguments,
     }
     assert parser.get_parsed_content("about::bundle_root") == "/bundle"
+
+
+def test_an_id_within_what_an_overlay_put_there_is_known(tmp_path: Path):
+    overlay = tmp_path / "phantoms.json"
+    overlay.write_text('{"train#sampler": {"_target_": "torch.utils.data.SequentialSampler", "data_source": [1]}}')
+    files = [str(path) for path in (*config_files(find_bundle("agi_net"), "train"), overlay)]
+    made = Workflow(files, workflow_type="train", **{"train#sampler#data_source": [1, 2]})
+    assert made.parser.get("train::sampler::data_source") == [1, 2]
+    with pytest.raises(ValueError, match="no config of this bundle has the id 'train#sampler#rank'"):
+        Workflow(files, workflow_type="train", **{"train#sampler#rank": 0})

@@ -18,7 +18,6 @@ from running import BUNDLES, COMPACT, TINY, apart, options, python, refused, sta
 
 from monai_ext.weights import about_weights
 
-
 MADE_OTHERWISE = BUNDLES[0] / "models" / "model.pt"  # wider than TINY
 
 
