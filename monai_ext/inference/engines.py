@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from monai_ext.inference.graphs import EXAMPLE, GRAPHS, IN_FLIGHT, EngineError, Graph, why_not
 from monai_ext.inference.remembered import Choice, fingerprint, graph_of, key, processor, recalled, remember
-from monai_ext.runtime import autocast, checked_engine, installed, version, wanted_dtype
+from monai_ext.runtime import EXTRAS, autocast, checked_engine, installed, version, wanted_dtype
 
 logger = logging.getLogger(__name__)
 AGREEMENT = 50.0  # dB that a graph must reach against float32 torch
@@ -32,6 +32,13 @@ _loaded: dict[tuple[str, str], Graph] = {}
 _choices: dict[str, Choice] = {}
 _spent: dict[str, float] = {}
 _failed: set[tuple[str, str]] = set()
+
+
+@functools.cache
+def _told_alone() -> None:
+    """Once a process"""
+    extras = " or ".join(f"'monai-ext[{EXTRAS[name]}]'" for name in GRAPHS)
+    logger.warning("torch runs the network, for no engine that may be faster is installed: pip install %s", extras)
 
 
 class Engine:
@@ -78,11 +85,14 @@ class Engine:
         reason = why_not(network, sample) if plain else "the network is called with more than the slices"
         if self.name != "auto":
             return self._asked_for(network, sample, reason)
-        names = [name for name in GRAPHS if installed(name)]
-        if reason or not names:
-            logger.debug("torch runs the network: %s", reason or "no other engine is installed")
+        if reason:
+            logger.debug("torch runs the network: %s", reason)
             return network
         if sum(weights.numel() for weights in network.parameters()) * sample[0, 0].numel() * count < TINY:
+            return network
+        names = [name for name in GRAPHS if installed(name)]
+        if not names:
+            _told_alone()
             return network
         return self._fastest(network, sample, names, count) or network
 

@@ -259,9 +259,14 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 
 @pytest.mark.usefixtures("fresh")
-def test_what_is_not_installed_is_torch_or_a_line_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_what_is_not_installed_is_torch_and_a_line_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch, caplog):
     without(monkeypatch, "openvino", "onnxruntime")
-    assert through(plain(), "auto")[1] == "torch"
+    engines._told_alone.cache_clear()
+    for _ in range(2):
+        assert through(plain(), "auto")[1] == "torch"
+    told = [record.getMessage() for record in caplog.records if "pip install" in record.getMessage()]
+    assert len(told) == 1, "once"
+    assert told[0].endswith("is installed: pip install 'monai-ext[openvino]' or 'monai-ext[onnx]'")
     for engine, extra in (("openvino", "openvino"), ("onnxruntime", "onnx")):
         with pytest.raises(ValueError, match=rf"{engine} is not here: pip install -U 'monai-ext\[{extra}\]'"):
             SlicesInferer(engine=engine)
