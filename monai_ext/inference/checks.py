@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from monai_ext.data.volumes import Volume, read_volume
 from monai_ext.inference.alike import Alike, alike
 from monai_ext.inference.coarse import STEP, Glance, glance
-from monai_ext.inference.recogniser import UPRIGHT, Seen, pose_in_words, recognise, trained
+from monai_ext.inference.recogniser import UPRIGHT, Seen, pose_in_words, recognise, together, trained
 
 TRUST = "--trust-names"
 THICKEST = 10.0  # mm between slices
@@ -153,6 +153,22 @@ class Findings:
         kinds = {look.skull for look in self.images.values()}
         return kinds.pop() if len(kinds) == 1 else None
 
+    def shown(self) -> dict[str, tuple[str, float]]:
+        """Tell what the scans show, by all of them together (`recogniser.together`); their names are not asked.
+
+        Returns:
+            By name, the likeliest contrast and its probability, T1 and T1C as the likelier of the two with both their
+            probabilities; without the images that could not be looked at.
+        """
+        seen = {name: its_look.seen.contrasts for name, its_look in self.images.items() if its_look.seen}
+        shown: dict[str, tuple[str, float]] = {}
+        for name, shares in zip(seen, together(list(seen.values())), strict=True):
+            either = sum(shares[one] for one in INTERCHANGED)
+            sums = {one: either if one in INTERCHANGED else share for one, share in shares.items()}
+            best = max(shares, key=lambda one: (sums[one], shares[one]))
+            shown[name] = best, sums[best]
+        return shown
+
     @property
     def distance(self) -> float:
         """The farthest image from what the weights were trained on: 99% of unseen phantoms are below 1."""
@@ -164,9 +180,11 @@ class Findings:
         Returns:
             "images", "pairs" and "findings", plain values; an image that could not be looked at is not among the first.
         """
+        shown = self.shown()
         images = {
             name: {
                 "contrasts": {contrast: round(p, 4) for contrast, p in look.seen.contrasts.items()},
+                "shows": shown[name][0],
                 "skull": round(look.seen.skull, 4),
                 "upright": round(float(look.seen.poses[UPRIGHT]), 4),
                 "distance_from_training": round(look.seen.distance, 3),

@@ -6,7 +6,7 @@ what was measured of them on phantoms of people that they had not seen lie besid
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, permutations
@@ -29,6 +29,11 @@ SLICE_WIDTHS = (9, 16, 32, 64, 96)  # the first: SHADES' steps
 SHADES = (0.0, 0.35, 0.65, 0.85, 1.0, 1.15, 1.4, 1.8, 2.5, 4.0)  # of the brain's middle
 PLACED = 12  # channels that keep where they are, for the pose
 HIDDEN = 64
+
+# How often hospitals scan what the phantoms, which have everything, all have as often: odds, to one
+TWICE = 0.02  # that a patient's two scans, given as two contrasts, are of one
+SELDOM = {"PD": 0.3, "T1C": 0.5}  # beside T2 and T1, which show nearly the same
+WITHOUT = {("ADC", "DWI"): 0.1, ("DWI", "ADC"): 0.3}  # the first without the second: ADC is computed of a DWI
 
 # How a head may lie along (right, front, top): first mirrored along its front, along its top, then its axes exchanged.
 # Along left and right it is nearly its own mirror image: which of the two it shows cannot be seen.
@@ -286,3 +291,52 @@ def recognise(volume: Volume, glance: Glance) -> Seen:
         poses=poses,
         distance=float(distances(figures.numpy(), model.centres, model.precision)[0] / model.farthest),
     )
+
+
+def together(scans: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Tell what each of a patient's scans shows by all of them: hardly two show one contrast, and ADC comes with DWI.
+
+    Which scans are what they are called is judged one by one (`Seen.contrasts`): here a scan given twice, as two
+    contrasts, would be taken for both.
+
+    Args:
+        scans: what each shows by itself, a probability a contrast; 0 where one is left out.
+
+    Returns:
+        The same given all of them, in their order.
+
+    Example:
+        >>> alone = {name: 0.0 for name in MODALITIES}
+        >>> sure, unsure = {**alone, "FLAIR": 1.0}, {**alone, "FLAIR": 0.6, "T2": 0.4}
+        >>> [max(one, key=one.get) for one in together([sure, unsure])]
+        ['FLAIR', 'T2']
+    """
+    shares = np.array([[one.get(name, 0.0) * SELDOM.get(name, 1.0) for name in MODALITIES] for one in scans]) + 1e-9
+    result = []
+    for scan in range(len(scans)):
+        weights = np.zeros(len(MODALITIES))
+        for contrast in range(len(MODALITIES)):
+            given = shares.copy()
+            given[scan, np.arange(len(MODALITIES)) != contrast] = 0
+            weights[contrast] = _weight(given)
+        weights /= weights.sum()
+        result.append({name: float(share) for name, share in zip(MODALITIES, weights, strict=True)})
+    return result
+
+
+def _weight(shares: NDArray[np.float64]) -> float:
+    """(N, 7) -> the sum, over all that N scans may show, of how likely that is; a number's bits are contrasts there"""
+    sets = np.arange(1 << len(MODALITIES))
+    weights = (sets == 0).astype(float)
+    for scan in shares:
+        after = np.zeros_like(weights)
+        for contrast, share in enumerate(scan):
+            known = sets >> contrast & 1 == 1
+            after[known] += share * (
+                TWICE * weights[known] + weights[~known]
+            )  # as they are ordered: the same but for it
+        weights = after
+    for (name, other), factor in WITHOUT.items():
+        has, also = (sets >> MODALITIES.index(one) & 1 == 1 for one in (name, other))
+        weights = weights * np.where(has & ~also, factor, 1.0)
+    return float(weights.sum())

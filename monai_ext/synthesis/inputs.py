@@ -1,7 +1,7 @@
 """What a person names on the command line, recognised: image files, a folder, a datalist, a DICOM study."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -41,9 +41,13 @@ def recognised(words: Sequence[str]) -> Cases | Study:
         if path.suffix.lower() == ".json":
             return find_subjects(datalist=path)
     images: dict[str, Path] = {}
+    untold: list[Path] = []
     names = []
     for word in words:
         contrast, path, subject = _of_word(word)
+        if not contrast:
+            untold.append(path)
+            continue
         if contrast in images:
             raise ValueError(
                 f"{images[contrast]} and {path} are both {contrast}: give one of them, or say what the other shows, "
@@ -51,6 +55,8 @@ def recognised(words: Sequence[str]) -> Cases | Study:
             )
         images[contrast] = path
         names.append(subject)
+    if untold:
+        raise ValueError(_looked_at(untold, images))
     named = names[0] if len(set(names)) == 1 else None
     return find_subjects(images=images, name=named or None)
 
@@ -76,7 +82,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def _of_word(word: str) -> tuple[str, Path, str]:
-    """contrast, file, and whose it is where the name says so"""
+    """contrast, "" where the name does not tell it, file, and whose it is where the name says so"""
     before, equals, after = word.partition("=")
     contrast = kind_of(before) if equals and not Path(word).exists() else ""
     if equals and not Path(word).exists() and (contrast in ("", LABEL) or not after):
@@ -96,9 +102,25 @@ def _of_word(word: str) -> tuple[str, Path, str]:
         return contrast, path, named.subject
     if named.kind == LABEL:
         raise ValueError(f"{path} is a label map by its name, and none is needed: leave it out")
-    if not named.kind:
-        raise ValueError(f"{path}: its name does not tell its contrast: say it, as T1={path}")
     return named.kind, path, named.subject
+
+
+def _looked_at(untold: Sequence[Path], images: Mapping[str, Path]) -> str:
+    """That names do not tell, and what to type: what they look like, beside the others, where that can be seen."""
+    from monai_ext.inference.checks import INTERCHANGED, look  # imports torch, which takes longer than to read names
+
+    files = " and ".join(map(str, untold))
+    fault = f"{files}: {'its name does' if len(untold) == 1 else 'their names do'} not tell"
+    findings = look({**images, **{str(path): path for path in untold}})
+    shown = findings.shown()
+    seen = [shown.get(str(path)) for path in untold]
+    contrasts = [one[0] for one in seen if one]
+    if findings.distance > 1 or len({*contrasts, *images}) < len(untold) + len(images):  # no head, or two look alike
+        return f"{fault} what is shown: say it, as {_another(*images)}={untold[0]}"
+    either = " or ".join(sorted(INTERCHANGED))
+    looks = " and ".join(f"{either if one[0] in INTERCHANGED else one[0]} ({one[1]:.0%} sure)" for one in seen if one)
+    words = " ".join(f"{contrast}={path}" for contrast, path in zip(contrasts, untold, strict=True))
+    return f"{fault} what is shown. By its look, {looks}: say it, as {words}"
 
 
 def _named(path: Path) -> Found:
@@ -112,8 +134,8 @@ def _named(path: Path) -> Found:
     return Found("", plain.kind if plain else "")
 
 
-def _another(contrast: str) -> str:
-    return next(other for other in MODALITIES if other != contrast)
+def _another(*contrasts: str) -> str:
+    return next(other for other in MODALITIES if other not in contrasts)
 
 
 def _of_folder(folder: Path) -> Cases | Study:

@@ -42,16 +42,19 @@ class Score:
 
     def __init__(self) -> None:
         self.taken: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self.together: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.refused: dict[str, int] = defaultdict(int)
         self.far = self.upright = self.images = self.subjects = 0
 
     def add(self, findings: Findings) -> None:
         self.subjects += 1
+        shown = findings.shown()
         for name, one in findings.images.items():
             if one.seen is None:
                 continue
             likeliest = max(one.seen.contrasts, key=one.seen.contrasts.__getitem__)
-            self.taken[name][name if {likeliest, name} <= INTERCHANGED else likeliest] += 1
+            for counts, seen in ((self.taken, likeliest), (self.together, shown[name][0])):
+                counts[name][name if {seen, name} <= INTERCHANGED else seen] += 1
             self.images += 1
             self.far += one.seen.distance > 1
             self.upright += one.seen.pose == UPRIGHT
@@ -59,10 +62,12 @@ class Score:
             self.refused[kind] += 1
 
     def print(self) -> None:
-        right = sum(counts[name] for name, counts in self.taken.items())
-        print(f"contrast recognised: {right} of {self.images} ({right / self.images:.1%}), T1 and T1C counted as one")
-        for name, counts in self.taken.items():
-            print(f"  {name:>5}: " + ", ".join(f"{other} {n}" for other, n in counts.items()))
+        for how, taken in (("a person's scans together", self.together), ("each by itself", self.taken)):
+            right = sum(counts[name] for name, counts in taken.items())
+            share = f"{right} of {self.images} ({right / self.images:.1%})"
+            print(f"contrast recognised, {how}: {share}, T1 and T1C counted as one")
+            for name, counts in taken.items():
+                print(f"  {name:>5}: " + ", ".join(f"{other} {n}" for other, n in counts.items()))
         print(f"upright seen: {self.upright} of {self.images}; beyond the distance of 1: {self.far}")
         print(f"subjects refused, of {self.subjects}: {dict(self.refused) or 'none'}")
 

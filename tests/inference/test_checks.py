@@ -11,7 +11,8 @@ from monai_ext.data.phantoms.patients import Phantom, make_phantom
 from monai_ext.data.phantoms.sites import SITES
 from monai_ext.data.volumes import Volume, write_volume
 from monai_ext.inference.checks import INTERCHANGED, Findings, look
-from monai_ext.inference.recogniser import UPRIGHT, WEIGHTS
+from monai_ext.inference.recogniser import UPRIGHT, WEIGHTS, together
+from monai_ext.modalities import MODALITIES
 
 REAL = {
     "ms_patient26": {"T1": "T1", "T1C": "T1POST", "T2": "T2", "FLAIR": "FLAIR"},
@@ -62,6 +63,33 @@ def test_most_real_contrasts_are_named_rightly_and_every_head_is_seen_upright(re
     likeliest = {key: max(one.contrasts, key=one.contrasts.__getitem__) for key, one in seen.items()}
     right = [name == found or {name, found} <= INTERCHANGED for (_, name), found in likeliest.items()]
     assert sum(right) >= 0.85 * len(right), likeliest
+
+
+def test_all_real_contrasts_are_named_rightly_by_what_a_person_has_of_them(real_data: Path) -> None:
+    for case, names in REAL.items():
+        for name, (found, share) in look(files(real_data / case, **names)).shown().items():
+            assert name == found or {name, found} <= INTERCHANGED, (case, name, found)
+            assert 0 < share <= 1
+
+
+def by_itself(**shares: float) -> dict[str, float]:
+    return {name: shares.get(name, 0.0) for name in MODALITIES}
+
+
+def likeliest(*scans: dict[str, float]) -> list[str]:
+    return [max(one, key=one.__getitem__) for one in together(scans)]
+
+
+def test_scans_are_read_together_by_what_goes_together() -> None:
+    either = by_itself(FLAIR=0.55, DWI=0.45)
+    assert likeliest(either) == ["FLAIR"]
+    assert likeliest(by_itself(ADC=0.9, T2=0.1), either) == ["ADC", "DWI"]  # ADC is computed of one
+    assert likeliest(by_itself(ADC=0.7, T2=0.3)) == ["T2"]
+    assert likeliest(by_itself(T1=0.9, PD=0.1), by_itself(T1=0.6, PD=0.4)) == ["T1", "PD"]  # hardly two of one
+    assert likeliest(by_itself(T1=1.0), by_itself(T1=1.0)) == ["T1", "T1"]
+    assert together([]) == []
+    for one in together([either, by_itself(T2=1.0)]):
+        assert sum(one.values()) == pytest.approx(1)
 
 
 def test_the_recogniser_is_small_and_was_measured_on_people_it_did_not_know() -> None:

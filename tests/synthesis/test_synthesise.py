@@ -14,6 +14,8 @@ from installed_weights import collection, say_more, scan
 
 from monai_ext import Synthesiser, catalogue, synthesise
 from monai_ext.__main__ import main
+from monai_ext.data.phantoms.patients import make_phantom
+from monai_ext.data.phantoms.sites import SITES
 from monai_ext.files import sha256
 from monai_ext.inference.alike import Alike
 from monai_ext.inference.checks import Finding, Findings, Look, Pair
@@ -236,8 +238,21 @@ class TestMistakes:
         assert f"T2={other}" in line
 
     def test_a_name_that_does_not_tell(self, tmp_path, capsys):
-        one = scan(tmp_path / "scan001.nii.gz")
+        one = tmp_path / "scan001.nii.gz"
+        nib.save(nib.Nifti1Image(np.ones((16, 16, 16), np.float32), np.eye(4)), one)  # nothing is seen of it either
         assert f"T1={one}" in refused(capsys, one, "--target", "FLAIR", "-o", tmp_path / "out")
+
+    def test_names_that_do_not_tell_are_told_by_what_is_seen(self, tmp_path, capsys):
+        made = make_phantom(SITES["healthy"], index=6, spacing=(3.0, 3.0, 3.0), contrasts=("T1", "T2"))
+        one, other = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
+        for path, name in ((one, "T2"), (other, "T1")):
+            nib.save(nib.Nifti1Image(made.images[name].array, made.images[name].affine), path)
+        words = ("--target", "FLAIR", "-o", tmp_path / "out")
+        line = refused(capsys, one, other, *words)
+        assert "T1 or T1C (" in line
+        assert line.endswith(f"say it, as T2={one} T1={other}")
+        assert refused(capsys, f"T1={other}", one, *words).endswith(f"say it, as T2={one}")
+        assert refused(capsys, one, one, *words).endswith(f"say it, as T1={one}")  # who would have two of a T2?
 
     def test_a_word_that_names_no_contrast(self, tmp_path, capsys):
         one = scan(tmp_path / "a.nii.gz")
