@@ -5,10 +5,10 @@ import json
 import os
 import shlex
 import shutil
-import site
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -55,16 +55,16 @@ def test_a_wheel_brings_the_bundles_with_the_weights_that_are_shipped(installed:
 
 
 @pytest.fixture(scope="module")
-def environment_of_its_own(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new environment with the wheel in it; what the package needs is taken from the one that runs the tests."""
+def environment_of_its_own(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A new environment with the wheel and what it asks for, in the tested versions; nothing is borrowed."""
     folder = tmp_path_factory.mktemp("environment") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     own = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(own), "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True, cwd=folder)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "of_the_tests.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    return folder
+    pip = [sys.executable, "-m", "pip", "--python", str(own), "install", "--quiet", "--disable-pip-version-check"]
+    for wanted in ("torch", f"{wheel}[phantom]"):
+        subprocess.run([*pip, "-c", str(REPOSITORY / "constraints.txt"), wanted], check=True, cwd=folder)
+    yield folder
+    shutil.rmtree(folder)  # gigabytes, which pytest would keep for three runs
 
 
 @pytest.mark.long
