@@ -12,8 +12,10 @@ from monai_ext.data.phantoms.tissues import Tissue
 WHITE = {"T1": 0.60, "T2": 0.22, "PD": 0.60, "T1C": 0.40, "FLAIR": 0.45, "DWI": 0.30}
 ADC_TOP = 3.3  # 1e-3 mm^2/s, the ADC that is 1
 FIELD = 3.0  # tesla, of the canonical protocol
+LATER_ECHO = 1.5  # times T2's, FLAIR's
+T2_ECHOES, FLAIR_ECHOES = (70.0, 100.0), (85.0, 180.0)  # ms
 
-# One sharp protocol a contrast, the same for every subject: what a network makes of any scanner's images.
+# One sharp protocol a contrast: what a network makes of any scanner's images, see `target_protocol`.
 CANONICAL: dict[str, Sequence] = {
     "T1": Sequence("mprage", tr=2300, te=3, ti=900, flip=9, fat=0.8),
     "T1C": Sequence("mprage", tr=2300, te=3, ti=900, flip=9, fat=0.8, contrast_agent=True),
@@ -47,7 +49,7 @@ def draw_protocol(
     def span(low: float, high: float, wider: float = 1.35) -> float:
         return between(low / wider, high * wider) if wide else between(low, high)
 
-    mt = float(rng.uniform(0, 0.7))  # of multi-slice scans: the more slices the more of it
+    mt = float(rng.uniform(0, 0.5))  # of multi-slice scans: the more slices the more of it
     fat = float(rng.uniform(0.5, 1.6))  # above 1: scalps lie at the coil
     kind = str(rng.choice(("se", "mprage", "spgr", "ir"), p=(0.3, 0.4, 0.15, 0.15)))
     if kind == "se":
@@ -76,15 +78,39 @@ def draw_protocol(
     )
     if wide:
         dwi = replace(dwi, b=between(600, 1500))
+    t2 = Sequence("se", tr=span(2800, 6500), te=flair.te / between(1.15, 1.6), mt=mt, fat=fat)  # as FLAIR: one scanner
     return {
         "T1": t1,
-        "T2": Sequence("se", tr=span(2800, 6500), te=span(75, 125), mt=mt, fat=fat),
+        "T2": t2,
         "PD": Sequence("se", tr=span(2200, 7500), te=span(8, 30), mt=mt, fat=fat),
         "T1C": replace(t1, contrast_agent=True),  # before and after: one protocol
         "FLAIR": flair,
         "DWI": dwi,
         "ADC": dwi,
     }
+
+
+def target_protocol(protocol: Mapping[str, Sequence]) -> dict[str, Sequence]:
+    """Give what targets are made by: CANONICAL, but for what other contrasts of the subject tell.
+
+    Real cortex is as bright on FLAIR, against white matter, as on T2, for echo times and magnetisation transfer are the
+    scanner's; and T1 is scanned after the contrast agent as it was before. One protocol for everybody would be nobody's.
+
+    Args:
+        protocol: what the subject's contrasts were scanned by; what it lacks is as in CANONICAL.
+
+    Returns:
+        A sequence for each of CANONICAL.
+    """
+    own = dict(CANONICAL)
+    if "T2" in protocol:
+        echo, mt = protocol["T2"].te, protocol["T2"].mt
+        own["T2"] = replace(own["T2"], mt=mt, te=min(max(echo, T2_ECHOES[0]), T2_ECHOES[1]))
+        later = min(max(LATER_ECHO * echo, FLAIR_ECHOES[0]), FLAIR_ECHOES[1])
+        own["FLAIR"] = replace(own["FLAIR"], mt=mt, te=later)
+    if "T1" in protocol:
+        own["T1C"] = replace(protocol["T1"], contrast_agent=True, fat=own["T1C"].fat)
+    return own
 
 
 # Of the canonical FLAIR, as shares of white matter: fluid of narrow sulci, which thick slices and flow fill, and of
