@@ -94,7 +94,7 @@ def target_protocol(protocol: Mapping[str, Sequence]) -> dict[str, Sequence]:
     """Give what targets are made by: CANONICAL, but for what other contrasts of the subject tell.
 
     Real cortex is as bright on FLAIR, against white matter, as on T2, for echo times and magnetisation transfer are the
-    scanner's; and T1 is scanned after the contrast agent as it was before. One protocol for everybody would be nobody's.
+    scanner's; and T1 is scanned after the contrast agent as it was before it. One for everybody would be nobody's.
 
     Args:
         protocol: what the subject's contrasts were scanned by; what it lacks is as in CANONICAL.
