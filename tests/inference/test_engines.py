@@ -91,8 +91,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"AGI-Net": agi_net, "FD-GAN": fd
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Path]:
     """A cache of its own; `auto` is auto, torch takes for ever, and nothing is remembered in the process."""
+    caplog.set_level(logging.WARNING, logger="monai_ext")  # a bundle's configs, run before, want more told
     monkeypatch.setattr(remembered, "cache_folder", lambda: tmp_path / "cache")  # kernels stay where they are
     monkeypatch.delenv("MONAI_EXT_ENGINE")
     monkeypatch.setattr(engines, "TINY", 0)
