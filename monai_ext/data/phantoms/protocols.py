@@ -12,8 +12,8 @@ from monai_ext.data.phantoms.tissues import Tissue
 WHITE = {"T1": 0.60, "T2": 0.22, "PD": 0.60, "T1C": 0.40, "FLAIR": 0.45, "DWI": 0.30}
 ADC_TOP = 3.3  # 1e-3 mm^2/s, the ADC that is 1
 FIELD = 3.0  # tesla, of the canonical protocol
-LATER_ECHO = 1.5  # times T2's, FLAIR's
-T2_ECHOES, FLAIR_ECHOES = (70.0, 100.0), (85.0, 180.0)  # ms
+LATER_ECHO = 1.7  # times T2's, FLAIR's
+T2_ECHOES, FLAIR_ECHOES = (70.0, 100.0), (110.0, 155.0)  # ms
 
 # One sharp protocol a contrast: what a network makes of any scanner's images, see `target_protocol`.
 CANONICAL: dict[str, Sequence] = {
