@@ -36,6 +36,7 @@ SMALL = {
     "misalignment.py": ["--seeds", "0", *STUDY],
     "finer.py": STUDY,
     "shading.py": ["--spacing", "6"],
+    "cortex.py": ["--spacing", "6"],
 }
 LARGE = {
     "disentangling.py": "pix2pix's eight halvings need the paper's size; tests/benchmarks/test_disentangling.py",

@@ -1,0 +1,60 @@
+"""How bright cortex is on each contrast of a person, against white matter.
+
+    python tests/benchmarks/cortex.py --root SCANS --out OUT --exclude "*.mha" "*.dcm"
+
+SCANS is as `real.py` has it, and OUT keeps the cases as they are prepared. White matter is what T1 shows brightest,
+cortex what it shows at 0.6 to 0.85 of that, without fluid, lesions and the outer 4 mm of the brain. Printed, a row a
+case: the cortex's median on each contrast as a share of white matter's, and fluid's.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from likeness import Case
+from real import read_case
+
+from monai_ext.data.datalist import SubjectError, report_failures
+from monai_ext.data.layouts import index
+from monai_ext.files import absolute
+
+GREY = (0.6, 0.85)  # of white matter, on T1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--root", type=Path, required=True, help="the folder with a folder a person")
+    parser.add_argument("--out", type=Path, required=True, help="where prepared cases are kept")
+    parser.add_argument("--spacing", type=float, default=2.0, help="of the cases' voxels, in mm (default: 2)")
+    parser.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="as of index")
+    args = parser.parse_args()
+    found = index(args.root, exclude=args.exclude)
+    failures = list(found.failures)
+    for subject in found.subjects:
+        try:
+            if not {"T1", "T2"} <= set(subject.images):
+                continue
+            case = read_case(subject, absolute(args.out), root=args.root, spacing=args.spacing)
+            shares = ", ".join(f"{name} {of_cortex:.2f} ({of_fluid:.2f})" for name, of_cortex, of_fluid in levels(case))
+            print(f"{case.name}: cortex (fluid) {shares}", flush=True)
+        except SubjectError as fault:
+            failures.append(fault)
+    return report_failures(failures, total=len(found.subjects) + len(found.failures), what="looked at")
+
+
+def levels(case: Case) -> list[tuple[str, float, float]]:
+    """Each contrast, cortex and fluid as shares of white matter."""
+    white, fluid = case.white_matter, case.fluid
+    assert fluid is not None  # there are T1 and T2
+    t1 = case.images["T1"] / np.median(case.images["T1"][white])
+    cortex = case.inner & ~fluid & (t1 > GREY[0]) & (t1 < GREY[1])
+    if case.lesion is not None:
+        cortex &= ~case.lesion
+    return [
+        (name, *(float(np.median(image[part]) / np.median(image[white])) for part in (cortex, fluid & case.inner)))
+        for name, image in case.images.items()
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
