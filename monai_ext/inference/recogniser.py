@@ -332,9 +332,7 @@ def _weight(shares: NDArray[np.float64]) -> float:
         after = np.zeros_like(weights)
         for contrast, share in enumerate(scan):
             known = sets >> contrast & 1 == 1
-            after[known] += share * (
-                TWICE * weights[known] + weights[~known]
-            )  # as they are ordered: the same but for it
+            after[known] += share * (TWICE * weights[known] + weights[~known])  # by turns: each set with it, without it
         weights = after
     for (name, other), factor in WITHOUT.items():
         has, also = (sets >> MODALITIES.index(one) & 1 == 1 for one in (name, other))

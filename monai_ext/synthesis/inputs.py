@@ -135,7 +135,7 @@ def _named(path: Path) -> Found:
 
 
 def _another(*contrasts: str) -> str:
-    return next(other for other in MODALITIES if other not in contrasts)
+    return next((other for other in MODALITIES if other not in contrasts), MODALITIES[0])
 
 
 def _of_folder(folder: Path) -> Cases | Study:
