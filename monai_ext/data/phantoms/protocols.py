@@ -14,6 +14,8 @@ ADC_TOP = 3.3  # 1e-3 mm^2/s, the ADC that is 1
 FIELD = 3.0  # tesla, of the canonical protocol
 LATER_ECHO = 1.7  # times T2's, FLAIR's
 T2_ECHOES, FLAIR_ECHOES = (70.0, 100.0), (110.0, 155.0)  # ms
+IN_3D = ("mprage", "spgr")  # T1 of those who scan FLAIR in 3D too, with trains of echoes that weight it more by T2
+MORE_T2 = 1.25  # times as late an echo
 
 # One sharp protocol a contrast: what a network makes of any scanner's images, see `target_protocol`.
 CANONICAL: dict[str, Sequence] = {
@@ -66,10 +68,11 @@ def draw_protocol(
         t1 = Sequence(
             "ir", tr=span(1700, 2600, 1.1) * slow, te=span(8, 18), ti=span(720, 1000, 1.1) * slow, mt=mt, fat=fat
         )
+    longer = MORE_T2 if kind in IN_3D else 1.0
     flair_tr = span(6500, 11000, 1.15)
     null = nulling_time(table["ventricle"], tr=flair_tr)
     flair = Sequence(
-        "ir", tr=flair_tr, te=span(80, 145, 1.2), ti=null * float(np.exp(rng.normal(0, 0.06 if wide else 0.035))),
+        "ir", tr=flair_tr, te=longer * span(80, 145, 1.2), ti=null * float(np.exp(rng.normal(0, 0.06 if wide else 0.035))),
         mt=mt, fat=float(rng.uniform(0.05, 0.8)), flow=float(rng.uniform(0, 0.14)),
         inversion=float(rng.uniform(0.9, 1)),
     )  # fmt: skip
@@ -78,7 +81,8 @@ def draw_protocol(
     )
     if wide:
         dwi = replace(dwi, b=between(600, 1500))
-    t2 = Sequence("se", tr=span(2800, 6500), te=flair.te / between(1.15, 1.6), mt=mt, fat=fat)  # as FLAIR: one scanner
+    # as FLAIR: one scanner
+    t2 = Sequence("se", tr=span(2800, 6500), te=flair.te / longer / between(1.15, 1.6), mt=mt, fat=fat)
     return {
         "T1": t1,
         "T2": t2,
@@ -93,8 +97,9 @@ def draw_protocol(
 def target_protocol(protocol: Mapping[str, Sequence]) -> dict[str, Sequence]:
     """Give what targets are made by: CANONICAL, but for what other contrasts of the subject tell.
 
-    Real cortex is as bright on FLAIR, against white matter, as on T2, for echo times and magnetisation transfer are the
-    scanner's; and T1 is scanned after the contrast agent as it was before it. One for everybody would be nobody's.
+    Real cortex is as bright on FLAIR, against white matter, as T2 tells, for echo times and magnetisation transfer are
+    the scanner's, and brighter where T1, and so FLAIR, are in 3D; and T1 is scanned after the contrast agent as it was
+    before it. One protocol for everybody would be nobody's.
 
     Args:
         protocol: what the subject's contrasts were scanned by; what it lacks is as in CANONICAL.
@@ -107,6 +112,8 @@ def target_protocol(protocol: Mapping[str, Sequence]) -> dict[str, Sequence]:
         echo, mt = protocol["T2"].te, protocol["T2"].mt
         own["T2"] = replace(own["T2"], mt=mt, te=min(max(echo, T2_ECHOES[0]), T2_ECHOES[1]))
         later = min(max(LATER_ECHO * echo, FLAIR_ECHOES[0]), FLAIR_ECHOES[1])
+        if "T1" in protocol and protocol["T1"].kind in IN_3D:
+            later *= MORE_T2
         own["FLAIR"] = replace(own["FLAIR"], mt=mt, te=later)
     if "T1" in protocol:
         own["T1C"] = replace(protocol["T1"], contrast_agent=True, fat=own["T1C"].fat)
