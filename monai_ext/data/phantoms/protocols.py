@@ -72,9 +72,9 @@ def draw_protocol(
     flair_tr = span(6500, 11000, 1.15)
     null = nulling_time(table["ventricle"], tr=flair_tr)
     flair = Sequence(
-        "ir", tr=flair_tr, te=longer * span(80, 145, 1.2), ti=null * float(np.exp(rng.normal(0, 0.06 if wide else 0.035))),
-        mt=mt, fat=float(rng.uniform(0.05, 0.8)), flow=float(rng.uniform(0, 0.14)),
-        inversion=float(rng.uniform(0.9, 1)),
+        "ir", tr=flair_tr, te=longer * span(80, 145, 1.2),
+        ti=null * float(np.exp(rng.normal(0, 0.06 if wide else 0.035))), mt=mt,
+        fat=float(rng.uniform(0.05, 0.8)), flow=float(rng.uniform(0, 0.14)), inversion=float(rng.uniform(0.9, 1)),
     )  # fmt: skip
     dwi = Sequence(
         "se", tr=span(3000, 8000), te=span(60, 105, 1.15), b=float(rng.choice((1000, 1000, 1000, 800, 1200))), fat=0.05
