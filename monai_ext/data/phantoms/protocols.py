@@ -12,10 +12,10 @@ from monai_ext.data.phantoms.tissues import Tissue
 WHITE = {"T1": 0.60, "T2": 0.22, "PD": 0.60, "T1C": 0.40, "FLAIR": 0.45, "DWI": 0.30}
 ADC_TOP = 3.3  # 1e-3 mm^2/s, the ADC that is 1
 FIELD = 3.0  # tesla, of the canonical protocol
-LATER_ECHO = 1.7  # times T2's, FLAIR's
-T2_ECHOES, FLAIR_ECHOES = (70.0, 100.0), (110.0, 155.0)  # ms
+LATER_ECHO = 2.2  # times T2's, FLAIR's
+T2_ECHOES, FLAIR_ECHOES = (50.0, 90.0), (100.0, 145.0)  # ms
 IN_3D = ("mprage", "spgr")  # T1 of those who scan FLAIR in 3D too, with trains of echoes that weight it more by T2
-MORE_T2 = 1.25  # times as late an echo
+MORE_T2 = 1.15  # times as late an echo
 
 # One sharp protocol a contrast: what a network makes of any scanner's images, see `target_protocol`.
 CANONICAL: dict[str, Sequence] = {
@@ -51,7 +51,7 @@ def draw_protocol(
     def span(low: float, high: float, wider: float = 1.35) -> float:
         return between(low / wider, high * wider) if wide else between(low, high)
 
-    mt = float(rng.uniform(0, 0.5))  # of multi-slice scans: the more slices the more of it
+    mt = float(rng.uniform(0, 0.3))  # of multi-slice scans: the more slices the more of it
     fat = float(rng.uniform(0.5, 1.6))  # above 1: scalps lie at the coil
     kind = str(rng.choice(("se", "mprage", "spgr", "ir"), p=(0.3, 0.4, 0.15, 0.15)))
     if kind == "se":
@@ -82,7 +82,7 @@ def draw_protocol(
     if wide:
         dwi = replace(dwi, b=between(600, 1500))
     # as FLAIR: one scanner
-    t2 = Sequence("se", tr=span(2800, 6500), te=flair.te / longer / between(1.15, 1.6), mt=mt, fat=fat)
+    t2 = Sequence("se", tr=span(2800, 6500), te=flair.te / longer / between(1.6, 2.4), mt=mt, fat=fat)
     return {
         "T1": t1,
         "T2": t2,
