@@ -1,10 +1,11 @@
-"""How bright cortex is on each contrast of a person, against white matter.
+"""How bright cortex is on each contrast of a person, against white matter; of phantoms too.
 
-    python tests/benchmarks/cortex.py --root SCANS --out OUT --exclude "*.mha" "*.dcm"
+    python tests/benchmarks/cortex.py --root SCANS --out OUT --exclude "*.mha" "*.dcm" [--pool POOL]
 
 SCANS is as `real.py` has it, and OUT keeps the cases as they are prepared. White matter is what T1 shows brightest,
 cortex what it shows at 0.6 to 0.85 of that, without fluid, lesions and the outer 4 mm of the brain. Printed, a row a
-case: the cortex's median on each contrast as a share of white matter's, and fluid's.
+case: the cortex's median on each contrast as a share of white matter's, and fluid's. POOL is phantoms of
+`phantom --stream`: percentiles over those with a T1, T2 and FLAIR, the FLAIR target too, seen by the scanned T1.
 """
 
 import argparse
@@ -14,8 +15,9 @@ import numpy as np
 from likeness import Case
 from real import read_case
 
-from monai_ext.data.datalist import SubjectError, report_failures
+from monai_ext.data.datalist import SubjectError, read_datalist, report_failures
 from monai_ext.data.layouts import index
+from monai_ext.data.volumes import read_volume
 from monai_ext.files import absolute
 
 GREY = (0.6, 0.85)  # of white matter, on T1
@@ -25,6 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--root", type=Path, required=True, help="the folder with a folder a person")
     parser.add_argument("--out", type=Path, required=True, help="where prepared cases are kept")
+    parser.add_argument("--pool", type=Path, help="phantoms to lay beside them")
     parser.add_argument("--spacing", type=float, default=2.0, help="of the cases' voxels, in mm (default: 2)")
     parser.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="as of index")
     args = parser.parse_args()
@@ -39,7 +42,28 @@ def main() -> int:
             print(f"{case.name}: cortex (fluid) {shares}", flush=True)
         except SubjectError as fault:
             failures.append(fault)
+    if args.pool:
+        tell(args.pool)
     return report_failures(failures, total=len(found.subjects) + len(found.failures), what="looked at")
+
+
+def tell(pool: Path) -> None:
+    """Print what a pool's phantoms have."""
+    found: dict[str, list[float]] = {}
+    for subject in read_datalist(pool / "datalist.json").splits["training"]:
+        if not {"T1", "T2", "FLAIR"} <= set(subject.images):
+            continue
+        images = {name: read_volume(subject.images[name]) for name in ("T1", "T2", "FLAIR")}
+        images["FLAIR target"] = read_volume(subject.targets["FLAIR"])
+        masks = {name: read_volume(path, allow_constant=True).array > 0 for name, path in subject.masks.items()}
+        scans = {name: volume.array for name, volume in images.items()}
+        case = Case(subject.name, scans, masks["brain"], masks.get("lesion"), images["T1"].spacing)
+        for name, cortex, _ in levels(case):
+            found.setdefault(name, []).append(cortex)
+    for name, values in found.items():
+        percentiles = ", ".join(f"{value:.2f}" for value in np.percentile(values, (5, 25, 50, 75, 95)))
+        alike = np.corrcoef(values, found["T2"])[0, 1]
+        print(f"{len(values)} phantoms: cortex on {name} {percentiles} (percentiles 5 to 95), r {alike:.2f} with T2's")
 
 
 def levels(case: Case) -> list[tuple[str, float, float]]:
