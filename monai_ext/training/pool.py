@@ -24,7 +24,7 @@ from monai_ext.modalities import canonical
 
 TRIES, WAIT = 40, 0.05  # s: to find a folder that is not being renewed
 LESION_SHARE = 0.5  # of the slices of a subject with a lesion go through it
-GAMMA, GAIN = 0.08, 0.25  # standard deviations of the sources' exponents and factors, as logarithms
+GAMMA, GAIN = 0.2, 0.25  # standard deviations of the sources' exponents and factors, as logarithms
 LEAN, BOWL, SKEW, TWIST = 0.15, 0.5, 0.2, 0.15  # standard deviations of a coil's shading, see `_coil`
 BACKGROUND, HEAD = 0.05, 0.3  # what a pixel there counts in a loss, where one of the brain counts 1
 

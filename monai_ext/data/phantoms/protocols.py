@@ -12,12 +12,8 @@ from monai_ext.data.phantoms.tissues import Tissue
 WHITE = {"T1": 0.60, "T2": 0.22, "PD": 0.60, "T1C": 0.40, "FLAIR": 0.45, "DWI": 0.30}
 ADC_TOP = 3.3  # 1e-3 mm^2/s, the ADC that is 1
 FIELD = 3.0  # tesla, of the canonical protocol
-LATER_ECHO = 2.2  # times T2's, FLAIR's
-T2_ECHOES, FLAIR_ECHOES = (50.0, 90.0), (100.0, 145.0)  # ms
-IN_3D = ("mprage", "spgr")  # T1 of those who scan FLAIR in 3D too, with trains of echoes that weight it more by T2
-MORE_T2 = 1.15  # times as late an echo
 
-# One sharp protocol a contrast: what a network makes of any scanner's images, see `target_protocol`.
+# One sharp protocol a contrast, the same for every subject: what a network makes of any scanner's images.
 CANONICAL: dict[str, Sequence] = {
     "T1": Sequence("mprage", tr=2300, te=3, ti=900, flip=9, fat=0.8),
     "T1C": Sequence("mprage", tr=2300, te=3, ti=900, flip=9, fat=0.8, contrast_agent=True),
@@ -51,7 +47,7 @@ def draw_protocol(
     def span(low: float, high: float, wider: float = 1.35) -> float:
         return between(low / wider, high * wider) if wide else between(low, high)
 
-    mt = float(rng.uniform(0, 0.3))  # of multi-slice scans: the more slices the more of it
+    mt = float(rng.uniform(0, 0.7))  # of multi-slice scans: the more slices the more of it
     fat = float(rng.uniform(0.5, 1.6))  # above 1: scalps lie at the coil
     kind = str(rng.choice(("se", "mprage", "spgr", "ir"), p=(0.3, 0.4, 0.15, 0.15)))
     if kind == "se":
@@ -68,56 +64,27 @@ def draw_protocol(
         t1 = Sequence(
             "ir", tr=span(1700, 2600, 1.1) * slow, te=span(8, 18), ti=span(720, 1000, 1.1) * slow, mt=mt, fat=fat
         )
-    longer = MORE_T2 if kind in IN_3D else 1.0
     flair_tr = span(6500, 11000, 1.15)
     null = nulling_time(table["ventricle"], tr=flair_tr)
     flair = Sequence(
-        "ir", tr=flair_tr, te=longer * span(80, 145, 1.2),
-        ti=null * float(np.exp(rng.normal(0, 0.06 if wide else 0.035))), mt=mt,
-        fat=float(rng.uniform(0.05, 0.8)), flow=float(rng.uniform(0, 0.14)), inversion=float(rng.uniform(0.9, 1)),
+        "ir", tr=flair_tr, te=span(80, 145, 1.2), ti=null * float(np.exp(rng.normal(0, 0.06 if wide else 0.035))),
+        mt=mt, fat=float(rng.uniform(0.05, 0.8)), flow=float(rng.uniform(0, 0.14)),
+        inversion=float(rng.uniform(0.9, 1)),
     )  # fmt: skip
     dwi = Sequence(
         "se", tr=span(3000, 8000), te=span(60, 105, 1.15), b=float(rng.choice((1000, 1000, 1000, 800, 1200))), fat=0.05
     )
     if wide:
         dwi = replace(dwi, b=between(600, 1500))
-    # as FLAIR: one scanner
-    t2 = Sequence("se", tr=span(2800, 6500), te=flair.te / longer / between(1.6, 2.4), mt=mt, fat=fat)
     return {
         "T1": t1,
-        "T2": t2,
+        "T2": Sequence("se", tr=span(2800, 6500), te=span(75, 125), mt=mt, fat=fat),
         "PD": Sequence("se", tr=span(2200, 7500), te=span(8, 30), mt=mt, fat=fat),
         "T1C": replace(t1, contrast_agent=True),  # before and after: one protocol
         "FLAIR": flair,
         "DWI": dwi,
         "ADC": dwi,
     }
-
-
-def target_protocol(protocol: Mapping[str, Sequence]) -> dict[str, Sequence]:
-    """Give what targets are made by: CANONICAL, but for what other contrasts of the subject tell.
-
-    Real cortex is as bright on FLAIR, against white matter, as T2 tells, for echo times and magnetisation transfer are
-    the scanner's, and brighter where T1, and so FLAIR, are in 3D; and T1 is scanned after the contrast agent as it was
-    before it. One protocol for everybody would be nobody's.
-
-    Args:
-        protocol: what the subject's contrasts were scanned by; what it lacks is as in CANONICAL.
-
-    Returns:
-        A sequence for each of CANONICAL.
-    """
-    own = dict(CANONICAL)
-    if "T2" in protocol:
-        echo, mt = protocol["T2"].te, protocol["T2"].mt
-        own["T2"] = replace(own["T2"], mt=mt, te=min(max(echo, T2_ECHOES[0]), T2_ECHOES[1]))
-        later = min(max(LATER_ECHO * echo, FLAIR_ECHOES[0]), FLAIR_ECHOES[1])
-        if "T1" in protocol and protocol["T1"].kind in IN_3D:
-            later *= MORE_T2
-        own["FLAIR"] = replace(own["FLAIR"], mt=mt, te=later)
-    if "T1" in protocol:
-        own["T1C"] = replace(protocol["T1"], contrast_agent=True, fat=own["T1C"].fat)
-    return own
 
 
 # Of the canonical FLAIR, as shares of white matter: fluid of narrow sulci, which thick slices and flow fill, and of

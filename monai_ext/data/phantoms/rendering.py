@@ -13,19 +13,11 @@ from torch.nn import functional
 from monai_ext.data.phantoms.acquisition import Acquisition, apparent_diffusion, scan, stripped
 from monai_ext.data.phantoms.anatomy import BRAIN, CLASSES, FAR
 from monai_ext.data.phantoms.drawing import Subject
-from monai_ext.data.phantoms.protocols import (
-    ADC_TOP,
-    CANONICAL,
-    CANONICAL_FLOW,
-    FIELD,
-    WHITE,
-    WIDE_FLUID,
-    target_protocol,
-)
+from monai_ext.data.phantoms.protocols import ADC_TOP, CANONICAL, CANONICAL_FLOW, FIELD, WHITE, WIDE_FLUID
 from monai_ext.data.phantoms.sequences import Sequence as Played
 from monai_ext.data.phantoms.sequences import fresh, signal
 from monai_ext.data.phantoms.shapes import Sampled, enlarged, posed
-from monai_ext.data.phantoms.tissues import Tissue, at_field, diseased, slower, wetter
+from monai_ext.data.phantoms.tissues import Tissue, diseased, slower, tissues, wetter
 
 TOP = 99.5  # percentile of the foreground that becomes 1 in what was scanned, as `prepare` does
 FLUID = ("ventricle", "csf")
@@ -160,20 +152,18 @@ def _scans(subject: Subject, scene: _Scene, names: Sequence[str]) -> dict[str, T
 
 
 def _targets(subject: Subject, scene: _Scene) -> dict[str, Tensor]:
-    """The canonical image of each contrast, of the person's own tissues."""
-    grid, own = subject.grid, at_field(subject.table, subject.tesla, FIELD)
-    played = _played(target_protocol(subject.protocol), subject.contrasts)
-    ideal = _signals(scene.body, own, played, target=True)
+    """The canonical image of each contrast."""
+    grid, pure = subject.grid, tissues(FIELD)
+    played = _played(CANONICAL, subject.contrasts)
+    ideal = _signals(scene.body, pure, played, target=True)
     targets = {}
     for name in subject.contrasts:
         if name == "ADC":
             still, weighted = (grid.average(ideal[source]) for source in ("b0", "DWI"))
             diffusion = apparent_diffusion(still.abs(), weighted.abs(), CANONICAL["ADC"].b)
-            target = diffusion * (still > 0.05 * float(signal(own["wm"], played["b0"]))) / ADC_TOP
+            target = diffusion * (still > 0.05 * float(signal(pure["wm"], played["b0"]))) / ADC_TOP
         else:
-            shown = grid.average(ideal[name])
-            shown = shown.clamp(min=0) if name == "T1C" else shown.abs()  # of an inversion, as T1 is reconstructed
-            target = shown * (WHITE[name] / abs(float(signal(own["wm"], played[name]))))
+            target = grid.average(ideal[name]).abs() * (WHITE[name] / abs(float(signal(pure["wm"], played[name]))))
         targets[name] = (target if subject.stripping is None else target * scene.mask).clamp(0, 1)
     return targets
 

@@ -103,36 +103,6 @@ def vary(table: Mapping[str, Tissue], rng: np.random.Generator, *, spread: float
     return varied
 
 
-def at_field(table: Mapping[str, Tissue], tesla: float, field: float) -> dict[str, Tissue]:
-    """Give a person's tissues as another field would have them, T1 as everybody's there.
-
-    Args:
-        table: of `vary`.
-        tesla: the field that it is of.
-        field: the other, 0.05 to 7 tesla.
-
-    Returns:
-        A tissue for each of the table's: T2 and water as far from everybody's as this person's are, magnetisation
-        transfer the person's, the rest everybody's.
-
-    Raises:
-        ValueError: another field.
-    """
-    usual, there = tissues(tesla), tissues(field)
-    return {
-        name: replace(
-            tissue,
-            t1=there[name].t1,
-            t2=there[name].t2 * tissue.t2 / usual[name].t2,
-            t2s=there[name].t2s,
-            pd=min(there[name].pd * tissue.pd / usual[name].pd, 1.0),
-            d=there[name].d,
-            gadolinium=there[name].gadolinium,
-        )
-        for name, tissue in table.items()
-    }
-
-
 def wetter(tissue: Tissue, amount: float) -> Tissue:
     """Give the tissue more free water: longer T1 and T2, denser, more mobile.
 

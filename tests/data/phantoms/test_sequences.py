@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from monai_ext.data.phantoms.protocols import CANONICAL, FIELD, IN_3D, draw_protocol, target_protocol
+from monai_ext.data.phantoms.protocols import CANONICAL
 from monai_ext.data.phantoms.sequences import Sequence, nulling_time, signal
-from monai_ext.data.phantoms.tissues import at_field, diseased, tissues, vary, wetter
+from monai_ext.data.phantoms.tissues import diseased, tissues, vary, wetter
 
 TISSUES = ("wm", "gm", "ventricle", "fat")
 
@@ -104,25 +104,3 @@ def test_people_differ_by_the_spread_and_water_less() -> None:
     assert 0.035 < grey < 0.08
     assert fluid < 0.6 * grey
     assert float(wetter(tissues(3.0)["wm"], 0.1).t2) == pytest.approx(1.1 * 74)
-
-
-def test_cortex_is_as_bright_on_the_target_flair_as_the_scanned_t2_tells_and_brighter_in_3d() -> None:
-    rng = np.random.default_rng(0)
-    everybody = tissues(FIELD)
-    drawn: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    for _ in range(400):
-        table = vary(everybody, rng, spread=0.06)
-        protocol = draw_protocol(rng, table, tesla=FIELD, wide=False)
-        parts = ((table, protocol["T2"]), (at_field(table, FIELD, FIELD), target_protocol(protocol)["FLAIR"]))
-        scanned, wanted = (float(signal(own["gm"], played) / signal(own["wm"], played)) for own, played in parts)
-        drawn[protocol["T1"].kind in IN_3D].append((scanned, wanted))
-    in_2d, in_3d = (np.array(drawn[kind]).T for kind in (False, True))
-    assert min(np.corrcoef(in_2d)[0, 1], np.corrcoef(in_3d)[0, 1]) > 0.85
-    assert 1.25 < np.median(in_2d[0]) < 1.4  # T2, of white matter
-    assert 1 < np.polyfit(*in_2d, 1)[0] < 2
-    assert np.median(in_3d[1]) > np.median(in_2d[1]) + 0.03
-    assert 1.13 < np.median(in_2d[1]) < 1.3
-    assert target_protocol({}) == CANONICAL
-    assert target_protocol(protocol)["T1C"] == replace(protocol["T1C"], fat=CANONICAL["T1C"].fat)  # as T1, and after it
-    low = at_field(vary(tissues(0.1), rng, spread=0.0), 0.1, FIELD)
-    assert all(float(low[name].t2) == pytest.approx(float(everybody[name].t2)) for name in everybody)
