@@ -25,6 +25,7 @@ from monai_ext.modalities import canonical
 
 logger = logging.getLogger(__name__)
 ARCHIVE = ".ts"
+SHIPPED = "shipped"  # a word for the weights that come with a bundle
 _LARGEST_CONFIG = 1 << 24  # bytes, unpacked
 _NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RecursionError, RuntimeError)
 _MADE_BY = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange)
@@ -295,13 +296,18 @@ def canvas_of(weights: Path | str) -> int | None:
 
 
 def begin_with(
-    network: nn.Module, weights: Path | str | None, *, device: torch.device | str | None = None
+    network: nn.Module,
+    weights: Path | str | None,
+    *,
+    shipped: Path | str | None = None,
+    device: torch.device | str | None = None,
 ) -> nn.Module:
     """Put a network where it is trained, with what it has learnt before where a file of weights is named.
 
     Args:
         network: to be trained.
-        weights: of the same network, for any contrasts, such as those that come with a bundle; None begins anew.
+        weights: of the same network, for any contrasts; SHIPPED for those that come with its bundle; None begins anew.
+        shipped: the latter's file.
         device: where the network is put; it stays where it is if None.
 
     Returns:
@@ -310,9 +316,12 @@ def begin_with(
     Raises:
         ValueError: the weights are not there, are damaged, or do not fit.
     """
+    if weights == SHIPPED and shipped is not None:
+        weights = shipped
     if weights is not None:
         if not Path(weights).is_file():
-            raise ValueError(f"there are no weights at {weights}: name a file with --start_from, or leave it out")
+            told = f"name a file with --start_from, or {SHIPPED} for the bundle's own, or leave it out"
+            raise ValueError(f"there are no weights at {weights}: {told}")
         about = load_weights(network, weights)
         learnt = " -> ".join(", ".join(about.get(what, ["?"])) for what in ("sources", "target"))
         logger.info("begins with %s, which has learnt %s", weights, learnt)
