@@ -145,10 +145,7 @@ def test_two_processes_train_one_network(bundle: Path, prepared: Path, tmp_path:
         ({"sources": "['T1','T3']"}, r"T3.*known"),
         ({"sources": "['T1','{target}']"}, r"each contrast is a source or the target, once"),
         ({"amp": "fp16"}, r"amp fp16 is for CUDA"),
-        (
-            {"start_from": "/nowhere/model.pt"},
-            r"no weights at /nowhere/model.pt: name a file .*or shipped",
-        ),
+        ({"start_from": "/nowhere/model.pt"}, r"no weights at /nowhere/model.pt: name a file .*or shipped"),
         ({"start_from": "shipped"}, r"models/model.pt does not fit the network"),
         ({"start_from": str(MADE_OTHERWISE)}, r"does not fit the network: .*it was made with"),
     ],
