@@ -8,43 +8,31 @@ case: the cortex's median on each contrast as a share of white matter's, and flu
 `phantom --stream`: percentiles over those with a T1, T2 and FLAIR, the FLAIR target too, seen by the scanned T1.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
+from cases import parser_of, tell_each
 from likeness import Case
-from real import read_case
 
-from monai_ext.data.datalist import SubjectError, read_datalist, report_failures
-from monai_ext.data.layouts import index
+from monai_ext.data.datalist import read_datalist
 from monai_ext.data.volumes import read_volume
-from monai_ext.files import absolute
 
 GREY = (0.6, 0.85)  # of white matter, on T1
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--root", type=Path, required=True, help="the folder with a folder a person")
-    parser.add_argument("--out", type=Path, required=True, help="where prepared cases are kept")
+    parser = parser_of(__doc__)
     parser.add_argument("--pool", type=Path, help="phantoms to lay beside them")
-    parser.add_argument("--spacing", type=float, default=2.0, help="of the cases' voxels, in mm (default: 2)")
-    parser.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="as of index")
     args = parser.parse_args()
-    found = index(args.root, exclude=args.exclude)
-    failures = list(found.failures)
-    for subject in found.subjects:
-        try:
-            if not {"T1", "T2"} <= set(subject.images):
-                continue
-            case = read_case(subject, absolute(args.out), root=args.root, spacing=args.spacing)
-            shares = ", ".join(f"{name} {of_cortex:.2f} ({of_fluid:.2f})" for name, of_cortex, of_fluid in levels(case))
-            print(f"{case.name}: cortex (fluid) {shares}", flush=True)
-        except SubjectError as fault:
-            failures.append(fault)
+    status = tell_each(args, shares, wanted=lambda names: {"T1", "T2"} <= set(names))
     if args.pool:
         tell(args.pool)
-    return report_failures(failures, total=len(found.subjects) + len(found.failures), what="looked at")
+    return status
+
+
+def shares(case: Case) -> str:
+    """Of white matter, cortex and fluid on each contrast."""
+    return "cortex (fluid) " + ", ".join(f"{name} {cortex:.2f} ({fluid:.2f})" for name, cortex, fluid in levels(case))
 
 
 def tell(pool: Path) -> None:

@@ -8,18 +8,12 @@ from it. Printed, a row a case: the fit's standard deviation over the brain for 
 each two contrasts' there. What two sources show alike is the coil's; what one shows alone may be tissue or sequence.
 """
 
-import argparse
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
+from cases import parser_of, tell_each
 from likeness import Case, second_order
 from numpy.typing import NDArray
-from real import read_case
-
-from monai_ext.data.datalist import SubjectError, report_failures
-from monai_ext.data.layouts import index
-from monai_ext.files import absolute
 
 ROUNDS = 5  # of the fit, each without what lay far from the one before
 FAR = 2.0  # medians of the distances
@@ -27,29 +21,19 @@ DARK = 0.05  # of white: what has no logarithm worth fitting
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--root", type=Path, required=True, help="the folder with a folder a person")
-    parser.add_argument("--out", type=Path, required=True, help="where prepared cases are kept")
-    parser.add_argument("--spacing", type=float, default=2.0, help="of the cases' voxels, in mm (default: 2)")
-    parser.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="as of index")
-    args = parser.parse_args()
-    found = index(args.root, exclude=args.exclude)
-    failures = list(found.failures)
-    for subject in found.subjects:
-        try:
-            if "T1" not in subject.images or len(subject.images) < 2:
-                continue
-            case = read_case(subject, absolute(args.out), root=args.root, spacing=args.spacing)
-            shadings = {name: shading(case, name) for name in case.images}
-            spread = ", ".join(f"{name} {values.std():.2f}" for name, values in shadings.items())
-            alike = ", ".join(
-                f"{one}-{other} {np.corrcoef(shadings[one], shadings[other])[0, 1]:+.2f}"
-                for one, other in combinations(shadings, 2)
-            )
-            print(f"{case.name}: shaded by {spread}; alike {alike}", flush=True)
-        except SubjectError as fault:
-            failures.append(fault)
-    return report_failures(failures, total=len(found.subjects) + len(found.failures), what="looked at")
+    args = parser_of(__doc__).parse_args()
+    return tell_each(args, alike, wanted=lambda names: "T1" in names and len(names) > 1)
+
+
+def alike(case: Case) -> str:
+    """How much each contrast is shaded, and how alike each two."""
+    shadings = {name: shading(case, name) for name in case.images}
+    spread = ", ".join(f"{name} {values.std():.2f}" for name, values in shadings.items())
+    pairs = ", ".join(
+        f"{one}-{other} {np.corrcoef(shadings[one], shadings[other])[0, 1]:+.2f}"
+        for one, other in combinations(shadings, 2)
+    )
+    return f"shaded by {spread}; alike {pairs}"
 
 
 def shading(case: Case, name: str) -> NDArray[np.float64]:
@@ -67,4 +51,4 @@ def shading(case: Case, name: str) -> NDArray[np.float64]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
