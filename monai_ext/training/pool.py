@@ -266,8 +266,8 @@ def _coil(sources: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     """(M, H, W) -> (H, W), a gain of second order over the head, 1 in its mean: bright in the middle or at the rim."""
     bright = sources.max(0)
     box = filled_box(torch.from_numpy(np.ascontiguousarray(sources)))
-    y, x = (
-        ((np.arange(side) - part.start) * 2 / max(part.stop - part.start - 1, 1) - 1).astype(np.float32)
+    y, x = (  # no further than the box's edges: a head of a few pixels would see e to the square of a hundred boxes
+        np.clip((np.arange(side) - part.start) * 2 / max(part.stop - part.start - 1, 1) - 1, -1, 1).astype(np.float32)
         for side, part in zip(bright.shape, box, strict=True)
     )
     y = y[:, None]

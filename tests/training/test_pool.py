@@ -38,6 +38,15 @@ def test_a_seed_decides_what_training_sees(tmp_path):
     assert not torch.equal(first["sources"], other["sources"])
 
 
+def test_a_head_of_a_few_pixels_is_shaded_and_nothing_else_is_lost():
+    sliver = np.zeros((1, 240, 240), np.float32)
+    sliver[:, 30:32, 200:202] = 0.5
+    for seed in range(50):
+        coil = _coil(sliver, np.random.default_rng(seed))
+        assert np.isfinite(coil).all()
+        assert (coil * sliver).sum() == pytest.approx(sliver.sum(), rel=1e-4)
+
+
 def test_one_coil_shades_what_is_given_and_what_is_to_be_made_alike(tmp_path, monkeypatch):
     monkeypatch.setattr("monai_ext.training.pool.GAMMA", 0.0)  # what each source has of its own
     monkeypatch.setattr("monai_ext.training.pool.GAIN", 0.0)
