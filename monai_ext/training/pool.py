@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, default_collate
 from monai_ext.data.batching import Draw, Kind
 from monai_ext.data.canvas import filled_box
 from monai_ext.data.datalist import Subject, SubjectError, read_datalist
+from monai_ext.data.phantoms.protocols import WHITE
 from monai_ext.data.slice_files import count_foreground, prepared_shape, read_slices
 from monai_ext.data.slices import faults_of
 from monai_ext.modalities import canonical
@@ -27,6 +28,7 @@ LESION_SHARE = 0.5  # of the slices of a subject with a lesion go through it
 GAMMA, GAIN = 0.2, 0.25  # standard deviations of the sources' exponents and factors, as logarithms
 LEAN, BOWL, SKEW, TWIST = 0.15, 0.5, 0.2, 0.15  # standard deviations of a coil's shading, see `_coil`
 BACKGROUND, HEAD = 0.05, 0.3  # what a pixel there counts in a loss, where one of the brain counts 1
+BEFORE, AFTER = "T1", "T1C"  # the agent: one scanner, one protocol, minutes apart
 
 
 _State = list[tuple[str, int]]  # a folder's files, and which ones they are
@@ -35,12 +37,16 @@ _State = list[tuple[str, int]]  # a folder's files, and which ones they are
 class _Cut(NamedTuple):
     sources: NDArray[np.float32]  # (M, I, J)
     target: NDArray[np.float32]  # (K, I, J)
+    before: NDArray[np.float32]  # (1, I, J), the T1 of targets, nothing where no T1C is made of a T1
     masks: dict[str, NDArray[np.bool_]]  # (I, J)
     number: int
 
 
 class PoolSlices(Dataset[dict[str, Any]]):
     """Items as `SliceDataset` gives them, with "weight" (1, H, W), what each pixel counts in a loss.
+
+    A T1 that is given shows how T1C would have been scanned: where the pool has targets of both, the T1C to be made is
+    that T1, and what the agent changes.
 
     Training (`varied`) takes any slice with brain, through a lesion half of the time where there is one, mirrored,
     shaded and with bent grey values at random, all by the seed of a `Draw`. Else a subject's slices are always the
@@ -81,6 +87,11 @@ class PoolSlices(Dataset[dict[str, Any]]):
         self.contrasts = tuple(dict.fromkeys(self.sources + self.target))
         self.per_subject, self.varied, self.lesion_weight, self.shaded = per_subject, varied, lesion_weight, shaded
         self.subjects = tuple(data)
+        self.follows = (
+            BEFORE in self.sources
+            and AFTER in self.target
+            and all({BEFORE, AFTER} <= set(subject.targets) for subject in self.subjects)
+        )
         self._counted: dict[str, tuple[_State, NDArray[np.intp], NDArray[np.intp]]] = {}
         if not self.subjects:
             raise ValueError("a pool must have at least one subject, got none")
@@ -101,17 +112,23 @@ class PoolSlices(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | Draw) -> dict[str, Any]:
         draw = key if isinstance(key, Draw) else Draw(key, 0)
+        if draw.condition is not None and (self.sources != self.target or len(draw.condition) != len(self.contrasts)):
+            raise ValueError(f"a condition has an entry a contrast of one list, got {draw.condition}")
         subject = self.subjects[draw.sample // self.per_subject]
         rng = np.random.default_rng(draw.seed)
         cut = self._read(subject, place=draw.sample % self.per_subject, rng=rng)
-        sources, target, weight = cut.sources, cut.target, self._weight(cut)
+        sources, target, before, weight = cut.sources, cut.target, cut.before, self._weight(cut)
         if self.varied:
             if rng.random() < 0.5:
-                sources, target, weight = (image[:, ::-1] for image in (sources, target, weight))
+                sources, target, before, weight = (image[:, ::-1] for image in (sources, target, before, weight))
             if rng.random() < self.shaded:
                 coil = _coil(sources, rng)
-                sources, target = sources * coil, (target * coil).clip(0, 1)
+                sources, target, before = sources * coil, (target * coil).clip(0, 1), before * coil
             sources = _bent(sources, rng)
+        if self.follows and (draw.condition is None or draw.condition[self.sources.index(BEFORE)]):
+            t1, t1c = self.sources.index(BEFORE), self.target.index(AFTER)
+            target = target.copy()
+            target[t1c] = _after(sources[t1], before[0], target[t1c])
         item: dict[str, Any] = {
             "sources": torch.from_numpy(np.ascontiguousarray(sources)),
             "target": torch.from_numpy(np.ascontiguousarray(target)),
@@ -122,8 +139,6 @@ class PoolSlices(Dataset[dict[str, Any]]):
             "available": torch.ones(len(self.contrasts), dtype=torch.bool),
         }
         if draw.condition is not None:
-            if self.sources != self.target or len(draw.condition) != len(self.contrasts):
-                raise ValueError(f"a condition has an entry a contrast of one list, got {draw.condition}")
             item["condition"] = torch.tensor(draw.condition)
             item["sources"] = item["sources"] * item["condition"][:, None, None]
         return item
@@ -161,6 +176,7 @@ class PoolSlices(Dataset[dict[str, Any]]):
         return _Cut(
             np.stack([image(subject.images[contrast]) for contrast in self.sources]),
             np.stack([image(_target_of(subject, contrast)) for contrast in self.target]),
+            image(subject.targets[BEFORE])[None] if self.follows else np.empty((1, 1, 1), np.float32),
             {name: image(path) > 0 for name, path in subject.masks.items()},
             number,
         )
@@ -275,6 +291,16 @@ def _coil(sources: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     up, right, twist = rng.normal(0, (LEAN, LEAN, TWIST))
     gain = np.exp(up * y + right * x + (bowl + down) * y * y + (bowl + across) * x * x + twist * x * y)
     return np.asarray(gain * (bright.sum() / max(float((gain * bright).sum()), 1e-6)), np.float32)
+
+
+def _after(
+    scanned: NDArray[np.float32], before: NDArray[np.float32], after: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """All (I, J): a T1 that was scanned, both targets -> the T1C of that scan, in the grey values of T1C's target."""
+    scale = float((scanned * before).sum()) / max(float((before * before).sum()), 1e-6)
+    if scale < 1e-3:
+        return after
+    return np.clip((scanned / scale - before) * (WHITE[AFTER] / WHITE[BEFORE]) + after, 0, 1)
 
 
 def _bent(sources: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -24,6 +24,34 @@ def test_what_is_learnt_is_the_target_and_what_is_given_the_scan(tmp_path):
         np.testing.assert_array_equal(item[name][0], read_slices(folder / f"{file}.nii", number, number + 1)[0])
 
 
+def test_the_t1c_to_be_made_is_the_t1_that_was_given_and_what_the_agent_changes(tmp_path):
+    contrasts = ["T1", "T2", "T1C"]
+    data = pool(write_pool(tmp_path), "training", sources=contrasts, target=contrasts, varied=False)
+    without, given = (data[Draw(0, 0, condition)] for condition in ((False, True, False), (True, True, False)))
+    number, folder = given["slice"], tmp_path / given["subject"]
+    scan, t1, t1c = (
+        read_slices(folder / f"{name}.nii", number, number + 1)[0] for name in ("T1", "T1_target", "T1C_target")
+    )
+    np.testing.assert_array_equal(without["target"][2], t1c)
+    torch.testing.assert_close(given["target"][:2], without["target"][:2])
+    of_the_scan, of_the_target = scan - t1, given["target"][2].numpy() - t1c
+    inside = (t1 > 0) & (scan > 0)
+    assert np.corrcoef(of_the_scan[inside], of_the_target[inside])[0, 1] > 0.99
+    assert np.std(of_the_target[inside]) == pytest.approx(np.std(of_the_scan[inside]) * 0.40 / 0.60, rel=0.05)
+
+
+def test_a_bright_scan_does_not_make_a_bright_t1c(tmp_path):
+    data = pool(write_pool(tmp_path), "training", sources=["T1"], target="T1C", shaded=0.0)
+    means = []
+    for seed in range(24):
+        item = data[Draw(0, seed)]
+        inside = item["weight"][0] == 1
+        means.append((float(item["sources"][0, inside].mean()), float(item["target"][0, inside].mean())))
+    given, made = np.transpose(means)
+    assert given.max() / given.min() > 1.5
+    assert made.max() / made.min() < 1.25
+
+
 def test_validation_is_always_the_same_and_spread_over_the_brain(tmp_path):
     data = pool(write_pool(tmp_path), "validation", **TASK, varied=False, per_subject=3)
     numbers = [data[place]["slice"] for place in range(3)]
