@@ -31,27 +31,28 @@ class Registers {
   vec<T>* data_;
 };
 
-// The channels of one group are cut into registers, and the registers into sets: a unit of work is one set.
+// The channels of one way are cut into registers, and the registers into sets: a unit of work is one set, and both
+// scans of it, one after the other, where its way is gone from both ends.
 template <class T>
 struct Cut {
   int64_t registers, sets;
 
   explicit Cut(const ScanShape& s) {
     registers = (s.channels + kLanes<T> - 1) / kLanes<T>;
-    const int64_t pairs = std::max<int64_t>(1, s.batch * s.groups);
+    const int64_t pairs = std::max<int64_t>(1, s.batch * s.ways);
     sets = std::max<int64_t>(1, std::min(registers, (kUnits + pairs - 1) / pairs));
   }
-  int64_t units(const ScanShape& s) const { return s.batch * s.groups * sets; }
+  int64_t units(const ScanShape& s) const { return s.batch * s.ways * sets; }
 };
 
 template <class T>
 struct Unit {
-  int64_t b, g, set, first, last;  // registers first..last of group g
+  int64_t b, way, set, first, last;  // registers first..last of each group
 
   Unit(const ScanShape& s, const Cut<T>& cut, int64_t unit) {
     set = unit % cut.sets;
-    g = unit / cut.sets % s.groups;
-    b = unit / cut.sets / s.groups;
+    way = unit / cut.sets % s.ways;
+    b = unit / cut.sets / s.ways;
     first = cut.registers * set / cut.sets;
     last = cut.registers * (set + 1) / cut.sets;
   }
@@ -81,6 +82,20 @@ struct Channels {
   }
 };
 
+// A stretch of a chunk as a scan meets it: where its steps lie in the order of u, and which of them comes first.
+struct Stretch {
+  int64_t at;
+  int columns;
+  bool back;
+
+  // The steps from t on, at most `most`, of a chunk of `steps` that lies at `low`.
+  Stretch(int64_t low, int64_t steps, int64_t t, int64_t most, bool back)
+      : columns(static_cast<int>(std::min<int64_t>(most, steps - t))), back(back) {
+    at = low + (back ? steps - t - columns : t);
+  }
+  int place(int j) const { return back ? columns - 1 - j : j; }  // of step t + j
+};
+
 // rows[t * padded + n] = from[n * length + t]: the chunk's rows of B or C, one step after the other.
 template <class T>
 void transpose_rows(const T* from, int64_t length, int64_t states, int64_t padded, int64_t steps, T* rows) {
@@ -106,25 +121,27 @@ vec<T> sigmoid(vec<T> x) {
 
 // kStates is the number of states where it is known when compiling (0: it is not), so that they stay in registers.
 template <class T, int kStates>
-void forward_unit(const ScanShape& s, const Cut<T>& cut, int64_t index, const T* u, const T* delta, const T* A,
+void forward_unit(const ScanShape& s, const Unit<T>& unit, int64_t g, const T* u, const T* delta, const T* A,
                   const T* B, const T* C, const T* D, const T* bias, T* y, T* saved) {
   constexpr int W = kLanes<T>;
   const int64_t N = kStates ? kStates : s.states, padded = (N + W - 1) / W * W;
-  const Unit<T> unit(s, cut, index);
+  const bool back = s.from_the_end(g);
   Registers<T> state((unit.last - unit.first) * N), rates((unit.last - unit.first) * N);
   Registers<T> rows(2 * s.chunk * padded / W);
   T* const Bt = reinterpret_cast<T*>(static_cast<vec<T>*>(rows));
   T* const Ct = Bt + s.chunk * padded;
   for (int64_t r = unit.first; r < unit.last; ++r)
     for (int64_t n = 0; n < N; ++n)
-      Channels<T>(s, unit.g, r).column(s, A, n, T(kLog2e), rates + (r - unit.first) * N + n);
+      Channels<T>(s, g, r).column(s, A, n, T(kLog2e), rates + (r - unit.first) * N + n);
 
   for (int64_t chunk = 0; chunk < s.chunks(); ++chunk) {
     const int64_t start = chunk * s.chunk, steps = std::min(s.chunk, s.length - start);
-    transpose_rows(B + s.mix(unit.b, unit.g, 0) + start, s.length, N, padded, steps, Bt);
-    transpose_rows(C + s.mix(unit.b, unit.g, 0) + start, s.length, N, padded, steps, Ct);
+    const int64_t low = back ? s.length - start - steps : start;
+    transpose_rows(B + s.mix(unit.b, g, 0) + low, s.length, N, padded, steps, Bt);
+    transpose_rows(C + s.mix(unit.b, g, 0) + low, s.length, N, padded, steps, Ct);
     for (int64_t r = unit.first; r < unit.last; ++r) {
-      const Channels<T> channels(s, unit.g, r);
+      const Channels<T> channels(s, g, r);
+      const int64_t row = s.row(unit.b, channels.first), line = s.line(unit.b, channels.first);
       const vec<T>* const rate = rates + (r - unit.first) * N;
       vec<T>* const kept = state + (r - unit.first) * N;
       const vec<T> skip = channels.gather(D), shift = channels.gather(bias);
@@ -135,24 +152,26 @@ void forward_unit(const ScanShape& s, const Cut<T>& cut, int64_t index, const T*
         if (kStates) h[n] = kept[n];
       }
       for (int64_t t = 0; t < steps; t += W) {
-        const int columns = static_cast<int>(std::min<int64_t>(W, steps - t));
-        const int64_t at = s.row(unit.b, channels.first) + start + t;
+        const Stretch part(low, steps, t, W, back);
         vec<T> x[W], dt[W], out[W];
-        load_transposed<T>(u + at, s.length, channels.lanes, columns, x);
-        load_transposed<T>(delta + at, s.length, channels.lanes, columns, dt);
-        for (int j = 0; j < columns; ++j) {
-          const T* const b = Bt + (t + j) * padded;
-          const T* const c = Ct + (t + j) * padded;
-          const vec<T> step = s.softplus ? softplus<T>(dt[j] + shift) : dt[j] + shift;
-          const vec<T> drive = step * x[j];
-          vec<T> sum = skip * x[j];
+        load_transposed<T>(u + line + part.at, s.length, channels.lanes, part.columns, x);
+        load_transposed<T>(delta + row + part.at, s.length, channels.lanes, part.columns, dt);
+        if (back) load_transposed<T>(y + line + part.at, s.length, channels.lanes, part.columns, out);
+        for (int j = 0; j < part.columns; ++j) {
+          const int place = part.place(j);
+          const T* const b = Bt + (part.at - low + place) * padded;
+          const T* const c = Ct + (part.at - low + place) * padded;
+          const vec<T> raw = dt[place] + shift;
+          const vec<T> step = s.softplus ? softplus<T>(raw) : raw;
+          const vec<T> drive = step * x[place];
+          vec<T> sum = skip * x[place];
           for (int64_t n = 0; n < N; ++n) {
             now[n] = exp2(step * rate[n]) * now[n] + drive * b[n];
             sum += c[n] * now[n];
           }
-          out[j] = sum;
+          out[place] = back ? out[place] + sum : sum;
         }
-        store_transposed<T>(out, y + at, s.length, channels.lanes, columns);
+        store_transposed<T>(out, y + line + part.at, s.length, channels.lanes, part.columns);
       }
       if (kStates)
         for (int64_t n = 0; n < N; ++n) kept[n] = h[n];
@@ -199,13 +218,13 @@ void store_sums(const vec<T>* sums, int64_t states, int64_t steps, int64_t lengt
 }
 
 template <class T, int kStates>
-void backward_unit(const ScanShape& s, const Cut<T>& cut, int64_t index, const T* dy, const T* u, const T* delta,
+void backward_unit(const ScanShape& s, const Unit<T>& unit, int64_t g, const T* dy, const T* u, const T* delta,
                    const T* A, const T* B, const T* C, const T* D, const T* bias, const T* saved,
                    const Gradients<T>& grad) {
   constexpr int W = kLanes<T>;
   const int64_t N = kStates ? kStates : s.states, padded = (N + W - 1) / W * W;
-  const Unit<T> unit(s, cut, index);
   const int64_t count = unit.last - unit.first;
+  const bool back = s.from_the_end(g);
   Registers<T> rates(count * N), carries(count * N), rate_grads(count * N), skip_grads(count), shift_grads(count);
   Registers<T> rows(2 * s.chunk * padded / W);
   Registers<T> decays(s.chunk * N), states((s.chunk + 1) * N), B_sums(s.chunk * N), C_sums(s.chunk * N);
@@ -213,39 +232,41 @@ void backward_unit(const ScanShape& s, const Cut<T>& cut, int64_t index, const T
   T* const Bt = reinterpret_cast<T*>(static_cast<vec<T>*>(rows));
   T* const Ct = Bt + s.chunk * padded;
   for (int64_t r = unit.first; r < unit.last; ++r)
-    for (int64_t n = 0; n < N; ++n) Channels<T>(s, unit.g, r).column(s, A, n, T(1), rates + (r - unit.first) * N + n);
+    for (int64_t n = 0; n < N; ++n) Channels<T>(s, g, r).column(s, A, n, T(1), rates + (r - unit.first) * N + n);
 
   for (int64_t chunk = s.chunks() - 1; chunk >= 0; --chunk) {
     const int64_t start = chunk * s.chunk, steps = std::min(s.chunk, s.length - start);
-    transpose_rows(B + s.mix(unit.b, unit.g, 0) + start, s.length, N, padded, steps, Bt);
-    transpose_rows(C + s.mix(unit.b, unit.g, 0) + start, s.length, N, padded, steps, Ct);
+    const int64_t low = back ? s.length - start - steps : start;
+    transpose_rows(B + s.mix(unit.b, g, 0) + low, s.length, N, padded, steps, Bt);
+    transpose_rows(C + s.mix(unit.b, g, 0) + low, s.length, N, padded, steps, Ct);
     std::fill_n(static_cast<vec<T>*>(B_sums), steps * N, vec<T>{});
     std::fill_n(static_cast<vec<T>*>(C_sums), steps * N, vec<T>{});
     for (int64_t r = unit.first; r < unit.last; ++r) {
-      const Channels<T> channels(s, unit.g, r);
-      const int64_t at = s.row(unit.b, channels.first) + start, k = r - unit.first;
+      const Channels<T> channels(s, g, r);
+      const int64_t row = s.row(unit.b, channels.first), line = s.line(unit.b, channels.first), k = r - unit.first;
       const vec<T>* const rate = rates + k * N;
       const vec<T> skip = channels.gather(D), shift = channels.gather(bias);
 
       // The states of this chunk again, from the one that the forward pass saved before it.
       for (int64_t t = 0; t < steps; t += W) {
-        const int columns = static_cast<int>(std::min<int64_t>(W, steps - t));
-        vec<T> tile[W];
-        load_transposed<T>(u + at + t, s.length, channels.lanes, columns, tile);
-        std::copy_n(tile, W, xs + t);
-        load_transposed<T>(dy + at + t, s.length, channels.lanes, columns, tile);
-        std::copy_n(tile, W, dys + t);
-        load_transposed<T>(delta + at + t, s.length, channels.lanes, columns, tile);
-        for (int j = 0; j < W; ++j) {
-          const vec<T> raw = tile[j] + shift;
-          steps_of[t + j] = s.softplus ? softplus<T>(raw) : raw;
-          slopes[t + j] = s.softplus ? sigmoid<T>(raw) : broadcast(T(1));
+        const Stretch part(low, steps, t, W, back);
+        vec<T> x[W], g_y[W], raw[W];
+        load_transposed<T>(u + line + part.at, s.length, channels.lanes, part.columns, x);
+        load_transposed<T>(dy + line + part.at, s.length, channels.lanes, part.columns, g_y);
+        load_transposed<T>(delta + row + part.at, s.length, channels.lanes, part.columns, raw);
+        for (int j = 0; j < part.columns; ++j) {
+          const int place = part.place(j);
+          const vec<T> shifted = raw[place] + shift;
+          xs[t + j] = x[place];
+          dys[t + j] = g_y[place];
+          steps_of[t + j] = s.softplus ? softplus<T>(shifted) : shifted;
+          slopes[t + j] = s.softplus ? sigmoid<T>(shifted) : broadcast(T(1));
         }
       }
       for (int64_t n = 0; n < N; ++n) states[n] = channels.gather(saved + s.save(unit.b, chunk, n));
       for (int64_t t = 0; t < steps; ++t) {
         const vec<T> step = steps_of[t], drive = step * xs[t], scaled = step * T(kLog2e);
-        const T* const b = Bt + t * padded;
+        const T* const b = Bt + (back ? steps - 1 - t : t) * padded;
         for (int64_t n = 0; n < N; ++n) {
           const vec<T> decay = exp2(scaled * rate[n]);
           decays[t * N + n] = decay;
@@ -257,43 +278,48 @@ void backward_unit(const ScanShape& s, const Cut<T>& cut, int64_t index, const T
       vec<T>* const carry = carries + k * N;
       vec<T>* const rate_grad = rate_grads + k * N;
       for (int64_t t = steps - 1; t >= 0; --t) {
-        const vec<T> g = dys[t], x = xs[t], step = steps_of[t], drive = step * x;
-        const T* const b = Bt + t * padded;
-        const T* const c = Ct + t * padded;
+        const vec<T> out_grad = dys[t], x = xs[t], step = steps_of[t], drive = step * x;
+        const int64_t place = back ? steps - 1 - t : t;
+        const T* const b = Bt + place * padded;
+        const T* const c = Ct + place * padded;
         vec<T> through_B{}, through_A{};
         for (int64_t n = 0; n < N; ++n) {
           const vec<T> decay = decays[t * N + n];
-          const vec<T> state_grad = g * c[n] + carry[n];
+          const vec<T> state_grad = out_grad * c[n] + carry[n];
           const vec<T> faded = state_grad * decay;
           const vec<T> decay_grad = faded * states[t * N + n];
-          C_sums[t * N + n] += g * states[(t + 1) * N + n];
-          B_sums[t * N + n] += state_grad * drive;
+          C_sums[place * N + n] += out_grad * states[(t + 1) * N + n];
+          B_sums[place * N + n] += state_grad * drive;
           through_B += state_grad * b[n];
           through_A += decay_grad * rate[n];
           rate_grad[n] += decay_grad * step;
           carry[n] = faded;
         }
         const vec<T> step_grad = (through_B * x + through_A) * slopes[t];
-        skip_grads[k] += g * x;
+        skip_grads[k] += out_grad * x;
         shift_grads[k] += step_grad;
-        xs[t] = skip * g + through_B * step;  // xs and dys now hold the gradients of u and delta
+        xs[t] = skip * out_grad + through_B * step;  // xs and dys now hold the gradients of u and delta
         dys[t] = step_grad;
       }
       for (int64_t t = 0; t < steps; t += W) {
-        const int columns = static_cast<int>(std::min<int64_t>(W, steps - t));
-        vec<T> tile[W];
-        std::copy_n(xs + t, W, tile);
-        store_transposed<T>(tile, grad.u + at + t, s.length, channels.lanes, columns);
-        std::copy_n(dys + t, W, tile);
-        store_transposed<T>(tile, grad.delta + at + t, s.length, channels.lanes, columns);
+        const Stretch part(low, steps, t, W, back);
+        vec<T> du[W], ddelta[W];
+        if (back) load_transposed<T>(grad.u + line + part.at, s.length, channels.lanes, part.columns, du);
+        for (int j = 0; j < part.columns; ++j) {
+          const int place = part.place(j);
+          du[place] = back ? du[place] + xs[t + j] : xs[t + j];
+          ddelta[place] = dys[t + j];
+        }
+        store_transposed<T>(du, grad.u + line + part.at, s.length, channels.lanes, part.columns);
+        store_transposed<T>(ddelta, grad.delta + row + part.at, s.length, channels.lanes, part.columns);
       }
     }
-    const int64_t part = unit.set * s.batch * s.groups * s.states * s.length + s.mix(unit.b, unit.g, 0) + start;
+    const int64_t part = unit.set * s.batch * s.groups * s.states * s.length + s.mix(unit.b, g, 0) + low;
     store_sums<T>(B_sums, N, steps, s.length, grad.B + part);
     store_sums<T>(C_sums, N, steps, s.length, grad.C + part);
   }
   for (int64_t r = unit.first; r < unit.last; ++r) {
-    const Channels<T> channels(s, unit.g, r);
+    const Channels<T> channels(s, g, r);
     const int64_t k = r - unit.first, at = unit.b * s.width() + channels.first;
     for (int64_t n = 0; n < N; ++n)
       std::memcpy(grad.A + (unit.b * N + n) * s.width() + channels.first, &rate_grads[k * N + n],
@@ -303,32 +329,45 @@ void backward_unit(const ScanShape& s, const Cut<T>& cut, int64_t index, const T
   }
 }
 
+// Both scans of a unit: the second adds to what the first wrote.
+template <class T, class Run>
+int for_each_unit(const ScanShape& s, int64_t threads, const Run& run) {
+  const Cut<T> cut(s);
+  return !parallel_for(threads, cut.units(s), [&](int64_t index) {
+    const Unit<T> unit(s, cut, index);
+    for (int64_t g = unit.way; g < s.groups; g += s.ways) run(unit, g);
+  });
+}
+
 template <class T>
 int forward(const ScanShape& s, int64_t threads, const T* u, const T* delta, const T* A, const T* B, const T* C,
             const T* D, const T* bias, T* y, T* saved) {
-  const Cut<T> cut(s);
-  expect_writes(y, s.batch * s.width() * s.length * sizeof(T));
+  expect_writes(y, s.batch * s.ways * s.channels * s.length * sizeof(T));
   const auto run = s.states == 16 ? forward_unit<T, 16> : forward_unit<T, 0>;
-  return !parallel_for(threads, cut.units(s),
-                       [&](int64_t unit) { run(s, cut, unit, u, delta, A, B, C, D, bias, y, saved); });
+  return for_each_unit<T>(s, threads, [&](const Unit<T>& unit, int64_t g) {
+    run(s, unit, g, u, delta, A, B, C, D, bias, y, saved);
+  });
 }
 
 template <class T>
 int backward(const ScanShape& s, int64_t threads, const T* dy, const T* u, const T* delta, const T* A, const T* B,
              const T* C, const T* D, const T* bias, const T* saved, const Gradients<T>& grad) {
-  const Cut<T> cut(s);
-  for (T* output : {grad.u, grad.delta}) expect_writes(output, s.batch * s.width() * s.length * sizeof(T));
+  expect_writes(grad.u, s.batch * s.ways * s.channels * s.length * sizeof(T));
+  expect_writes(grad.delta, s.batch * s.width() * s.length * sizeof(T));
   const auto run = s.states == 16 ? backward_unit<T, 16> : backward_unit<T, 0>;
-  return !parallel_for(threads, cut.units(s),
-                       [&](int64_t unit) { run(s, cut, unit, dy, u, delta, A, B, C, D, bias, saved, grad); });
+  return for_each_unit<T>(s, threads, [&](const Unit<T>& unit, int64_t g) {
+    run(s, unit, g, dy, u, delta, A, B, C, D, bias, saved, grad);
+  });
 }
 
 }  // namespace
 }  // namespace monai_ext
 
-// Called from Python: each returns 0, or 1 where memory ran out. carries is room that only the CUDA kernel needs.
+// Called from Python: each returns 0, or 1 where memory ran out. carries is room that only the CUDA kernel needs; rows
+// of y and du are as many as of u, both scans of a way added up.
 #define MONAI_EXT_SCAN(T)                                                                                              \
   extern "C" int selective_scan_parts_##T(const ScanShape* s) { return static_cast<int>(monai_ext::Cut<T>(*s).sets); } \
+  extern "C" int selective_scan_rows_##T(const ScanShape* s) { return static_cast<int>(s->ways * s->channels); }       \
   extern "C" int selective_scan_forward_##T(const ScanShape* s, int64_t threads, const T* u, const T* delta,           \
                                             const T* A, const T* B, const T* C, const T* D, const T* bias, T* y,       \
                                             T* saved) {                                                                \

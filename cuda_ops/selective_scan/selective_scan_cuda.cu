@@ -1,5 +1,6 @@
 // Mamba's selective scan on a CUDA device. One thread serves one channel through one chunk of time, all chunks at once:
 // first each from a state of zero, then the chunks' states are joined, then each chunk again from its right state.
+// y and du have a row a group, as delta: what belongs to one way is added up by the caller, in a fixed order.
 #include "../launch.h"
 #include "selective_scan.h"
 
@@ -11,8 +12,8 @@ constexpr int kSum = 256;   // threads that add up one channel
 
 // What one thread works on. A lane past the group's last channel reads the last one and writes nothing.
 struct Place {
-  int64_t b, g, part, chunk, channel, start, steps, row;
-  bool writes;
+  int64_t b, g, part, chunk, channel, steps, row, line, scratch, low;
+  bool writes, back;
 
   __device__ explicit Place(const ScanShape& s) {
     const int64_t parts = (s.channels + kLanes - 1) / kLanes;
@@ -24,10 +25,15 @@ struct Place {
     const int64_t lane = part * kLanes + threadIdx.x;
     writes = lane < s.channels;
     channel = g * s.channels + (writes ? lane : s.channels - 1);
-    start = chunk * s.chunk;
+    const int64_t start = chunk * s.chunk;
     steps = s.length - start < s.chunk ? s.length - start : s.chunk;
-    row = s.row(b, channel) + start;
+    back = s.from_the_end(g);
+    low = back ? s.length - start - steps : start;
+    row = s.row(b, channel) + low;
+    line = s.line(b, channel) + low;
+    scratch = s.row(b, channel) + start;
   }
+  __device__ int64_t place(int64_t t) const { return back ? steps - 1 - t : t; }  // of step t, from low on
 };
 
 template <class T>
@@ -45,18 +51,18 @@ __global__ void local_forward(ScanShape s, const T* u, const T* delta, const T* 
   const Place at(s);
   T steps[kChunk], drives[kChunk], sum = 0;
   for (int64_t t = 0; t < at.steps; ++t) {
-    steps[t] = step_of(s, delta, bias, at.row + t, at.channel);
-    drives[t] = steps[t] * u[at.row + t];
+    steps[t] = step_of(s, delta, bias, at.row + at.place(t), at.channel);
+    drives[t] = steps[t] * u[at.line + at.place(t)];
     sum += steps[t];
   }
   for (int64_t n = 0; n < s.states; ++n) {
     const T rate = A[at.channel * s.states + n];
-    const T* const b = B + s.mix(at.b, at.g, n) + at.start;
+    const T* const b = B + s.mix(at.b, at.g, n) + at.low;
     T state = 0;
-    for (int64_t t = 0; t < at.steps; ++t) state = exp(steps[t] * rate) * state + drives[t] * b[t];
+    for (int64_t t = 0; t < at.steps; ++t) state = exp(steps[t] * rate) * state + drives[t] * b[at.place(t)];
     if (at.writes) saved[s.save(at.b, at.chunk, n) + at.channel] = state;
   }
-  if (at.writes) y[at.row] = sum;
+  if (at.writes) y[at.scratch] = sum;
 }
 
 // One thread a channel and state: the state before each chunk.
@@ -80,23 +86,23 @@ __global__ void final_forward(ScanShape s, const T* u, const T* delta, const T* 
   const Place at(s);
   T steps[kChunk], drives[kChunk], out[kChunk];
   for (int64_t t = 0; t < at.steps; ++t) {
-    const T x = u[at.row + t];
-    steps[t] = step_of(s, delta, bias, at.row + t, at.channel);
+    const T x = u[at.line + at.place(t)];
+    steps[t] = step_of(s, delta, bias, at.row + at.place(t), at.channel);
     drives[t] = steps[t] * x;
     out[t] = D ? D[at.channel] * x : T(0);
   }
   for (int64_t n = 0; n < s.states; ++n) {
     const T rate = A[at.channel * s.states + n];
-    const T* const b = B + s.mix(at.b, at.g, n) + at.start;
-    const T* const c = C + s.mix(at.b, at.g, n) + at.start;
+    const T* const b = B + s.mix(at.b, at.g, n) + at.low;
+    const T* const c = C + s.mix(at.b, at.g, n) + at.low;
     T state = saved[s.save(at.b, at.chunk, n) + at.channel];
     for (int64_t t = 0; t < at.steps; ++t) {
-      state = exp(steps[t] * rate) * state + drives[t] * b[t];
-      out[t] += c[t] * state;
+      state = exp(steps[t] * rate) * state + drives[t] * b[at.place(t)];
+      out[t] += c[at.place(t)] * state;
     }
   }
   if (at.writes)
-    for (int64_t t = 0; t < at.steps; ++t) y[at.row + t] = out[t];
+    for (int64_t t = 0; t < at.steps; ++t) y[at.row + at.place(t)] = out[t];
 }
 
 // The same three passes from the end of time. carries (as saved) holds, for each chunk, decay times the state's
@@ -107,18 +113,18 @@ __global__ void local_backward(ScanShape s, const T* grad, const T* delta, const
   const Place at(s);
   T steps[kChunk], dys[kChunk], sum = 0;
   for (int64_t t = 0; t < at.steps; ++t) {
-    steps[t] = step_of(s, delta, bias, at.row + t, at.channel);
-    dys[t] = grad[at.row + t];
+    steps[t] = step_of(s, delta, bias, at.row + at.place(t), at.channel);
+    dys[t] = grad[at.line + at.place(t)];
     sum += steps[t];
   }
   for (int64_t n = 0; n < s.states; ++n) {
     const T rate = A[at.channel * s.states + n];
-    const T* const c = C + s.mix(at.b, at.g, n) + at.start;
+    const T* const c = C + s.mix(at.b, at.g, n) + at.low;
     T carry = 0;
-    for (int64_t t = at.steps - 1; t >= 0; --t) carry = exp(steps[t] * rate) * (c[t] * dys[t] + carry);
+    for (int64_t t = at.steps - 1; t >= 0; --t) carry = exp(steps[t] * rate) * (c[at.place(t)] * dys[t] + carry);
     if (at.writes) carries[s.save(at.b, at.chunk, n) + at.channel] = carry;
   }
-  if (at.writes) sums[at.row] = sum;
+  if (at.writes) sums[at.scratch] = sum;
 }
 
 template <class T>
@@ -135,14 +141,14 @@ __global__ void join_backward(ScanShape s, const T* A, const T* sums, T* carries
   }
 }
 
-// to[t] = the sum over the block's channels of columns[t][lane], in a fixed order.
+// to[where step t lies] = the sum over the block's channels of columns[t][lane], in a fixed order.
 template <class T>
-__device__ void sum_channels(const T (&columns)[kChunk][kLanes + 1], int64_t steps, T* to) {
+__device__ void sum_channels(const T (&columns)[kChunk][kLanes + 1], const Place& at, T* to) {
   __syncthreads();
-  for (int64_t t = threadIdx.x; t < steps; t += kLanes) {
+  for (int64_t t = threadIdx.x; t < at.steps; t += kLanes) {
     T sum = 0;
     for (int lane = 0; lane < kLanes; ++lane) sum += columns[t][lane];
-    to[t] = sum;
+    to[at.place(t)] = sum;
   }
   __syncthreads();
 }
@@ -156,41 +162,41 @@ __global__ void final_backward(ScanShape s, const T* grad, const T* u, const T* 
   const Place at(s);
   T xs[kChunk], steps[kChunk], dys[kChunk], through_B[kChunk], through_A[kChunk], path[kChunk + 1];
   for (int64_t t = 0; t < at.steps; ++t) {
-    xs[t] = u[at.row + t];
-    steps[t] = step_of(s, delta, bias, at.row + t, at.channel);
-    dys[t] = grad[at.row + t];
+    xs[t] = u[at.line + at.place(t)];
+    steps[t] = step_of(s, delta, bias, at.row + at.place(t), at.channel);
+    dys[t] = grad[at.line + at.place(t)];
     through_B[t] = through_A[t] = 0;
   }
   const int64_t part = at.part * s.batch * s.groups * s.states * s.length;
   for (int64_t n = 0; n < s.states; ++n) {
     const T rate = A[at.channel * s.states + n];
-    const int64_t mix = s.mix(at.b, at.g, n) + at.start;
+    const int64_t mix = s.mix(at.b, at.g, n) + at.low;
     T* const slot = carries + s.save(at.b, at.chunk, n) + at.channel;
     path[0] = saved[s.save(at.b, at.chunk, n) + at.channel];
     for (int64_t t = 0; t < at.steps; ++t) {
-      path[t + 1] = exp(steps[t] * rate) * path[t] + steps[t] * xs[t] * B[mix + t];
+      path[t + 1] = exp(steps[t] * rate) * path[t] + steps[t] * xs[t] * B[mix + at.place(t)];
       columns[t][threadIdx.x] = at.writes ? dys[t] * path[t + 1] : T(0);
     }
-    sum_channels(columns, at.steps, dC + part + mix);
+    sum_channels(columns, at, dC + part + mix);
     T carry = *slot, rate_grad = 0;
     for (int64_t t = at.steps - 1; t >= 0; --t) {
-      const T state_grad = C[mix + t] * dys[t] + carry;
+      const T state_grad = C[mix + at.place(t)] * dys[t] + carry;
       carry = exp(steps[t] * rate) * state_grad;
       const T decay_grad = carry * path[t];
       columns[t][threadIdx.x] = at.writes ? state_grad * steps[t] * xs[t] : T(0);
-      through_B[t] += state_grad * B[mix + t];
+      through_B[t] += state_grad * B[mix + at.place(t)];
       through_A[t] += decay_grad * rate;
       rate_grad += decay_grad * steps[t];
     }
-    sum_channels(columns, at.steps, dB + part + mix);
+    sum_channels(columns, at, dB + part + mix);
     if (at.writes) *slot = rate_grad;
   }
   if (!at.writes) return;
   for (int64_t t = 0; t < at.steps; ++t) {
-    const T raw = delta[at.row + t] + (bias ? bias[at.channel] : T(0));
+    const T raw = delta[at.row + at.place(t)] + (bias ? bias[at.channel] : T(0));
     const T slope = s.softplus ? 1 / (1 + exp(-raw)) : T(1);
-    du[at.row + t] = (D ? D[at.channel] * dys[t] : T(0)) + through_B[t] * steps[t];
-    ddelta[at.row + t] = (through_B[t] * xs[t] + through_A[t]) * slope;
+    du[at.row + at.place(t)] = (D ? D[at.channel] * dys[t] : T(0)) + through_B[t] * steps[t];
+    ddelta[at.row + at.place(t)] = (through_B[t] * xs[t] + through_A[t]) * slope;
   }
 }
 
@@ -208,10 +214,11 @@ __global__ void sum_chunks(ScanShape s, const T* parts, T* dA) {
 template <class T>
 __global__ void sum_time(ScanShape s, const T* grad, const T* u, const T* ddelta, T* dD, T* dbias) {
   __shared__ T sums[2][kSum];
-  const int64_t channel = blockIdx.x % s.width(), b = blockIdx.x / s.width(), row = s.row(b, channel);
+  const int64_t channel = blockIdx.x % s.width(), b = blockIdx.x / s.width();
+  const int64_t row = s.row(b, channel), line = s.line(b, channel);
   T skip = 0, shift = 0;
   for (int64_t t = threadIdx.x; t < s.length; t += kSum) {
-    skip += grad[row + t] * u[row + t];
+    skip += grad[line + t] * u[line + t];
     shift += ddelta[row + t];
   }
   sums[0][threadIdx.x] = skip;
@@ -271,6 +278,7 @@ int backward(const ScanShape& s, void* stream, const T* grad, const T* u, const 
 // Called from Python with the stream: each returns the code of a launch's error, 0 for none.
 #define MONAI_EXT_SCAN(T)                                                                                              \
   extern "C" int selective_scan_parts_##T(const ScanShape* s) { return parts(*s); }                                    \
+  extern "C" int selective_scan_rows_##T(const ScanShape* s) { return static_cast<int>(s->width()); }                  \
   extern "C" int selective_scan_forward_##T(const ScanShape* s, void* stream, const T* u, const T* delta, const T* A,  \
                                             const T* B, const T* C, const T* D, const T* bias, T* y, T* saved) {       \
     return forward<T>(*s, stream, u, delta, A, B, C, D, bias, y, saved);                                               \

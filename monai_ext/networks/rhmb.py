@@ -94,11 +94,11 @@ class DirectionalScan(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, D, H, W)"""
         groups = [self.directions, -1]
-        low_rank, B, C = self._lines(self.project(x).unflatten(1, groups)).split(self.sections, 2)
+        maps = self.project(x).unflatten(1, groups)
+        low_rank, B, C = self._lines([maps[:, number] for number in range(self.directions)]).split(self.sections, 2)
         delta = torch.matmul(self.to_step, low_rank)
-        # In the scan's own precision before it is there in all directions: one map is converted, not four
-        wide = x if x.dtype == torch.float64 else x.float()
-        u = self._lines(wide.contiguous().unsqueeze(1).expand(-1, self.directions, -1, -1, -1))
+        wide = x if x.dtype == torch.float64 else x.float()  # the scan's own precision
+        u = self._lines([wide] * min(2, self.directions))  # what is scanned from both ends is given once
         y = ops.selective_scan(
             u.flatten(1, 2),
             delta.to(u.dtype).flatten(1, 2),
@@ -109,27 +109,15 @@ class DirectionalScan(nn.Module):
             delta_bias=self.step_bias,
             delta_softplus=True,
         )
-        return self._map(y.unflatten(1, groups), x.shape[2], x.shape[3])
+        rows = y[:, : x.shape[1]].unflatten(2, [x.shape[2], x.shape[3]])
+        if self.directions == 1:
+            return rows
+        return rows + y[:, x.shape[1] :].unflatten(2, [x.shape[3], x.shape[2]]).transpose(2, 3)
 
-    def _lines(self, x: Tensor) -> Tensor:
-        """(B, G, D, H, W) -> (B, G, D, L), each direction's map as the sequence in which it is scanned."""
-        lines = []
-        for direction in range(self.directions):
-            along = x[:, direction] if direction % 2 == 0 else x[:, direction].transpose(2, 3)
-            sequence = along.flatten(2)
-            lines.append(sequence if direction < 2 else sequence.flip(2))
+    def _lines(self, maps: list[Tensor]) -> Tensor:
+        """G of (B, D, H, W) -> (B, G, D, L): the rows of the first, the columns of the second, and so on in turn."""
+        lines = [(x if number % 2 == 0 else x.transpose(2, 3)).flatten(2) for number, x in enumerate(maps)]
         return torch.stack(lines, 1)
-
-    def _map(self, y: Tensor, height: int, width: int) -> Tensor:
-        """(B, G, D, L) -> (B, D, H, W), the sum over the directions, each cell where it was."""
-        total = y[:, 0].unflatten(2, [height, width])
-        for direction in range(1, self.directions):
-            sequence = y[:, direction] if direction < 2 else y[:, direction].flip(2)
-            if direction % 2 == 0:
-                total = total + sequence.unflatten(2, [height, width])
-            else:
-                total = total + sequence.unflatten(2, [width, height]).transpose(2, 3)
-        return total
 
 
 class RHMB(nn.Module):

@@ -28,21 +28,24 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Scan along the last axis; with G > 1, G scans of different directions in one call.
+    """Scan along the last axis; with G > 1, G scans in one call.
+
+    What is to be scanned from both ends is given once: with W ways in u and G > W groups, group W + i is the scan of
+    way i from its end, and its result is added to that of group i. Everything lies in the order of u all the same.
 
     Args:
-        u: ``(batch, G * D, L)``.
+        u: ``(batch, W * D, L)``, W of G / 2 to G.
         delta: ``(batch, G * D, L)``, the step; ``delta_bias`` is added to it, then softplus if ``delta_softplus``.
         A: ``(G * D, N)``, the rates of decay, below zero in all practice.
         B: ``(batch, G, N, L)``, or ``(batch, N, L)`` for G = 1.
         C: as B.
         D: ``(G * D,)``, the weight of u itself.
-        z: ``(batch, G * D, L)``, a gate: the result is multiplied by ``silu(z)``.
+        z: as u, a gate: the result is multiplied by ``silu(z)``.
         delta_bias: ``(G * D,)``.
         delta_softplus: whether the step goes through softplus.
 
     Returns:
-        ``(batch, G * D, L)`` in u's dtype; states are kept in float32 or better, autocast or not.
+        As u, in its dtype; states are kept in float32 or better, autocast or not.
 
     Raises:
         ValueError: shapes that do not fit together, another device or dtype.
@@ -51,6 +54,9 @@ def selective_scan(
         >>> ones = torch.ones(1, 1, 4)  # one channel, one state: no decay and steps of 1 make a running sum
         >>> selective_scan(ones, ones, A=torch.zeros(1, 1), B=ones, C=ones).tolist()
         [[[1.0, 2.0, 3.0, 4.0]]]
+        >>> both = torch.ones(1, 2, 1, 4)  # and from the end as well
+        >>> selective_scan(ones, both[:, :, 0], A=torch.zeros(2, 1), B=both, C=both).tolist()
+        [[[5.0, 5.0, 5.0, 5.0]]]
     """
     if B.dim() == 3:
         B = B.unsqueeze(1)
@@ -93,9 +99,12 @@ def selective_scan_reference(
         chunk: steps between the states that are kept for the backward pass.
 
     Returns:
-        y ``(batch, G * D, L)``, and the states before each chunk ``(batch, chunks, N, G * D)``.
+        y as u, and the states before each chunk ``(batch, chunks, N, G * D)``.
     """
     batch, groups, states, length = B.shape[0], B.shape[1], B.shape[2], B.shape[3]
+    width = u.shape[1]
+    u, delta = _each_way(u, delta.shape[1]), _in_turn(delta, width)
+    B, C = _in_turn(B, width * groups // delta.shape[1]), _in_turn(C, width * groups // delta.shape[1])
     shape = [batch, groups, u.shape[1] // groups]
     A = A.reshape(shape[1:] + [states, 1])
     step = _step(delta, delta_bias, delta_softplus).reshape(shape + [1, length])
@@ -111,7 +120,7 @@ def selective_scan_reference(
     y = torch.cat(outputs, 3).reshape(u.shape)
     if D is not None:
         y = y + D[:, None] * u
-    return y.contiguous(), torch.cat(saved, 1)
+    return _added(_in_turn(y, width), width).contiguous(), torch.cat(saved, 1)
 
 
 def selective_scan_backward_reference(
@@ -138,6 +147,9 @@ def selective_scan_backward_reference(
         The gradients by u, delta, A, B, C, D and delta_bias.
     """
     batch, groups, states, length = B.shape
+    width, ways = u.shape[1], u.shape[1] * groups // delta.shape[1]
+    u, grad, delta = _each_way(u, delta.shape[1]), _each_way(grad, delta.shape[1]), _in_turn(delta, width)
+    B, C = _in_turn(B, ways), _in_turn(C, ways)
     shape = [batch, groups, u.shape[1] // groups]
     rates = A.reshape([*shape[1:], states, 1])
     step = _step(delta, delta_bias, delta_softplus).reshape([*shape, 1, length])
@@ -170,7 +182,26 @@ def selective_scan_backward_reference(
     if D is not None:
         du = du + D[:, None] * grad
     dD, dbias = (grad * u).sum((0, 2)), dstep.sum((0, 2))
-    return du.contiguous(), dstep.contiguous(), dA.reshape(A.shape).contiguous(), dB, dC, dD, dbias
+    du, dstep = _added(_in_turn(du, width), width).contiguous(), _in_turn(dstep, width).contiguous()
+    return du, dstep, dA.reshape(A.shape).contiguous(), _in_turn(dB, ways), _in_turn(dC, ways), dD, dbias
+
+
+def _in_turn(x: Tensor, first: int) -> Tensor:
+    """(batch, G, .., L): what comes after the `first` of G in the order of its scan, or from that order back."""
+    return x if x.shape[1] == first else torch.cat([x[:, :first], x[:, first:].flip(-1)], 1)
+
+
+def _each_way(u: Tensor, width: int) -> Tensor:
+    """(batch, W * D, L) -> (batch, width, L), a row a group in the order of its scan"""
+    return u if u.shape[1] == width else torch.cat([u, u[:, : width - u.shape[1]].flip(-1)], 1)
+
+
+def _added(y: Tensor, width: int) -> Tensor:
+    """(batch, G * D, L), all in the order of u -> (batch, width, L), both scans of a way in one row"""
+    if y.shape[1] == width:
+        return y
+    again = y.shape[1] - width
+    return torch.cat([y[:, :again] + y[:, width:], y[:, again:width]], 1)
 
 
 def _step(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
@@ -204,22 +235,27 @@ def _check(
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> None:
-    checks.check_rank("u", u, "(batch, G * D, L)", 3)
+    checks.check_rank("u", u, "(batch, W * D, L)", 3)
     checks.check_rank("A", A, "(G * D, N)", 2)
     checks.check_rank("B", B, "(batch, G, N, L) or (batch, N, L)", 4)
-    batch, width, length = u.shape
-    groups = B.shape[1]
+    checks.check_rank("delta", delta, "(batch, G * D, L)", 3)
+    (batch, lines, length), width, groups = u.shape, delta.shape[1], B.shape[1]
     if groups < 1 or width % groups:
-        raise ValueError(f"groups of B must divide channels of u, got groups={groups}, channels={width}")
-    checks.check_shape("A", A, "(channels of u, N)", (width, A.shape[1]))
+        raise ValueError(f"groups of B must divide channels of delta, got groups={groups}, channels={width}")
+    if lines % max(1, width // groups) or not lines <= width <= 2 * lines:
+        raise ValueError(
+            f"u must have delta's channels, or those of its first groups, half of them at least, got {lines} of "
+            f"{width} in {groups} groups"
+        )
+    checks.check_shape("delta", delta, "(batch, G * D, L)", (batch, width, length))
+    checks.check_shape("A", A, "(channels of delta, N)", (width, A.shape[1]))
     for name, mix in (("B", B), ("C", C)):
         checks.check_shape(name, mix, "(batch, G, N, L)", (batch, groups, A.shape[1], length))
-    for name, like in (("delta", delta), ("z", z)):
-        if like is not None:
-            checks.check_shape(name, like, "u's shape", (batch, width, length))
+    if z is not None:
+        checks.check_shape("z", z, "u's shape", (batch, lines, length))
     for name, vector in (("D", D), ("delta_bias", delta_bias)):
         if vector is not None:
-            checks.check_shape(name, vector, "(channels of u,)", (width,))
+            checks.check_shape(name, vector, "(channels of delta,)", (width,))
     tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     checks.check_alike(tensors, float32_too=("A", "D", "delta_bias"))
 
@@ -237,7 +273,7 @@ def _(u, delta, A, B, C, D, delta_bias, delta_softplus, chunk=CHUNK):  # type: i
 
 @_backward_operator.register_fake
 def _(grad, u, delta, A, B, C, D, delta_bias, delta_softplus, saved, chunk=CHUNK):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    per_channel = u.new_empty(u.shape[1]), u.new_empty(u.shape[1])
+    per_channel = u.new_empty(A.shape[0]), u.new_empty(A.shape[0])
     return (*(tensor.new_empty(tensor.shape) for tensor in (u, delta, A, B, C)), *per_channel)
 
 
@@ -259,42 +295,49 @@ class _Shape(ctypes.Structure):
     """ScanShape of cuda_ops/selective_scan/selective_scan.h."""
 
     _fields_ = [
-        (name, ctypes.c_int64) for name in ("batch", "groups", "channels", "states", "length", "chunk", "softplus")
+        (name, ctypes.c_int64)
+        for name in ("batch", "groups", "ways", "channels", "states", "length", "chunk", "softplus")
     ]
 
 
-def _shape(u: Tensor, B: Tensor, delta_softplus: bool, chunk: int) -> _Shape:
+def _shape(u: Tensor, A: Tensor, B: Tensor, delta_softplus: bool, chunk: int) -> _Shape:
     batch, groups, states, length = B.shape
-    return _Shape(batch, groups, u.shape[1] // groups, states, length, chunk, delta_softplus)
+    channels = A.shape[0] // groups
+    ways = u.shape[1] // channels if channels else groups
+    return _Shape(batch, groups, ways, channels, states, length, chunk, delta_softplus)
 
 
 def _saved(u: Tensor, A: Tensor, chunk: int) -> Tensor:
-    return u.new_empty(u.shape[0], (u.shape[2] + chunk - 1) // chunk, A.shape[1], u.shape[1])
+    return u.new_empty(u.shape[0], (u.shape[2] + chunk - 1) // chunk, A.shape[1], A.shape[0])
 
 
 def _kernels(kernels: loader.Kernels) -> dict[str, Callable[..., object]]:
-    kernels.require("selective_scan_forward", "selective_scan_backward", "selective_scan_parts")
+    kernels.require("selective_scan_forward", "selective_scan_backward", "selective_scan_parts", "selective_scan_rows")
 
     def forward(u, delta, A, B, C, D, delta_bias, delta_softplus, chunk=CHUNK):  # type: ignore[no-untyped-def]
         inputs = [tensor if tensor is None else tensor.contiguous() for tensor in (u, delta, A, B, C, D, delta_bias)]
-        y, saved = u.new_empty(u.shape), _saved(u, A, chunk)
-        kernels("selective_scan_forward", _shape(u, B, delta_softplus, chunk), *inputs, y, saved)
-        return y, saved
+        shape = _shape(u, A, B, delta_softplus, chunk)
+        rows = kernels.named("selective_scan_rows", u.dtype)(ctypes.byref(shape))
+        y, saved = u.new_empty(u.shape[0], rows, u.shape[2]), _saved(u, A, chunk)
+        kernels("selective_scan_forward", shape, *inputs, y, saved)
+        return _added(y, u.shape[1]), saved
 
     def backward(grad, u, delta, A, B, C, D, delta_bias, delta_softplus, saved, chunk=CHUNK):  # type: ignore[no-untyped-def]
         inputs = [
             tensor if tensor is None else tensor.contiguous() for tensor in (grad, u, delta, A, B, C, D, delta_bias)
         ]
-        shape, (batch, width, _) = _shape(u, B, delta_softplus, chunk), u.shape
+        shape, (batch, width, length) = _shape(u, A, B, delta_softplus, chunk), delta.shape
         # What is summed over the batch, and over parts of a group's channels, is summed here: in a fixed order.
         parts = kernels.named("selective_scan_parts", u.dtype)(ctypes.byref(shape))
-        du, ddelta = u.new_empty(u.shape), u.new_empty(u.shape)
+        rows = kernels.named("selective_scan_rows", u.dtype)(ctypes.byref(shape))
+        du, ddelta = u.new_empty(batch, rows, length), torch.empty_like(delta, memory_format=torch.contiguous_format)
         dA = u.new_empty(batch, A.shape[1], width)
         dB, dC = u.new_empty(parts, *B.shape), u.new_empty(parts, *C.shape)
         dD, dbias = u.new_empty(batch, width), u.new_empty(batch, width)
         carries = torch.empty_like(saved)  # memory that the CPU kernel does not touch is not taken
         outputs = du, ddelta, dA, dB, dC, dD, dbias, carries
         kernels("selective_scan_backward", shape, *inputs, saved.contiguous(), *outputs)
+        du = _added(du, u.shape[1])
         return du, ddelta, dA.sum(0).t().contiguous(), dB.sum(0), dC.sum(0), dD.sum(0), dbias.sum(0)
 
     return {"selective_scan": forward, "selective_scan_backward": backward}

@@ -14,22 +14,29 @@ module = import_module("monai_ext.ops.selective_scan")
 
 
 def inputs(
-    *, batch: int = 2, groups: int = 2, channels: int = 3, states: int = 4, length: int = 5, extras: bool = True
+    *,
+    batch: int = 2,
+    groups: int = 2,
+    ways: int | None = None,
+    channels: int = 3,
+    states: int = 4,
+    length: int = 5,
+    extras: bool = True,
 ) -> Inputs:
     random = torch.Generator().manual_seed(batch + groups + channels + length)
-    width = groups * channels
+    width, lines = groups * channels, (ways or groups) * channels
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random)
 
     return {
-        "u": normal(batch, width, length),
+        "u": normal(batch, lines, length),
         "delta": normal(batch, width, length) if extras else normal(batch, width, length).abs() * 0.1,
         "A": -torch.rand(width, states, generator=random) * 4 - 0.05,
         "B": normal(batch, groups, states, length),
         "C": normal(batch, groups, states, length),
         "D": normal(width) if extras else None,
-        "z": normal(batch, width, length) if extras else None,
+        "z": normal(batch, lines, length) if extras else None,
         "delta_bias": normal(width) if extras else None,
         "delta_softplus": extras,
     }
@@ -39,7 +46,14 @@ def step_by_step(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, delta_softplus: bool,
 ) -> Tensor:  # fmt: skip
-    channels = u.shape[1] // B.shape[1]
+    channels, again = A.shape[0] // B.shape[1], A.shape[0] - u.shape[1]
+    if again:  # once more from the end
+        lines, both = u.shape[1], torch.cat([u, u[:, :again]], 1)
+        turned = [torch.cat([x[:, :n], x[:, n:].flip(-1)], 1)
+                  for x, n in ((both, lines), (delta, lines), (B, lines // channels), (C, lines // channels))]  # fmt: skip
+        y = step_by_step(turned[0], turned[1], A, turned[2], turned[3], D, None, delta_bias, delta_softplus)
+        y = torch.cat([y[:, :again] + y[:, lines:].flip(-1), y[:, again:lines]], 1)
+        return y if z is None else y * F.silu(z)
     B, C = (mix.repeat_interleave(channels, 1) for mix in (B, C))
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]
@@ -62,6 +76,8 @@ CASES = [
     inputs(groups=1, channels=37, states=5, length=64),  # registers not filled, a chunk exactly
     inputs(batch=1, groups=4, channels=18, states=16, length=77),
     inputs(batch=1, groups=1, channels=1, states=1, length=1),
+    inputs(groups=4, ways=2, channels=18, states=16, length=77),  # two ways, both from either end
+    inputs(batch=1, groups=3, ways=2, states=5, length=131),  # the second from its start alone
     inputs(length=0),
     inputs(batch=0),
 ]
@@ -154,16 +170,18 @@ def test_autocast_keeps_the_states_in_float32() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"u": torch.zeros(2, 6)}, r"u must be \(batch, G \* D, L\), got shape \(2, 6\)"),
+        ({"u": torch.zeros(2, 6)}, r"u must be \(batch, W \* D, L\), got shape \(2, 6\)"),
         ({"A": torch.zeros(6)}, r"A must be \(G \* D, N\), got shape \(6,\)"),
         ({"A": torch.zeros(5, 4)}, r"A must be .* = \(6, 4\), got \(5, 4\)"),
         ({"B": torch.zeros(2, 4)}, r"B must be \(batch, G, N, L\) or \(batch, N, L\), got shape \(2, 4\)"),
-        ({"B": torch.zeros(2, 4, 4, 5)}, "groups of B must divide channels of u, got groups=4, channels=6"),
-        ({"B": torch.zeros(2, 0, 4, 5)}, "groups of B must divide channels of u, got groups=0"),
+        ({"B": torch.zeros(2, 4, 4, 5)}, "groups of B must divide channels of delta, got groups=4, channels=6"),
+        ({"B": torch.zeros(2, 0, 4, 5)}, "groups of B must divide channels of delta, got groups=0"),
         ({"C": torch.zeros(2, 2, 3, 5)}, r"C must be .* = \(2, 2, 4, 5\), got \(2, 2, 3, 5\)"),
-        ({"delta": torch.zeros(2, 6, 4)}, r"delta must be u's shape = \(2, 6, 5\), got \(2, 6, 4\)"),
+        ({"delta": torch.zeros(2, 6, 4)}, r"delta must be \(batch, G \* D, L\) = \(2, 6, 5\), got \(2, 6, 4\)"),
+        ({"u": torch.zeros(2, 5, 5)}, "u must have delta's channels, or .* got 5 of 6 in 2 groups"),
+        ({"u": torch.zeros(2, 9, 5)}, "got 9 of 6 in 2 groups"),
         ({"z": torch.zeros(2, 6, 4)}, r"z must be u's shape"),
-        ({"D": torch.zeros(5)}, r"D must be \(channels of u,\) = \(6,\), got \(5,\)"),
+        ({"D": torch.zeros(5)}, r"D must be \(channels of delta,\) = \(6,\), got \(5,\)"),
         (
             {"delta_bias": torch.zeros(6, dtype=torch.float64)},
             "delta_bias must have u's dtype, got delta_bias in torch.flo",
