@@ -159,6 +159,27 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and bool(mallopt(M_MMAP_THRESHOLD, LARGE)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
+def named_device(name: str) -> torch.device:
+    """Read the name of a device that somebody typed.
+
+    Args:
+        name: such as "cpu", "cuda" or "cuda:1".
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: it is none, or this machine lacks it.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be cpu, cuda or cuda:1 and the like, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {name}, and this machine has {torch.cuda.device_count()} CUDA devices: try cpu")
+    return device
+
+
 def own_device() -> torch.device:
     """Choose the device of one process among several that torchrun started: the GPU with its local number, or the
     CPU.

@@ -7,13 +7,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 
 from monai_ext.files import read_json
 from monai_ext.inference.checks import Findings
 from monai_ext.inference.sidecar import sidecar
 from monai_ext.modalities import canonical
-from monai_ext.runtime import checked_engine
+from monai_ext.runtime import checked_engine, named_device
 from monai_ext.synthesis.bundle import BundleSynthesiser
 from monai_ext.synthesis.installed import Method, choose_method, methods_to_choose_from
 from monai_ext.synthesis.looking import looked_at
@@ -65,7 +64,12 @@ class Synthesiser:
     ) -> None:
         self.trust_names = trust_names
         self.methods = methods_to_choose_from(method=method, weights=weights, site=site)
-        settings = {"register": register, "brain_mask": brain_mask, "site": site, "device": _device(device)}
+        settings = {
+            "register": register,
+            "brain_mask": brain_mask,
+            "site": site,
+            "device": None if device is None else named_device(device),
+        }
         settings["engine"] = None if engine is None else checked_engine(engine)
         self._ids: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
         self._ids |= {"overwrite": overwrite, "quick_look": quick_look}
@@ -211,15 +215,3 @@ def synthesise(images: Mapping[str, Scan], target: str, **options: Any) -> nib.N
         ('agi_net', True)
     """
     return Synthesiser(**options)(images, target)
-
-
-def _device(name: str | None) -> torch.device | None:
-    if name is None:
-        return None
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be cpu, cuda or cuda:1 and the like, got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {name}, and this machine has {torch.cuda.device_count()} CUDA devices: try cpu")
-    return device

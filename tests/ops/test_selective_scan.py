@@ -49,8 +49,8 @@ def step_by_step(
     channels, again = A.shape[0] // B.shape[1], A.shape[0] - u.shape[1]
     if again:  # once more from the end
         lines, both = u.shape[1], torch.cat([u, u[:, :again]], 1)
-        turned = [torch.cat([x[:, :n], x[:, n:].flip(-1)], 1)
-                  for x, n in ((both, lines), (delta, lines), (B, lines // channels), (C, lines // channels))]  # fmt: skip
+        split = {"u": (both, lines), "delta": (delta, lines), "B": (B, lines // channels), "C": (C, lines // channels)}
+        turned = [torch.cat([x[:, :first], x[:, first:].flip(-1)], 1) for x, first in split.values()]
         y = step_by_step(turned[0], turned[1], A, turned[2], turned[3], D, None, delta_bias, delta_softplus)
         y = torch.cat([y[:, :again] + y[:, lines:].flip(-1), y[:, again:lines]], 1)
         return y if z is None else y * F.silu(z)

@@ -21,6 +21,7 @@ from monai_ext.data.splits import split_subjects
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 from monai_ext.files import absolute, write_json
 from monai_ext.modalities import MODALITIES, canonical
+from monai_ext.runtime import named_device
 
 SPLIT = (0.7, 0.15, 0.15)
 BRAIN = ".brain/{name}.nii.gz"  # where the reference has it; hidden, so that index passes it over
@@ -51,6 +52,7 @@ class Job:
     randomize: bool
     anatomies: tuple[Path, ...] = ()
     masks: tuple[Path, ...] = ()
+    device: str = "cpu"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +81,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--randomize", action="store_true", help="tissues, sequences and artefacts beyond any one scanner's")
     add("--jobs", type=int, default=1, metavar="J", help="processes")
+    add("--device", default="cpu", metavar="NAME", help="where they are rendered: cpu, cuda, cuda:1; to 1e-4 the same")
     add("--montage", type=Path, metavar="PNG", help="a picture of the first three subjects")
     stream.configure(parser)
     parser.set_defaults(run=run)
@@ -94,9 +97,10 @@ def run(args: argparse.Namespace) -> int:
         The exit status, 0.
 
     Raises:
-        ValueError: a number that may not be, a contrast that the layout has no name for, --out that is not empty, or an
-            option of --stream without it.
+        ValueError: a number that may not be, a device that is not here, a contrast that the layout has no name for, --out
+            that is not empty, or an option of --stream without it.
     """
+    named_device(args.device)
     if args.stream is not None:
         return stream.run(args, contrasts=args.contrasts or (), spacing=args.spacing)
     if typed := stream.given(args):
@@ -119,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     jobs = [
         Job(
             args.out, site.name, layout, index, args.seed, args.spacing, args.contrasts, args.misalign, args.randomize,
-            anatomies, masks,
+            anatomies, masks, args.device,
         )
         for index in range(args.subjects)
     ]  # fmt: skip
@@ -162,6 +166,7 @@ def make_subject(job: Job) -> tuple[Subject, float]:
         randomize=job.randomize,
         anatomies=job.anatomies,
         masks=job.masks,
+        device=job.device,
     )
     subject = _named(job, phantom)
     for name, path in subject.images.items():

@@ -56,6 +56,7 @@ def make_phantom(
     randomize: bool = False,
     anatomies: Sequence[Path] = (),
     masks: Sequence[Path] = (),
+    device: torch.device | str = "cpu",
 ) -> Phantom:
     """Make patient number `index` of a site: the same for a seed, whoever else is made.
 
@@ -69,6 +70,7 @@ def make_phantom(
         randomize: any disease, and protocols and scanners beyond what hospitals have.
         anatomies: label maps, one of which is drawn; the MNI152 template without any.
         masks: of real infarcts, one of which may be a stroke's.
+        device: where it is rendered, on any to 1e-4 the same.
 
     Returns:
         The scans, the truth, and what was drawn.
@@ -101,12 +103,12 @@ def make_phantom(
         if any(misalign) and _scan_of(name) != _scan_of(reference):
             rng = _generator(seed, site, index, f"offset {_scan_of(name)}")
             poses[name] = draw_rigid(rng, millimetres=misalign[0], degrees=misalign[1], centre=drawn.placement.shift)
-    rendered = render(replace(drawn, poses=poses), targets=False)
+    rendered = render(replace(drawn, poses=poses), device=device, targets=False)
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = [grid.positions(axis)[0] for axis in range(3)]
 
     def volume(image: torch.Tensor) -> Volume:
-        return Volume(np.ascontiguousarray(image.numpy(), dtype=np.float32), affine)
+        return Volume(np.ascontiguousarray(image.cpu().numpy(), dtype=np.float32), affine)
 
     facts = {
         "site": site.name, "seed": seed, "index": index, "randomized": randomize, "skull_stripped": site.stripped,

@@ -93,13 +93,16 @@ def run(args: argparse.Namespace, *, contrasts: tuple[str, ...], spacing: tuple[
     count = 0
     try:
         with alone(pool), workers(recipe.anatomies, step=step_for(spacing), count=args.jobs) as each:
-            filling = fill(pool, recipe, size=options.size, validation=options.validation, each=each)
+            filling = fill(
+                pool, recipe, size=options.size, validation=options.validation, device=args.device, each=each
+            )
             for _ in tqdm(filling, desc="pool", unit="subject"):
                 count += 1
             if options.once:
                 return 0
             began = time.monotonic()
-            for _ in tqdm(stream(pool, recipe, size=options.size, each=each), desc="renewed", unit="subject"):
+            renewing = stream(pool, recipe, size=options.size, device=args.device, each=each)
+            for _ in tqdm(renewing, desc="renewed", unit="subject"):
                 count += 1
                 time.sleep(max(0.0, options.every - (time.monotonic() - began)))
                 began = time.monotonic()

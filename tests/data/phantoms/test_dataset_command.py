@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from monai_ext.__main__ import main
 from monai_ext.data.datalist import read_datalist
@@ -54,6 +55,17 @@ def test_the_same_seed_gives_the_same_voxels_however_many_subjects_and_jobs(tmp_
     for name, array in one.items():
         np.testing.assert_array_equal(array, two[name])
     assert any(name not in other or not np.array_equal(array, other[name]) for name, array in one.items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_renders_the_same_files(tmp_path: Path) -> None:
+    for device in ("cpu", "cuda"):
+        assert command(tmp_path / device, "--site", "immune", "--subjects", "1", "--device", device) == 0
+    here, there = (voxels(tmp_path / device) for device in ("cpu", "cuda"))
+    assert here.keys() == there.keys()
+    for name, array in here.items():
+        np.testing.assert_allclose(there[name], array, rtol=0, atol=1 + 1e-4 * array.max())  # files hold whole numbers
 
 
 @pytest.mark.parametrize(
@@ -267,6 +279,8 @@ def test_a_picture_of_the_first_subjects_is_drawn_when_asked_for(tmp_path: Path)
         (("--site", "stroke", "--layout", "brats2023"), "brats2023 has no names for DWI, ADC"),
         (("--subjects", "0"), "--subjects and --jobs must be at least 1"),
         (("--seed", "-1"), "--seed must be 0 or more"),
+        (("--device", "gpu"), "device must be cpu, cuda or cuda:1"),
+        (("--device", "cuda:99"), "CUDA devices: try cpu"),
     ],
 )
 def test_what_cannot_be_made_is_refused_before_anything_is_written(
