@@ -131,8 +131,7 @@ void forward_unit(const ScanShape& s, const Unit<T>& unit, int64_t g, const T* u
   T* const Bt = reinterpret_cast<T*>(static_cast<vec<T>*>(rows));
   T* const Ct = Bt + s.chunk * padded;
   for (int64_t r = unit.first; r < unit.last; ++r)
-    for (int64_t n = 0; n < N; ++n)
-      Channels<T>(s, g, r).column(s, A, n, T(kLog2e), rates + (r - unit.first) * N + n);
+    for (int64_t n = 0; n < N; ++n) Channels<T>(s, g, r).column(s, A, n, T(kLog2e), rates + (r - unit.first) * N + n);
 
   for (int64_t chunk = 0; chunk < s.chunks(); ++chunk) {
     const int64_t start = chunk * s.chunk, steps = std::min(s.chunk, s.length - start);
@@ -344,9 +343,8 @@ int forward(const ScanShape& s, int64_t threads, const T* u, const T* delta, con
             const T* D, const T* bias, T* y, T* saved) {
   expect_writes(y, s.batch * s.ways * s.channels * s.length * sizeof(T));
   const auto run = s.states == 16 ? forward_unit<T, 16> : forward_unit<T, 0>;
-  return for_each_unit<T>(s, threads, [&](const Unit<T>& unit, int64_t g) {
-    run(s, unit, g, u, delta, A, B, C, D, bias, y, saved);
-  });
+  return for_each_unit<T>(
+      s, threads, [&](const Unit<T>& unit, int64_t g) { run(s, unit, g, u, delta, A, B, C, D, bias, y, saved); });
 }
 
 template <class T>

@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
         The exit status, 0.
 
     Raises:
-        ValueError: a number that may not be, a device that is not here, a contrast that the layout has no name for, --out
-            that is not empty, or an option of --stream without it.
+        ValueError: a number that may not be, a device that is not here, a contrast that the layout has no name for,
+            --out that is not empty, or an option of --stream without it.
     """
     named_device(args.device)
     if args.stream is not None:
