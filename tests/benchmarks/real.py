@@ -10,11 +10,13 @@ grids of their own are moved onto the first one's, rigidly. OUT gets figures.csv
 montage.png, which shows what was scanned: keep it where the scans may be kept. Nothing is fitted or tuned on a case but
 what a figure's name says (`likeness.py`). Torch runs the network, for what another engine makes hangs on the machine.
 With --record the means over cases go into the JSON beside the weights: `synthesise` chooses between methods by them.
+With --card PAGE the table, and the weights' SHA-256, take the place of those that a model card has.
 """
 
 import argparse
 import csv
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -65,6 +67,8 @@ HEADS = ("as made", "white matched", "fitted", "shaded", "linear mix", "quadrati
 
 def main() -> int:
     args = _arguments()
+    if args.card:
+        on_card(args.card.read_text(encoding="utf-8"), [], weights="0" * 64)  # not after all the work
     out: Path = absolute(args.out)
     found = index(args.root, choices=Choices(args.choose), exclude=args.exclude)
     failures = list(found.failures)
@@ -111,6 +115,9 @@ def main() -> int:
     _write(rows, out, about={"weights_sha256": sha256(makes.weights), "bundle": makes.bundle_root.name})
     if args.record:
         _record(rows, makes.weights.with_suffix(".json"))
+    if args.card:
+        page = on_card(args.card.read_text(encoding="utf-8"), rows, weights=sha256(makes.weights))
+        args.card.write_text(page, encoding="utf-8")
     print(montage(pictures, titles=titles, path=out / "montage.png", white=1.0))
     return report_failures(failures, total=len(found.subjects) + len(found.failures), what="looked at")
 
@@ -127,6 +134,7 @@ def _arguments() -> argparse.Namespace:
     add("--thick", type=float, metavar="MM", help="slices are averaged to this thickness first, the truth's too")
     add("--canvas", action="store_true", help="each head again on a canvas 30%% larger, 20 pixels off its middle")
     add("--record", action="store_true", help="write the means into the JSON beside the weights")
+    add("--card", type=Path, metavar="PAGE", help="put the table into this model card, in place of the one there")
     add("--case", nargs="+", default=[], help="these alone")
     add("--choose", nargs="+", action="extend", default=[], metavar="CONTRAST=PATTERN", help="as of index")
     add("--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="as of index")
@@ -275,6 +283,29 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         cells.append("" if made is None else f"{made:.2f} ({real:.2f})")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def on_card(page: str, rows: Sequence[dict[str, Any]], *, weights: str) -> str:
+    """Put the rows into a model card, and the SHA-256 of the weights that they are of.
+
+    Args:
+        page: what it says now.
+        rows: of all cases.
+        weights: their SHA-256, of which the page has the first 16 digits and three dots.
+
+    Returns:
+        What it says then.
+
+    Raises:
+        SystemExit: it has no such table, or more than one.
+    """
+    table = _table(rows)
+    head = table.splitlines()[0]
+    pattern = re.escape(head) + r"\n(?:\|.*\n)+"
+    if len(re.findall(pattern, page)) != 1:
+        raise SystemExit(f"--card: the page must have one table, with this head: {head}")
+    page = re.sub(pattern, lambda _: table, page)
+    return re.sub(r"sha256 `[0-9a-f]{16}\.\.\.`", f"sha256 `{weights[:16]}...`", page)
 
 
 if __name__ == "__main__":

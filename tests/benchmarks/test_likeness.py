@@ -1,11 +1,15 @@
 """The figures of real scans against what they must be: by hand, and HaarPSI against piq 0.8's."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from likeness import Case, figures, haarpsi, psnr, scaled
+from real import on_card
 from torch.nn.functional import interpolate
 
+PAGE = Path(__file__).resolve().parents[2] / "bundles" / "agi_net" / "docs" / "README.md"
 SHAPE = (24, 26, 12)
 
 
@@ -82,3 +86,24 @@ def test_haarpsi_is_what_piq_gives():
     image = (truth + 0.05 * torch.randn_like(truth)).clamp(0, 1)
     assert haarpsi(image, truth) == pytest.approx(0.874496, abs=2e-6)
     assert haarpsi(truth, truth) == pytest.approx(1)
+
+
+def test_a_model_cards_table_and_digest_are_replaced_and_nothing_else():
+    case = make_case()
+    row = {
+        "case": case.name,
+        "task": "T1,T2:FLAIR",
+        **figures(case.images["T2"], case, target="FLAIR", sources=["T1", "T2"]),
+    }
+    first = on_card(PAGE.read_text(), [row, row], weights="a" * 64)
+    assert first.count("\n| one | T1,T2 -> FLAIR | ") == 2
+    assert "sha256 `aaaaaaaaaaaaaaaa...`" in first
+    other = on_card(first, [row], weights="b" * 64)
+    assert on_card(other, [row, row], weights="a" * 64) == first
+    kept = [line for line in PAGE.read_text().splitlines() if not line.startswith("|") and "sha256" not in line]
+    assert [line for line in other.splitlines() if not line.startswith("|") and "sha256" not in line] == kept
+
+
+def test_a_page_without_such_a_table_is_refused():
+    with pytest.raises(SystemExit, match="must have one table"):
+        on_card("# A page\n\n| a | b |\n|---|---|\n", [], weights="a" * 64)
