@@ -102,9 +102,9 @@ def selective_scan_reference(
         y as u, and the states before each chunk ``(batch, chunks, N, G * D)``.
     """
     batch, groups, states, length = B.shape[0], B.shape[1], B.shape[2], B.shape[3]
-    width = u.shape[1]
+    width, ways = u.shape[1], _ways(u, delta, groups)
     u, delta = _each_way(u, delta.shape[1]), _in_turn(delta, width)
-    B, C = _in_turn(B, width * groups // delta.shape[1]), _in_turn(C, width * groups // delta.shape[1])
+    B, C = _in_turn(B, ways), _in_turn(C, ways)
     shape = [batch, groups, u.shape[1] // groups]
     A = A.reshape(shape[1:] + [states, 1])
     step = _step(delta, delta_bias, delta_softplus).reshape(shape + [1, length])
@@ -147,7 +147,7 @@ def selective_scan_backward_reference(
         The gradients by u, delta, A, B, C, D and delta_bias.
     """
     batch, groups, states, length = B.shape
-    width, ways = u.shape[1], u.shape[1] * groups // delta.shape[1]
+    width, ways = u.shape[1], _ways(u, delta, groups)
     u, grad, delta = _each_way(u, delta.shape[1]), _each_way(grad, delta.shape[1]), _in_turn(delta, width)
     B, C = _in_turn(B, ways), _in_turn(C, ways)
     shape = [batch, groups, u.shape[1] // groups]
@@ -184,6 +184,10 @@ def selective_scan_backward_reference(
     dD, dbias = (grad * u).sum((0, 2)), dstep.sum((0, 2))
     du, dstep = _added(_in_turn(du, width), width).contiguous(), _in_turn(dstep, width).contiguous()
     return du, dstep, dA.reshape(A.shape).contiguous(), _in_turn(dB, ways), _in_turn(dC, ways), dD, dbias
+
+
+def _ways(u: Tensor, delta: Tensor, groups: int) -> int:
+    return u.shape[1] * groups // max(delta.shape[1], 1)
 
 
 def _in_turn(x: Tensor, first: int) -> Tensor:
@@ -300,11 +304,10 @@ class _Shape(ctypes.Structure):
     ]
 
 
-def _shape(u: Tensor, A: Tensor, B: Tensor, delta_softplus: bool, chunk: int) -> _Shape:
+def _shape(u: Tensor, delta: Tensor, B: Tensor, delta_softplus: bool, chunk: int) -> _Shape:
     batch, groups, states, length = B.shape
-    channels = A.shape[0] // groups
-    ways = u.shape[1] // channels if channels else groups
-    return _Shape(batch, groups, ways, channels, states, length, chunk, delta_softplus)
+    ways = _ways(u, delta, groups)
+    return _Shape(batch, groups, ways, delta.shape[1] // groups, states, length, chunk, delta_softplus)
 
 
 def _saved(u: Tensor, A: Tensor, chunk: int) -> Tensor:
@@ -316,7 +319,7 @@ def _kernels(kernels: loader.Kernels) -> dict[str, Callable[..., object]]:
 
     def forward(u, delta, A, B, C, D, delta_bias, delta_softplus, chunk=CHUNK):  # type: ignore[no-untyped-def]
         inputs = [tensor if tensor is None else tensor.contiguous() for tensor in (u, delta, A, B, C, D, delta_bias)]
-        shape = _shape(u, A, B, delta_softplus, chunk)
+        shape = _shape(u, delta, B, delta_softplus, chunk)
         rows = kernels.named("selective_scan_rows", u.dtype)(ctypes.byref(shape))
         y, saved = u.new_empty(u.shape[0], rows, u.shape[2]), _saved(u, A, chunk)
         kernels("selective_scan_forward", shape, *inputs, y, saved)
@@ -326,7 +329,7 @@ def _kernels(kernels: loader.Kernels) -> dict[str, Callable[..., object]]:
         inputs = [
             tensor if tensor is None else tensor.contiguous() for tensor in (grad, u, delta, A, B, C, D, delta_bias)
         ]
-        shape, (batch, width, length) = _shape(u, A, B, delta_softplus, chunk), delta.shape
+        shape, (batch, width, length) = _shape(u, delta, B, delta_softplus, chunk), delta.shape
         # What is summed over the batch, and over parts of a group's channels, is summed here: in a fixed order.
         parts = kernels.named("selective_scan_parts", u.dtype)(ctypes.byref(shape))
         rows = kernels.named("selective_scan_rows", u.dtype)(ctypes.byref(shape))

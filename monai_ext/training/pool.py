@@ -176,7 +176,7 @@ class PoolSlices(Dataset[dict[str, Any]]):
         return _Cut(
             np.stack([image(subject.images[contrast]) for contrast in self.sources]),
             np.stack([image(_target_of(subject, contrast)) for contrast in self.target]),
-            image(subject.targets[BEFORE])[None] if self.follows else np.empty((1, 1, 1), np.float32),
+            image(subject.targets[BEFORE])[None] if self.follows else np.zeros((1, 1, 1), np.float32),
             {name: image(path) > 0 for name, path in subject.masks.items()},
             number,
         )
