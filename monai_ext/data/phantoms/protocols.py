@@ -79,7 +79,7 @@ def draw_protocol(
         dwi = replace(dwi, b=between(600, 1500))
     return {
         "T1": t1,
-        "T2": Sequence("se", tr=span(2800, 6500), te=span(45, 110), mt=mt, fat=fat),
+        "T2": Sequence("se", tr=span(2800, 6500), te=span(55, 110), mt=mt, fat=fat),
         "PD": Sequence("se", tr=span(2200, 7500), te=span(8, 30), mt=mt, fat=fat),
         "T1C": replace(t1, contrast_agent=True),  # before and after: one protocol
         "FLAIR": flair,
