@@ -8,8 +8,7 @@ import numpy as np
 from monai_ext.data.phantoms.sequences import Sequence, nulling_time
 from monai_ext.data.phantoms.tissues import Tissue
 
-# Of targets: white matter's value, so that what is brightest (fluid, enhancement, infarct) stays below 1, but for some
-# plaques on FLAIR: those are above 2.2 of white matter, where real images end at 1.3 to 1.7, their 99.5th percentile.
+# Of targets: white matter's value, so that what is brightest (fluid, enhancement, infarct) stays below 1.
 WHITE = {"T1": 0.60, "T2": 0.22, "PD": 0.60, "T1C": 0.40, "FLAIR": 0.45, "DWI": 0.30}
 ADC_TOP = 3.3  # 1e-3 mm^2/s, the ADC that is 1
 FIELD = 3.0  # tesla, of the canonical protocol
@@ -20,7 +19,7 @@ CANONICAL: dict[str, Sequence] = {
     "T1C": Sequence("mprage", tr=2300, te=3, ti=900, flip=9, fat=0.8, contrast_agent=True),
     "T2": Sequence("se", tr=5000, te=95, mt=0.3, fat=0.8),
     "PD": Sequence("se", tr=4500, te=14, mt=0.2, fat=0.8),
-    "FLAIR": Sequence("ir", tr=9000, te=130, ti=2400, mt=0.5, fat=0.4),
+    "FLAIR": Sequence("ir", tr=9000, te=110, ti=2400, mt=0.5, fat=0.4),
     "DWI": Sequence("se", tr=6000, te=75, b=1000, fat=0.05),
     "ADC": Sequence("se", tr=6000, te=75, b=1000, fat=0.05),
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_ext.data.phantoms.protocols import CANONICAL, WHITE
+from monai_ext.data.phantoms.protocols import CANONICAL
 from monai_ext.data.phantoms.sequences import Sequence, nulling_time, signal
 from monai_ext.data.phantoms.tissues import diseased, tissues, vary, wetter
 
@@ -73,7 +73,7 @@ def test_disease_goes_from_white_matter_to_fluid_and_flair_rises_before_it_falls
         assert float(along[-1]) == pytest.approx(float(getattr(table["ventricle"], name)), rel=1e-4)
         assert bool((along.diff() > 0).all())
     flair = signal(ill, CANONICAL["FLAIR"]) / signal(table["wm"], CANONICAL["FLAIR"])
-    assert 1.4 < float(flair.max()) < 1.25 / WHITE["FLAIR"]  # a target shows 1 / WHITE at most: hardly a plaque is more
+    assert 1.4 < float(flair.max()) < 2.3
     assert float(flair[-1]) < 0.5
     t1 = signal(ill, CANONICAL["T1"])
     assert bool((t1[:30].diff() < 0).all())
