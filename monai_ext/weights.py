@@ -295,6 +295,21 @@ def canvas_of(weights: Path | str) -> int | None:
     return canvas
 
 
+def residual_of(weights: Path | str) -> list[str]:
+    """Tell which contrasts weights have learnt as what is added to another one, for a config.
+
+    Args:
+        weights: their file; what is not there says nothing.
+
+    Returns:
+        As `PMMSynth` takes it in `residual`; nothing where nobody says.
+
+    Raises:
+        ValueError: the JSON beside them speaks of other weights, or says what may not enter a config.
+    """
+    return list(about_weights(weights).get("network_def", {}).get("residual") or ()) if Path(weights).is_file() else []
+
+
 def begin_with(
     network: nn.Module,
     weights: Path | str | None,

@@ -181,9 +181,12 @@ class PMMSynth(nn.Module):
             (2,078 s on an A100 for some 70,000 slices, 29 ms for a step's share of a slice) leaves room for no more
             than about twice that width.
         personalized: Personalized Feature Modulation in every convolutional block, by the site.
+        residual: of which contrasts the decoder makes what is added to another one where that is there: "T1C over T1"
+            for what an agent changes. Not in the papers.
 
     Raises:
-        ValueError: a name that is given twice, none at all, or a width that is no multiple of 4.
+        ValueError: a name that is given twice, none at all, a residual that is not of two of them, or a width that is
+            no multiple of 4.
 
     Example:
         >>> network = PMMSynth(modalities=["T1", "T2", "FLAIR"], sites=["ixi", "brats"], width=4)
@@ -200,6 +203,7 @@ class PMMSynth(nn.Module):
         sites: Sequence[str] = ("TTG", "TTI", "BraTS", "ISLES"),
         width: int = 32,
         personalized: bool = True,
+        residual: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.modalities = tuple(canonical(name) for name in modalities)
@@ -209,6 +213,7 @@ class PMMSynth(nn.Module):
                 raise ValueError(f"{what} must be one or more, each named once, got {', '.join(names) or 'none'}")
         if width < 4 or width % 4:
             raise ValueError(f"width must be a multiple of 4, got {width}")
+        self.bases = self._bases(residual)
         self.sites, self.trained_on = tuple(sites), len(sites)
         channels = max(8, width // 2) if personalized else 0  # of the embedding: PFM is to add little
         self.embedding = SiteEmbedding(sites=len(sites), channels=channels) if personalized else None
@@ -216,6 +221,17 @@ class PMMSynth(nn.Module):
         self.specific = nn.ModuleList(Encoder(1, width=width, embedding=channels) for _ in self.modalities)
         self.dfum = nn.ModuleList(DFUM(width * 2**scale, embedding=channels) for scale in range(SCALES))
         self.decoders = nn.ModuleList(Decoder(width=width, embedding=channels) for _ in self.modalities)
+
+    def _bases(self, residual: Sequence[str]) -> list[int]:
+        """The number of the contrast that each is made over, -1 for none."""
+        bases = [-1] * len(self.modalities)
+        for text in residual:
+            pair = [canonical(name) for name in text.split(" over ")]
+            if len(pair) != 2 or pair[0] == pair[1] or not {*pair} <= {*self.modalities}:
+                told = f'residual is of two of {", ".join(self.modalities)}, such as "T1C over T1"'
+                raise ValueError(f"{told}, got {text!r}")
+            bases[self.modalities.index(pair[0])] = self.modalities.index(pair[1])
+        return bases
 
     def site_index(self, name: str) -> int:
         """Give the number of a site that the network knows.
@@ -317,7 +333,9 @@ class PMMSynth(nn.Module):
         images: list[Tensor] = []
         for number, decoder in enumerate(self.decoders):
             if wants[number]:
-                images.append(decoder(features, embedding, change))
+                image = decoder(features, embedding, change)
+                base = self.bases[number]
+                images.append(image if base < 0 else image + x[:, base : base + 1])  # zeros where it is not there
             else:
                 images.append(torch.zeros_like(x[:, :1]))
         return torch.cat(images, 1)

@@ -9,7 +9,7 @@ from monai.transforms import ResizeWithPadOrCrop
 from torch import Tensor, nn
 
 from monai_ext.inference.inferers import PatchesInferer, SlicesInferer
-from monai_ext.weights import canvas_of, save_weights
+from monai_ext.weights import canvas_of, residual_of, save_weights
 
 
 def volume(*, channels: int = 2, size: tuple[int, int, int] = (13, 10, 7), seed: int = 0) -> Tensor:
@@ -161,10 +161,11 @@ def test_a_canvas_shows_a_slice_as_training_did_and_gives_it_back_where_it_was()
 
 
 @pytest.mark.parametrize("weights", [Path("nowhere.pt"), None])
-def test_who_says_nothing_of_a_canvas_has_none(weights: Path | None, tmp_path: Path):
+def test_who_says_nothing_of_a_canvas_and_a_residual_has_none(weights: Path | None, tmp_path: Path):
     if weights is None:
         save_weights(weights := tmp_path / "model.pt", network(), {"sources": ["T1"]})
     assert canvas_of(weights) is None
+    assert residual_of(weights) == []
 
 
 def test_weights_tell_their_canvas(tmp_path: Path):

@@ -118,6 +118,18 @@ def test_every_given_contrast_matters_to_every_output(network):
         assert (network(changed, available) - plain).abs().amax((0, 2, 3)).gt(1e-4).all()
 
 
+def test_a_residual_is_added_to_its_base_where_that_is_there(network):
+    over = make_network(residual=["t1ce over T1"])
+    images, available = make_images(*range(6), batch=2), having((T1, T2), (T2, FLAIR))
+    more = over(images, available) - network(images, available)
+    torch.testing.assert_close(more[0, T1C], images[0, T1])
+    more[0, T1C] = 0
+    assert not more.any()
+    given, wants = [True, False, False, True, False, False], [False, False, True, False, False, False]
+    made = over.graph_of_task(images, given, None, wants)[:, T1C]
+    torch.testing.assert_close(made, over(images, having((T1, FLAIR), (T1, FLAIR)))[:, T1C])
+
+
 def test_an_empty_image_stays_empty_and_leaves_its_neighbours_alone(network, computed):
     images = make_images(T1, ADC, batch=2)
     images[1] = 0
@@ -207,7 +219,7 @@ def test_any_size_goes_in_and_comes_out(network, size):
 
 
 def test_scripted_it_takes_every_argument_and_refuses_the_same():
-    network = make_network(modalities=("T1", "T2", "FLAIR"))
+    network = make_network(modalities=("T1", "T2", "FLAIR"), residual=["FLAIR over T1"])
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(network), file)
     scripted = torch.jit.load(io.BytesIO(file.getvalue()))
@@ -258,6 +270,12 @@ def test_an_unknown_site_is_refused_with_the_known_ones_and_the_way_out(network)
         ({"modalities": ("T1", "T2", "t1w")}, "modalities must be one or more, each named once, got T1, T2, T1"),
         ({"modalities": ()}, "modalities must be one or more, each named once, got none"),
         ({"modalities": ("T1", "CT")}, "unknown contrast 'CT'"),
+        (
+            {"modalities": ("T1", "T2"), "residual": ["T1C over T1"]},
+            "residual is of two of T1, T2, .* got 'T1C over T1'",
+        ),
+        ({"residual": ["T1 over t1w"]}, "residual is of two of .* got 'T1 over t1w'"),
+        ({"residual": ["T1C"]}, "residual is of two of .* got 'T1C'"),
         ({"sites": ("a", "b", "a")}, "sites must be one or more, each named once, got a, b, a"),
         ({"width": 6}, "width must be a multiple of 4, got 6"),
     ],
