@@ -3,10 +3,13 @@
     python tests/benchmarks/subject.py
     python tests/benchmarks/subject.py --of T1=SCANS/T1W.nii.gz T2=SCANS/T2W.nii.gz
     python tests/benchmarks/subject.py --of STUDY_OF_DICOM --target T2
+    python tests/benchmarks/subject.py --subjects 6 --jobs 1 2
 
 A phantom of 240 x 240 x 155 voxels of 1 mm is made first, and goes through each bundle; or --of says what a person
 types, who leaves it to the command which bundle serves. Each run is a new process that does what a person's would: look
 at the scans, prepare them, register where they lie apart, synthesise, write the image, its JSON and the quick look.
+--subjects is of several phantoms by one command, by each number of --jobs in turn; memory is that of one process, the
+largest.
 """
 
 import argparse
@@ -53,6 +56,8 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, default=1.0, help="of the phantom's voxels, in mm")
     parser.add_argument("--of", nargs="+", metavar="SCAN", help="what synthesise is given in the phantom's place")
     parser.add_argument("--target", default="FLAIR")
+    parser.add_argument("--subjects", type=int, default=1)
+    parser.add_argument("--jobs", nargs="+", type=int, default=[1], help="how many of several subjects at once")
     args, words = parser.parse_known_args()
     head = "| | seconds, each run | of processor time, median | GiB at most |\n|---|---|---|---|"
     with tempfile.TemporaryDirectory() as work:
@@ -60,16 +65,21 @@ def main() -> None:
             cells = synthesised(args.of, Path(work) / "out", target=args.target, words=words, rounds=args.rounds)
             print(f"{head}\n| {' '.join(Path(one).name for one in args.of)} to {args.target} | {cells}")
             return
-        made = "--site brats --subjects 1 --contrasts T1,T2 --layout folder"
-        run("phantom", "--out", work, "--spacing", str(args.spacing), *made.split())
-        files = {name: next(Path(work).glob(f"brats-*/*{name}.nii.gz")) for name in ("T1", "T2")}
+        people = Path(work) / "people"
+        made = f"--site brats --subjects {args.subjects} --contrasts T1,T2 --layout folder"
+        run("phantom", "--out", str(people), "--spacing", str(args.spacing), *made.split())
+        files = {name: next(people.glob(f"brats-*/*{name}.nii.gz")) for name in ("T1", "T2")}
         shape = " x ".join(map(str, nib.load(files["T1"]).shape))
         print(f"{shape} voxels of {args.spacing:g} mm, T1 and T2 to {args.target}\n\n{head}")
-        scans = [f"{name}={path}" for name, path in files.items()]
+        several = args.subjects > 1
+        scans = [str(people)] if several else [f"{name}={path}" for name, path in files.items()]
         for method in args.methods:
-            chosen = ["--method", method, *words]
-            cells = synthesised(scans, Path(work) / method, target=args.target, words=chosen, rounds=args.rounds)
-            print(f"| {method} | {cells}", flush=True)
+            for jobs in args.jobs:
+                what = f"{method}, {args.subjects} subjects, {jobs} at once" if several else method
+                chosen = ["--method", method, "--jobs", str(jobs), *words]
+                out = Path(work) / f"{method}-{jobs}-"
+                cells = synthesised(scans, out, target=args.target, words=chosen, rounds=args.rounds)
+                print(f"| {what} | {cells}", flush=True)
 
 
 if __name__ == "__main__":
