@@ -152,22 +152,33 @@ class Decoder(nn.Module):
     Args:
         width: channels at full resolution, as of the `Encoder` whose scales it goes back.
         embedding: channels of the site's embedding, 0 for a network without PFM.
+        over: whether it makes what is added to another contrast, in samples that have it.
     """
 
-    def __init__(self, *, width: int, embedding: int) -> None:
+    def __init__(self, *, width: int, embedding: int, over: bool = False) -> None:
         super().__init__()
         self.ups = nn.ModuleList(
             Up(width * 2**scale, ResBlock(width * 2**scale, embedding=embedding)) for scale in range(SCALES - 2, 0, -1)
         )
         self.ups.append(Up(width, ConvBlock(width, width, embedding=embedding)))
         self.last = Conv(width, 1)
+        self.added = Conv(width, 1) if over else None
+        if self.added is not None:
+            for parameter in self.added.parameters():
+                nn.init.zeros_(parameter)  # it begins with the other contrast as it is
 
-    def forward(self, features: list[Tensor], embedding: Tensor | None, change: int) -> Tensor:
-        """Features at each scale -> (B, 1, H, W)"""
+    def forward(
+        self, features: list[Tensor], embedding: Tensor | None, change: int, base: Tensor, has_base: Tensor
+    ) -> Tensor:
+        """Features at each scale, the contrast that is added to (B, 1, H, W), who has it (B,) -> (B, 1, H, W)"""
         y = features[-1]
         for number, up in enumerate(self.ups):
             y = up(y, features[len(features) - 2 - number], embedding, change)
-        return self.last(y, change)
+        image = self.last(y, change)
+        if self.added is None:
+            return image
+        more = (base + self.added(y, change)).masked_fill(base == 0, 0.0)  # air stays air
+        return torch.where(has_base[:, None, None, None], more, image.to(more.dtype))
 
 
 class PMMSynth(nn.Module):
@@ -220,7 +231,7 @@ class PMMSynth(nn.Module):
         self.common = Encoder(len(self.modalities), width=width, embedding=channels)
         self.specific = nn.ModuleList(Encoder(1, width=width, embedding=channels) for _ in self.modalities)
         self.dfum = nn.ModuleList(DFUM(width * 2**scale, embedding=channels) for scale in range(SCALES))
-        self.decoders = nn.ModuleList(Decoder(width=width, embedding=channels) for _ in self.modalities)
+        self.decoders = nn.ModuleList(Decoder(width=width, embedding=channels, over=base >= 0) for base in self.bases)
 
     def _bases(self, residual: Sequence[str]) -> list[int]:
         """The number of the contrast that each is made over, -1 for none."""
@@ -333,9 +344,8 @@ class PMMSynth(nn.Module):
         images: list[Tensor] = []
         for number, decoder in enumerate(self.decoders):
             if wants[number]:
-                image = decoder(features, embedding, change)
-                base = self.bases[number]
-                images.append(image if base < 0 else image + x[:, base : base + 1])  # zeros where it is not there
+                base = max(self.bases[number], 0)
+                images.append(decoder(features, embedding, change, x[:, base : base + 1], present[:, base]))
             else:
                 images.append(torch.zeros_like(x[:, :1]))
         return torch.cat(images, 1)

@@ -118,16 +118,26 @@ def test_every_given_contrast_matters_to_every_output(network):
         assert (network(changed, available) - plain).abs().amax((0, 2, 3)).gt(1e-4).all()
 
 
-def test_a_residual_is_added_to_its_base_where_that_is_there(network):
+def test_a_residual_begins_as_its_base_where_that_is_there(network):
     over = make_network(residual=["t1ce over T1"])
+    over.load_state_dict(network.state_dict(), strict=False)
     images, available = make_images(*range(6), batch=2), having((T1, T2), (T2, FLAIR))
-    more = over(images, available) - network(images, available)
-    torch.testing.assert_close(more[0, T1C], images[0, T1])
-    more[0, T1C] = 0
-    assert not more.any()
+    made, plain = over(images, available), network(images, available)
+    torch.testing.assert_close(made[0, T1C], images[0, T1])
+    made[0, T1C] = plain[0, T1C]
+    torch.testing.assert_close(made, plain)
+
+
+def test_a_residual_adds_to_its_base_and_nothing_to_air():
+    over = make_network(residual=["T1C over T1"])
+    nn.init.normal_(over.decoders[T1C].added.weight)
+    images = make_images(T1, FLAIR)
+    images[:, T1, :, :4] = 0
+    added = over(images)[:, T1C] - images[:, T1]
+    assert not added[:, :, :4].any()
+    assert added[:, :, 4:].abs().mean() > 0.1
     given, wants = [True, False, False, True, False, False], [False, False, True, False, False, False]
-    made = over.graph_of_task(images, given, None, wants)[:, T1C]
-    torch.testing.assert_close(made, over(images, having((T1, FLAIR), (T1, FLAIR)))[:, T1C])
+    torch.testing.assert_close(over.graph_of_task(images, given, None, wants)[:, T1C], over(images)[:, T1C])
 
 
 def test_an_empty_image_stays_empty_and_leaves_its_neighbours_alone(network, computed):
