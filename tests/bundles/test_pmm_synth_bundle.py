@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
+from monai.bundle import ConfigParser
 from running import COMPACT, ROOT, TINY, refused
 
 from monai_ext.inference.subjects import find_cases
@@ -108,6 +109,16 @@ def trained_pmm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     about = {"sources": SIX, "target": SIX, "sites": ["glioma", "stroke"], "bundle": "pmm_synth", "version": "0"}
     save_weights(path, network, about)
     return path
+
+
+@pytest.mark.parametrize("verb", ["inference", "evaluate"])
+def test_a_residual_is_taken_where_the_weights_have_learnt_one(verb: str, tmp_path: Path):
+    learnt = {"width": TINY["width"], "residual": ["T1C over T1"]}
+    save_weights(tmp_path / "model.pt", PMMSynth(**learnt), {"network_def": learnt})
+    for weights, bases in ((tmp_path / "model.pt", [-1, -1, 0, -1, -1, -1]), (tmp_path / "no.pt", [-1] * 6)):
+        parser = ConfigParser(ConfigParser.load_config_file(PMM / f"configs/{verb}.json"))
+        parser.update({"weights": str(weights), **WIDTH})
+        assert parser.get_parsed_content("network_def").bases == bases
 
 
 @pytest.mark.parametrize(
