@@ -152,7 +152,7 @@ class Decoder(nn.Module):
     Args:
         width: channels at full resolution, as of the `Encoder` whose scales it goes back.
         embedding: channels of the site's embedding, 0 for a network without PFM.
-        over: whether it makes what is added to another contrast, in samples that have it.
+        over: whether it changes another contrast, in samples that have that.
     """
 
     def __init__(self, *, width: int, embedding: int, over: bool = False) -> None:
@@ -162,23 +162,24 @@ class Decoder(nn.Module):
         )
         self.ups.append(Up(width, ConvBlock(width, width, embedding=embedding)))
         self.last = Conv(width, 1)
-        self.added = Conv(width, 1) if over else None
-        if self.added is not None:
-            for parameter in self.added.parameters():
+        self.change = Conv(width + 1, 1) if over else None
+        if self.change is not None:
+            for parameter in self.change.parameters():
                 nn.init.zeros_(parameter)  # it begins with the other contrast as it is
 
     def forward(
         self, features: list[Tensor], embedding: Tensor | None, change: int, base: Tensor, has_base: Tensor
     ) -> Tensor:
-        """Features at each scale, the contrast that is added to (B, 1, H, W), who has it (B,) -> (B, 1, H, W)"""
+        """Features at each scale, the contrast that is changed (B, 1, H, W), who has it (B,) -> (B, 1, H, W)"""
         y = features[-1]
         for number, up in enumerate(self.ups):
             y = up(y, features[len(features) - 2 - number], embedding, change)
         image = self.last(y, change)
-        if self.added is None:
+        if self.change is None:
             return image
-        more = (base + self.added(y, change)).masked_fill(base == 0, 0.0)  # air stays air
-        return torch.where(has_base[:, None, None, None], more, image.to(more.dtype))
+        changed = base + self.change(torch.cat([y, base.to(y.dtype)], 1), change)
+        changed = changed.masked_fill(base == 0, 0.0)  # air stays air
+        return torch.where(has_base[:, None, None, None], changed, image.to(changed.dtype))
 
 
 class PMMSynth(nn.Module):
@@ -192,8 +193,8 @@ class PMMSynth(nn.Module):
             (2,078 s on an A100 for some 70,000 slices, 29 ms for a step's share of a slice) leaves room for no more
             than about twice that width.
         personalized: Personalized Feature Modulation in every convolutional block, by the site.
-        residual: of which contrasts the decoder makes what is added to another one where that is there: "T1C over T1"
-            for what an agent changes. Not in the papers.
+        residual: of which contrasts the decoder makes how another one is changed, where that is there: "T1C over T1"
+            for what an agent does. Not in the papers.
 
     Raises:
         ValueError: a name that is given twice, none at all, a residual that is not of two of them, or a width that is

@@ -29,6 +29,7 @@ GAMMA, GAIN = 0.2, 0.25  # standard deviations of the sources' exponents and fac
 LEAN, BOWL, SKEW, TWIST = 0.15, 0.5, 0.2, 0.15  # standard deviations of a coil's shading, see `_coil`
 BACKGROUND, HEAD = 0.05, 0.3  # what a pixel there counts in a loss, where one of the brain counts 1
 BEFORE, AFTER = "T1", "T1C"  # the agent: one scanner, one protocol, minutes apart
+AGENT_ROOM = WHITE[AFTER] / WHITE[BEFORE]  # a T1C's grey values by its T1's, so that what lights up stays below 1
 
 
 _State = list[tuple[str, int]]  # a folder's files, and which ones they are
@@ -46,7 +47,7 @@ class PoolSlices(Dataset[dict[str, Any]]):
     """Items as `SliceDataset` gives them, with "weight" (1, H, W), what each pixel counts in a loss.
 
     A T1 that is given shows how T1C would have been scanned: where the pool has targets of both, the T1C to be made is
-    that T1, and what the agent changes.
+    that T1, darker by one factor for all, and what the agent changes.
 
     Training (`varied`) takes any slice with brain, through a lesion half of the time where there is one, mirrored,
     shaded and with bent grey values at random, all by the seed of a `Draw`. Else a subject's slices are always the
@@ -296,11 +297,12 @@ def _coil(sources: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
 def _after(
     scanned: NDArray[np.float32], before: NDArray[np.float32], after: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """All (I, J): a T1 that was scanned, both targets -> the T1C of that scan, in the grey values of T1C's target."""
+    """All (I, J): a T1 that was scanned, both targets -> the T1C of that scan: its grey values times AGENT_ROOM, and
+    what the agent changes."""
     scale = float((scanned * before).sum()) / max(float((before * before).sum()), 1e-6)
     if scale < 1e-3:
         return after
-    return np.clip((scanned / scale - before) * (WHITE[AFTER] / WHITE[BEFORE]) + after, 0, 1)
+    return np.clip(AGENT_ROOM * scanned + scale * (after - AGENT_ROOM * before), 0, 1)
 
 
 def _bent(sources: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

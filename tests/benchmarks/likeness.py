@@ -1,8 +1,8 @@
 """How like the real contrast a made one is, over a brain: as made, with its white matter matched, after one linear fit.
 
-Beside it stand the best mixes of the sources, fitted on the truth itself: what their grey values say by themselves. The
-real one is shaded by its coil, which no source tells where each has a shading of its own: both are measured once more
-after they were shaded as it is.
+Beside it stand the best mixes of the sources, fitted on the truth itself: what their grey values say by themselves; and
+one with what was made among them, for what that says beyond them. The real one is shaded by its coil, which no source
+tells where each has a shading of its own: what was made and the mix are measured again, shaded alike.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,6 +87,7 @@ def figures(made: Image, case: Case, *, sources: Sequence[str], target: str) -> 
         "psnr_linear_mix": psnr(linear_mix(columns, truth, brain), truth, brain),
         "psnr_quadratic_mix": psnr(quadratic, truth, brain),
         "psnr_quadratic_mix_shaded": psnr(shaded(quadratic, truth, brain), truth, brain),
+        "psnr_quadratic_mix_with_made": psnr(linear_mix([made, *columns, *products], truth, brain), truth, brain),
     }
     for name, image in (("", made), ("_fitted", after)):
         inside = [torch.from_numpy(np.where(brain, one, 0).astype(np.float32)) for one in (image, truth)]

@@ -58,11 +58,12 @@ TITLES = (
     "psnr_linear_mix",
     "psnr_quadratic_mix",
     "psnr_quadratic_mix_shaded",
+    "psnr_quadratic_mix_with_made",
     "ssim_fitted",
 )
 SHIFT = 20  # pixels
 SKULL = 1.5  # a head is at least so many times as large as the brain that is cut out of it
-HEADS = ("as made", "white matched", "fitted", "shaded", "linear mix", "quadratic", "it shaded", "SSIM")
+HEADS = ("as made", "white matched", "fitted", "shaded", "linear mix", "quadratic", "it shaded", "it with ours", "SSIM")
 
 
 def main() -> int:

@@ -66,6 +66,17 @@ def test_a_coils_shading_costs_what_is_fitted_and_not_what_is_shaded():
     assert found["psnr_quadratic_mix_shaded"] > found["psnr_quadratic_mix"] + 10
 
 
+def test_what_is_made_adds_to_the_quadratic_mix_what_no_source_shows_alone():
+    case = make_case(lesion=False)
+    places = np.sin(np.arange(np.prod(SHAPE)).reshape(SHAPE)).astype(np.float32)
+    case.images["FLAIR"][...] = 0.3 * case.images["T1"] ** 2 + 0.1 * places * case.brain
+    found = figures(places * case.brain, case, sources=["T1", "T2"], target="FLAIR")
+    assert found["psnr_quadratic_mix_with_made"] > 80
+    assert found["psnr_quadratic_mix"] < 40
+    known = figures(case.images["T2"], case, sources=["T1", "T2"], target="FLAIR")
+    assert known["psnr_quadratic_mix_with_made"] == pytest.approx(known["psnr_quadratic_mix"], abs=1e-3)
+
+
 def test_rim_and_inside_share_the_brain_at_four_millimetres():
     case = make_case()
     inner = case.inner
