@@ -11,6 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 def running_mean(network: nn.Module, decay: float) -> AveragedModel:
     """Make the mean that `PairedAdversarialTrainer(averaged=...)` keeps: exponential, and of all steps at first.
 
+    A batch norm's statistics are averaged as the weights are, for those of the last step belong to other weights.
+
     Args:
         network: what is trained.
         decay: below 1, the mean's own part in the next one: 0.999 remembers about a thousand steps.
@@ -27,6 +29,9 @@ def running_mean(network: nn.Module, decay: float) -> AveragedModel:
     def update(means: tuple[Tensor, ...] | list[Tensor], values: tuple[Tensor, ...] | list[Tensor], count: Any) -> None:
         # torch's own exponential mean would keep the first step's weights for as long as a later one's
         share = max(1 - decay, 1 / (int(count) + 1))
-        torch._foreach_lerp_(list(means), list(values), share)
+        if means[0].is_floating_point():
+            torch._foreach_lerp_(list(means), list(values), share)
+        else:  # how many batches a norm has seen
+            torch._foreach_copy_(list(means), list(values))
 
-    return AveragedModel(network, multi_avg_fn=update)
+    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)

@@ -226,6 +226,19 @@ def test_the_running_mean_is_of_every_step_and_is_what_is_kept(tmp_path: Path, d
         torch.testing.assert_close(kept["0.bias"], torch.stack([each["0.bias"] for each in seen]).mean(0))
 
 
+def test_a_batch_norms_statistics_are_of_the_weights_that_are_kept():
+    """Weights that swing between two points, and in the middle the statistics that belong there."""
+    network = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.BatchNorm2d(3, momentum=0.5))
+    mean, x = running_mean(network, 0.99), torch.rand(8, 1, 6, 6)
+    for step in range(200):
+        nn.init.constant_(network[0].weight, 2.0 if step % 2 else 1.0)
+        network(x)
+        mean.update_parameters(network)
+    torch.testing.assert_close(mean.module[0].weight, torch.full((3, 1, 1, 1), 1.5), atol=0.02, rtol=0)
+    torch.testing.assert_close(mean.module[1].running_mean, mean.module[0](x).mean((0, 2, 3)), atol=0.02, rtol=0)
+    assert mean.module[1].num_batches_tracked == 200
+
+
 @pytest.mark.parametrize("decay", [1.0, -0.1, float("nan"), True, "0.9"])
 def test_a_running_mean_that_cannot_be_is_refused(decay: object):
     with pytest.raises(ValueError, match="decay must be from 0 to below 1"):
