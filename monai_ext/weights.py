@@ -295,11 +295,12 @@ def canvas_of(weights: Path | str) -> int | None:
     return canvas
 
 
-def residual_of(weights: Path | str) -> list[str]:
-    """Tell which contrasts weights have learnt as what is added to another one, for a config.
+def residual_of(weights: Path | str | None, *, shipped: Path | str | None = None) -> list[str]:
+    """Tell which contrasts weights have learnt as a change of another one, for a config.
 
     Args:
-        weights: their file; what is not there says nothing.
+        weights: their file; what is not there says nothing. SHIPPED for those that come with the bundle.
+        shipped: the latter's file.
 
     Returns:
         As `PMMSynth` takes it in `residual`; nothing where nobody says.
@@ -307,7 +308,11 @@ def residual_of(weights: Path | str) -> list[str]:
     Raises:
         ValueError: the JSON beside them speaks of other weights, or says what may not enter a config.
     """
-    return list(about_weights(weights).get("network_def", {}).get("residual") or ()) if Path(weights).is_file() else []
+    if weights == SHIPPED and shipped is not None:
+        weights = shipped
+    if weights is None or not Path(weights).is_file():
+        return []
+    return list(about_weights(weights).get("network_def", {}).get("residual") or ())
 
 
 def begin_with(

@@ -111,13 +111,29 @@ def trained_pmm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("verb", ["inference", "evaluate"])
-def test_a_residual_is_taken_where_the_weights_have_learnt_one(verb: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("configs", "option"),
+    [(["inference"], "weights"), (["evaluate"], "weights"), (["train", "adapt"], "weights"), (["train"], "start_from")],
+)
+def test_a_residual_is_taken_where_the_weights_have_learnt_one(configs: list[str], option: str, tmp_path: Path):
     learnt = {"width": TINY["width"], "residual": ["T1C over T1"]}
     save_weights(tmp_path / "model.pt", PMMSynth(**learnt), {"network_def": learnt})
     for weights, bases in ((tmp_path / "model.pt", [-1, -1, 0, -1, -1, -1]), (tmp_path / "no.pt", [-1] * 6)):
-        parser = ConfigParser(ConfigParser.load_config_file(PMM / f"configs/{verb}.json"))
-        parser.update({"weights": str(weights), **WIDTH})
+        parser = ConfigParser(ConfigParser.load_config_files([PMM / f"configs/{name}.json" for name in configs]))
+        parser.update({option: str(weights), "bundle_root": str(PMM), **WIDTH})
+        assert parser.get_parsed_content("network_def").bases == bases
+
+
+def test_a_training_that_names_a_residual_or_begins_anew_has_its_own():
+    for overlay, option, bases in (
+        ("train", {"residual": ["FLAIR over T2"]}, [-1, -1, -1, 1, -1, -1]),
+        ("train", {}, [-1] * 6),
+        ("phantom_train", {}, [-1, -1, 0, -1, -1, -1]),
+    ):
+        parser = ConfigParser(
+            ConfigParser.load_config_files([PMM / f"configs/{name}.json" for name in ("train", overlay)])
+        )
+        parser.update({"bundle_root": str(PMM), **option, **WIDTH})
         assert parser.get_parsed_content("network_def").bases == bases
 
 
