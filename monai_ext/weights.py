@@ -168,6 +168,8 @@ def _about_archive(path: Path) -> dict[str, Any]:
     definition = _by_todays_names(definition)
     about["sites"] = definition.pop("sites", None)
     named = {key: _followed(value, config) for key, value in definition.items()}
+    if isinstance(config.get("residual"), dict):  # what the bundle's own config asks the weights for
+        named.pop("residual", None)
     about["network_def"] = {key: value for key, value in named.items() if not _is_expression(value)}
     claims = {key: value for key, value in about.items() if value is not None}
     return checked(claims, of=f"{path}'s inference.json") | {"sha256": sha256(path)}
