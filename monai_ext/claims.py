@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from monai_ext.modalities import MODALITIES
+from monai_ext.modalities import MODALITIES, canonical
 
 LARGEST = 1_000_000  # of the numbers that shape a network or an image
 LARGEST_CANVAS = 2048  # pixels along a side of a plane
@@ -71,6 +71,10 @@ def _definition(definition: Any) -> None:
             raise ValueError(f"network_def has {_short(key)}, which is no argument of a network")
         if not is_plain(value):
             raise ValueError(f"network_def's {key} must be a number, a word or a list of them, got {_short(value)}")
+        if key == "residual":
+            _words("network_def's residual", value)
+            for text in value:
+                list(map(canonical, text.split(" over ")))  # which names what is no contrast
 
 
 def _preset(preset: Any) -> None:

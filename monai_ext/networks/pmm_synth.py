@@ -162,9 +162,9 @@ class Decoder(nn.Module):
         )
         self.ups.append(Up(width, ConvBlock(width, width, embedding=embedding)))
         self.last = Conv(width, 1)
-        self.change = Conv(width + 1, 1) if over else None
-        if self.change is not None:
-            for parameter in self.change.parameters():
+        self.over = Conv(width + 1, 1) if over else None
+        if self.over is not None:
+            for parameter in self.over.parameters():
                 nn.init.zeros_(parameter)  # it begins with the other contrast as it is
 
     def forward(
@@ -175,9 +175,9 @@ class Decoder(nn.Module):
         for number, up in enumerate(self.ups):
             y = up(y, features[len(features) - 2 - number], embedding, change)
         image = self.last(y, change)
-        if self.change is None:
+        if self.over is None:
             return image
-        changed = base + self.change(torch.cat([y, base.to(y.dtype)], 1), change)
+        changed = base + self.over(torch.cat([y, base.to(y.dtype)], 1), change)
         changed = changed.masked_fill(base == 0, 0.0)  # air stays air
         return torch.where(has_base[:, None, None, None], changed, image.to(changed.dtype))
 

@@ -101,6 +101,9 @@ def test_no_key_of_what_weights_say_is_run(bundle, weights, tmp_path, pwned):
         (("network_def",), 5),
         (("network_def", "modalities"), [0.5, "T1"]),
         (("network_def", "width"), "wide"),
+        (("network_def", "residual"), 3),
+        (("network_def", "residual"), "T1C over T1"),
+        (("network_def", "residual"), ["T1C over CT"]),
     ],
 )
 def test_a_plain_value_that_cannot_be_is_refused_too(bundle, weights, tmp_path, place, value):

@@ -130,7 +130,7 @@ def test_a_residual_begins_as_its_base_where_that_is_there(network):
 
 def test_a_residual_adds_to_its_base_and_nothing_to_air():
     over = make_network(residual=["T1C over T1"])
-    nn.init.normal_(over.decoders[T1C].change.weight)
+    nn.init.normal_(over.decoders[T1C].over.weight)
     images = make_images(T1, FLAIR)
     images[:, T1, :, :4] = 0
     added = over(images)[:, T1C] - images[:, T1]
