@@ -50,6 +50,12 @@ def test_an_overlay_goes_by_name_or_by_path(tmp_path: Path):
         config_files(AGI_NET, "train", ["huge"])
 
 
+@pytest.mark.parametrize("config", ["train", "phantom_train"])
+def test_a_residual_can_be_typed(config: str):
+    ids = json.loads((ROOT / f"bundles/pmm_synth/configs/{config}.json").read_text())
+    assert parsed(["--residual", "['T2 over PD']"], ids) == ({}, {"residual": ["T2 over PD"]})
+
+
 @pytest.mark.parametrize(
     ("name", "text", "default", "value"),
     [

@@ -35,9 +35,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert typed(*words) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    (line,) = printed.err.strip().splitlines()
-    assert line.startswith("synthesise: ")
-    return line
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("synthesise: ")
+    return lines[0]
 
 
 def die(*_: object) -> None:
