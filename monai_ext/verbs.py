@@ -9,7 +9,7 @@ from typing import Any
 
 from monai_ext.catalogue import bundle_names, config_files, find_bundle
 
-NULLABLE = ("seed",)  # that may be null though the config has a number: a run that is not to be repeated
+NULLABLE = ("seed", "canvas")  # null though the config has a value: a run not to be repeated, heads without a canvas
 LISTS = ("sources", "modalities")  # of contrasts: T1,T2 is a list though the config's own value may be null
 NAMED = ("amp", "slices")  # that may be a word too: bf16, nonempty
 OPTIONS = ("size", "tracking", "tracking_uri", "experiment_name", "run_name")

@@ -161,16 +161,14 @@ def _about_archive(path: Path) -> dict[str, Any]:
     for name in ("sources", "target"):
         value = config.get(name)
         about[name] = [value] if isinstance(value, str) else value
-    about["canvas"] = None if isinstance(config.get("canvas"), dict) else config.get("canvas")
+    about["canvas"] = None if _is_computed(config.get("canvas")) else config.get("canvas")
     definition = config.get("network_def")
     if not isinstance(definition, dict):
         raise ValueError(f"{path} holds an inference.json without a network_def")
     definition = _by_todays_names(definition)
     about["sites"] = definition.pop("sites", None)
     named = {key: _followed(value, config) for key, value in definition.items()}
-    if isinstance(config.get("residual"), dict):  # what the bundle's own config asks the weights for
-        named.pop("residual", None)
-    about["network_def"] = {key: value for key, value in named.items() if not _is_expression(value)}
+    about["network_def"] = {key: value for key, value in named.items() if not _is_computed(value)}
     claims = {key: value for key, value in about.items() if value is not None}
     return checked(claims, of=f"{path}'s inference.json") | {"sha256": sha256(path)}
 
@@ -183,8 +181,9 @@ def _followed(value: Any, config: Mapping[str, Any]) -> Any:
     return config.get(value[1:], value) if isinstance(value, str) and value.startswith("@") else value
 
 
-def _is_expression(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("$")
+def _is_computed(value: Any) -> bool:
+    """Whether a config's value is what its reader makes of it: an expression, or a component."""
+    return (isinstance(value, str) and value.startswith("$")) or (isinstance(value, dict) and "_target_" in value)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from monai_ext.evaluation.run_folder import (
 )
 from monai_ext.files import absolute, write_json
 from monai_ext.modalities import make_task
-from monai_ext.provenance import WARNING
+from monai_ext.provenance import warning
 
 __all__ = ["Evaluation", "PreparedVolumes"]
 
@@ -273,7 +273,7 @@ class Evaluation:
             write_image(path, stored, affine, description=f"SYNTHETIC {contrast} {by}")
             record = {
                 "synthetic": True,
-                "warning": WARNING,
+                "warning": warning(contrast),
                 "target": contrast,
                 "sources": list(self.sources),
                 "subject": result.subject,

@@ -61,8 +61,8 @@ class SlicesInferer(Inferer):
         canvas: int | None = None,
     ) -> None:
         super().__init__()
-        if canvas is not None and canvas < 1:
-            raise ValueError(f"canvas must be at least 1, or null for the head and its margin, got {canvas}")
+        if canvas is not None and (type(canvas) is not int or canvas < 1):
+            raise ValueError(f"canvas must be at least 1, or null for the head and its margin, got {canvas!r}")
         if margin is not None and margin < 0:
             raise ValueError(f"margin must be at least 0, or null for whole planes, got {margin}")
         self.around, self.margin, self.canvas = torch.arange(-neighbours, neighbours + 1), margin, canvas

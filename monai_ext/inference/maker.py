@@ -19,7 +19,7 @@ from monai_ext.inference.resolution import OWN, Resolution
 from monai_ext.modalities import Task, canonical, make_task
 from monai_ext.networks import PMMSynth
 from monai_ext.networks.adapters import personalized_network
-from monai_ext.provenance import UNTRAINED, WARNING
+from monai_ext.provenance import UNTRAINED, warning
 from monai_ext.weights import about_weights, load_weights
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Maker:
         over = f"{target}'s foreground" if self.preset.percentile_of == "foreground" else f"{target}'s whole volume"
         return {
             "synthetic": True,
-            "warning": WARNING,
+            "warning": warning(target),
             "target": target,
             "bundle": self.bundle,
             "version": self.version,

@@ -14,7 +14,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_ui
 
 from monai_ext import __version__
 from monai_ext.data.dicom import Series
-from monai_ext.provenance import WARNING
+from monai_ext.provenance import warning
 
 SLOPE = 0.00002  # of [0, 1] as whole numbers up to 50000; exact in the decimals that DICOM writes
 LONGEST_TEXT = 10240  # characters of an LT
@@ -120,10 +120,12 @@ def _say_synthetic(image: Dataset, record: Mapping[str, Any], sources: Sequence[
     image.SeriesDescription = f"SYNTHETIC {target} ({maker}) from {','.join(sources)}"[:64]
     image.DerivationDescription = (
         f"SYNTHETIC {target}, computed by {maker}, weights sha256 {record['weights_sha256']}, "
-        f"from {', '.join(sources)}. {WARNING}"
+        f"from {', '.join(sources)}. {warning(target)}"
     )
     messages = [finding["message"] for finding in record.get("checks", {}).get("findings", ())]
-    image.ImageComments = " ".join([WARNING, *(f"Of its sources: {message}." for message in messages)])[:LONGEST_TEXT]
+    image.ImageComments = " ".join([warning(target), *(f"Of its sources: {message}." for message in messages)])[
+        :LONGEST_TEXT
+    ]
     image.BurnedInAnnotation, image.LossyImageCompression = "NO", "00"
     image.Manufacturer, image.ManufacturerModelName = "monai_ext", record["bundle"]
     image.SoftwareVersions = [__version__, str(record["version"])]

@@ -87,6 +87,16 @@ def test_every_image_says_that_it_is_synthetic_and_of_what(bundle, written, stud
         assert {item.ReferencedSOPInstanceUID for item in image.SourceImageSequence} <= uids
 
 
+def test_a_t1c_says_that_it_cannot_know_enhancement(bundle, weights, study, tmp_path):
+    if bundle.name != "pmm_synth":
+        pytest.skip("makes no T1C")
+    words = ["--study", study, "--bundle", bundle, "--weights", weights, "--out", tmp_path, "--target", "T1C"]
+    assert main(["dicom", *map(str, words)]) == 0
+    for image in images(tmp_path / "SYNTHETIC_T1C"):
+        assert "enhancement in this T1C is guessed" in image.DerivationDescription
+        assert "enhancement in this T1C is guessed" in image.ImageComments
+
+
 def test_the_patient_the_study_and_the_frame_are_carried_over(written, study):
     source = pydicom.dcmread(next(study.rglob("*.dcm")))
     for image in images(written):

@@ -50,7 +50,13 @@ def test_an_overlay_goes_by_name_or_by_path(tmp_path: Path):
         config_files(AGI_NET, "train", ["huge"])
 
 
-@pytest.mark.parametrize("config", ["train", "phantom_train"])
+@pytest.mark.parametrize(("text", "value"), [("120", 120), ("null", None)])
+def test_a_canvas_can_be_typed(bundle: Path, text: str, value: int | None):
+    ids = json.loads((bundle / "configs/evaluate.json").read_text())
+    assert parsed(["--canvas", text], ids) == ({}, {"canvas": value})
+
+
+@pytest.mark.parametrize("config", ["train", "phantom_train", "evaluate"])
 def test_a_residual_can_be_typed(config: str):
     ids = json.loads((ROOT / f"bundles/pmm_synth/configs/{config}.json").read_text())
     assert parsed(["--residual", "['T2 over PD']"], ids) == ({}, {"residual": ["T2 over PD"]})

@@ -173,9 +173,10 @@ def test_weights_tell_their_canvas(tmp_path: Path):
     assert canvas_of(tmp_path / "model.pt") == 112
 
 
-def test_a_canvas_of_nothing_is_refused():
+@pytest.mark.parametrize("canvas", [0, -8, "112", 112.0, True, [112, 112]])
+def test_a_canvas_that_is_no_size_is_refused(canvas: object):
     with pytest.raises(ValueError, match="canvas must be at least 1, or null"):
-        SlicesInferer(canvas=0)
+        SlicesInferer(canvas=canvas)
 
 
 def test_a_negative_margin_is_refused():

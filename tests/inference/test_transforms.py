@@ -252,6 +252,12 @@ def test_what_one_source_shows_lies_on_the_reference_after_registration(tmp_path
 # What the files say --------------------------------------------------------------------------------------------------
 
 
+def test_a_synthetic_t1c_says_that_it_cannot_know_enhancement():
+    said = maker().sidecar("T1C")["warning"]
+    assert said.startswith(maker().sidecar("PD")["warning"])
+    assert said.endswith("enhancement in this T1C is guessed, and where it shows none there may be some.")
+
+
 def test_a_file_says_that_it_is_synthetic_in_its_header_and_beside_it(tmp_path):
     through(written(tmp_path), maker(), tmp_path / "out")
     folder = tmp_path / "out" / "ann"
