@@ -135,6 +135,8 @@ class BundleSynthesiser:
         Raises:
             ValueError: what is wrong with the options or with the subject, which is not printed.
         """
+        if "site" in ids and "site" not in self.config:
+            raise ValueError(f"{self.bundle_root.name} tells no sites apart: leave the site out")
         refuse_unknown_ids(ids, [self.config])
         options = asked(ids, self.choices)
         files = {contrast: absolute(Path(path)) for contrast, path in images.items()}

@@ -5,9 +5,10 @@
     python tests/benchmarks/misalignment.py --dataset_dir ixi --out out/paper --size ixi    # the paper's, for a GPU
 
 Both are trained with each seed, on equal terms, and evaluated as `evaluate.json` does. Printed: PSNR over what masks
-mark (the whole head, unless `prepare --brain-mask` cut the brain out) and AGI-Net's lead, a row a seed and a column a
-distance, random up to it by `translate`, all of it by `--kind displace`. Other ids go to the training: `--epochs 8`, or
-`--augment "[{'kind': 'translate', 'contrast': 'T2', 'levels': [0, 3]}]"`, which lets both see contrasts that lie apart.
+mark (the whole head, unless `prepare --brain-mask` cut the brain out) and AGI-Net's lead, a row a seed, then their
+means, and a column a distance, random up to it by `translate`, all of it by `--kind displace`. Other ids go to the
+training: `--epochs 8`, or `--augment "[{'kind': 'translate', 'contrast': 'T2', 'levels': [0, 3]}]"`, which lets both
+see contrasts that lie apart.
 """
 
 import argparse
@@ -32,9 +33,8 @@ def main() -> None:
     training = dict(zip((name[2:] for name in more[::2]), more[1::2], strict=True))
     moved = [{"kind": args.kind, "contrast": "T2", "levels": DISTANCES}]
     print("seed  network " + "".join(f"{distance:>7} px" for distance in DISTANCES))
-    leads = []
+    found: dict[str, list[list[float]]] = {name: [] for name in (*NETWORKS, "lead")}
     for seed in args.seeds:
-        figures = {}
         for name, ids in NETWORKS.items():
             rows = trained_and_evaluated(
                 "agi_net",
@@ -46,12 +46,14 @@ def main() -> None:
                 evaluation={"name": f"{name}, seed {seed}", "perturbations": moved},
             )
             brain = [row for row in rows if row["region"] == "brain" and row["perturbation"] == args.kind]
-            figures[name] = [
-                mean(float(row["psnr"]) for row in brain if float(row["level"]) == level) for level in DISTANCES
-            ]
-            print(f"{seed:>4}  {name}" + "".join(f"{value:>10.2f}" for value in figures[name]), flush=True)
-        leads.append([a - b for a, b in zip(*figures.values(), strict=True)])
-    print("      lead   " + "".join(f"{mean(lead):>+10.2f}" for lead in zip(*leads, strict=True)))
+            figures = [mean(float(row["psnr"]) for row in brain if float(row["level"]) == at) for at in DISTANCES]
+            found[name].append(figures)
+            print(f"{seed:>4}  {name:<8}" + "".join(f"{value:>10.2f}" for value in figures), flush=True)
+        ours, its = (found[name][-1] for name in NETWORKS)
+        found["lead"].append([a - b for a, b in zip(ours, its, strict=True)])
+        print(f"{seed:>4}  lead    " + "".join(f"{value:>+10.2f}" for value in found["lead"][-1]), flush=True)
+    for name, rows in found.items():
+        print(f"mean  {name:<8}" + "".join(f"{value:>10.2f}" for value in map(mean, zip(*rows, strict=True))))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,15 @@ from pathlib import Path
 from monai_ext.catalogue import config_files
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+OF_BOTH = (
+    "width",
+    "blocks",
+    "neighbours",
+    "image_size",
+    "without",
+    "personalized",
+    "modalities",
+)  # who says the network
 
 
 def trained_and_evaluated(
@@ -23,9 +32,12 @@ def trained_and_evaluated(
     size: str = "compact",
     run: str = "run",
 ) -> list[dict[str, str]]:
-    """The rows of `folder`/`run`/subjects.csv; `ids` are for both, and so is the overlay of a `size`."""
+    """The rows of `folder`/`run`/subjects.csv; `ids` are for both, as the overlay of a `size` is, and whatever of the
+    training's says which network it is.
+    """
     weights = trained(bundle, folder, data=data, overlays=overlays, training={**ids, **training}, size=size)
-    same = {"dataset_dir": data.resolve(), "weights": weights, **ids}
+    network = {name: value for name, value in training.items() if name.partition("#")[0] in (*OF_BOTH, "network_def")}
+    same = {"dataset_dir": data.resolve(), "weights": weights, **network, **ids}
     if not (folder / run / "run.json").is_file():
         _run(bundle, "evaluate", [*overlays, size], {**same, "output_dir": folder / run, **evaluation})
     with (folder / run / "subjects.csv").open(newline="") as file:

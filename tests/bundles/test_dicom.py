@@ -87,6 +87,14 @@ def test_every_image_says_that_it_is_synthetic_and_of_what(bundle, written, stud
         assert {item.ReferencedSOPInstanceUID for item in image.SourceImageSequence} <= uids
 
 
+def test_a_site_that_the_weights_do_not_tell_apart_is_refused_by_name(bundle, weights, study, tmp_path, capsys):
+    words = ["--study", study, "--bundle", bundle, "--weights", weights, "--out", tmp_path, "--site", "nowhere"]
+    words += ["--target", BundleSynthesiser(bundle, weights=weights).targets[-1]]
+    assert main(["dicom", *map(str, words)]) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert "nowhere" in said if bundle.name == "pmm_synth" else f"{bundle.name} tells no sites apart" in said
+
+
 def test_a_t1c_says_that_it_cannot_know_enhancement(bundle, weights, study, tmp_path):
     if bundle.name != "pmm_synth":
         pytest.skip("makes no T1C")
@@ -345,6 +353,11 @@ def test_a_folder_without_mr_is_refused(first, tmp_path, capsys):
 
 def test_a_target_that_the_weights_do_not_make_is_refused(first, two, tmp_path, capsys):
     assert "synthesises T2 from T1,FLAIR; asked for was PD" in refusal(first, two, tmp_path, capsys, "--target", "PD")
+
+
+def test_a_site_that_the_weights_do_not_know_is_refused(first, two, tmp_path, capsys):
+    (said,) = refusal(first, two, tmp_path, capsys, "--site", "nowhere").strip().splitlines()
+    assert said == "dicom: agi_net tells no sites apart: leave the site out"
 
 
 def test_a_uid_root_that_is_none_is_refused(first, two, tmp_path, capsys):

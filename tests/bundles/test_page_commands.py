@@ -20,6 +20,7 @@ import torch
 from monai.bundle import ConfigParser
 from running import ROOT, TINY, here
 
+from monai_ext.data.splits import parse_split
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 
 SMALL = {**TINY, "slices": "['middle', 2]", "steps": 2, "batch_size": 2, "patch_size": "[24, 24, 24]", "amp": "false"}
@@ -118,6 +119,14 @@ def test_a_page_trains_nothing_that_cannot_be_built_at_the_papers_size(bundle: P
             if parser.get("discriminator_def"):
                 parser.get_parsed_content("discriminator_def")
         parser.get_parsed_content("objective") if bundle.name != "pmm_synth" else None
+
+
+def test_a_page_splits_everybody_or_counts_as_many_as_a_paper_does(bundle: Path):
+    splits = re.findall(r"--split (\S+)", "\n".join(commands(bundle / "docs/README.md")))
+    assert splits
+    for text in splits:
+        shares = parse_split(text)
+        assert sum(shares) == pytest.approx(1) or sum(shares) >= 100, f"{text}: {shares} people, of hundreds"
 
 
 def test_a_batch_can_be_shared_out_between_a_pages_processes(bundle: Path):

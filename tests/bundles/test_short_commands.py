@@ -7,11 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigParser
 from running import BUNDLES, ROOT, TINY, python
 
 from monai_ext.__main__ import main
 from monai_ext.catalogue import bundle_names, config_files, find_bundle
+from monai_ext.evaluation.protocol import Protocol
 from monai_ext.verbs import parsed, value_of
+from monai_ext.workflow import unwrapped
 
 AGI_NET = next(bundle for bundle in BUNDLES if bundle.name == "agi_net")
 
@@ -54,6 +57,22 @@ def test_an_overlay_goes_by_name_or_by_path(tmp_path: Path):
 def test_a_canvas_can_be_typed(bundle: Path, text: str, value: int | None):
     ids = json.loads((bundle / "configs/evaluate.json").read_text())
     assert parsed(["--canvas", text], ids) == ({}, {"canvas": value})
+
+
+def papers_protocol_with(bundle: Path, region: str) -> Protocol:
+    config = ConfigParser(json.loads((bundle / "configs/evaluate.json").read_text()))
+    _, given = parsed(["--protocol", "paper", "--measured#paper#region", region], config.get())
+    for name, value in given.items():
+        config[name] = value
+    with unwrapped():
+        return config.get_parsed_content("measured")
+
+
+def test_one_thing_of_a_papers_protocol_can_be_changed(bundle: Path):
+    paper = json.loads((bundle / "configs/evaluate.json").read_text())["measured"]["paper"]
+    assert papers_protocol_with(bundle, "volume") == Protocol(**{**paper, "region": "volume"})
+    with pytest.raises(ValueError, match="a protocol's region must be one of slice, volume, brain, got 'kidney'"):
+        papers_protocol_with(bundle, "kidney")
 
 
 @pytest.mark.parametrize("config", ["train", "phantom_train", "evaluate"])

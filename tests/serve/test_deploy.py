@@ -101,6 +101,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["T1", "FLAIR"], {"uid_root": "mine"}, "the UID root must be numbers with dots"),
         (["T1", "FLAIR"], {"colour": "red"}, "colour cannot be chosen"),
         (["T1", "FLAIR"], {"series": "[T1=99]"}, "99"),
+        (["T1", "FLAIR"], {"site": "nowhere"}, "agi_net tells no sites apart"),
     ],
 )
 def test_a_refusal_is_one_line_and_writes_nothing(

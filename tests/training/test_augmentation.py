@@ -6,6 +6,7 @@ from monai.transforms import Compose
 
 from monai_ext.data.perturbations import Perturbation, perturb, randomize
 from monai_ext.training.augmentation import HarmSources
+from monai_ext.training.datasets import samples
 
 
 def make_item(channels: int = 2) -> dict[str, torch.Tensor]:
@@ -19,6 +20,20 @@ def harmed(seed: int, *, levels: list[float], kind: str = "translate", channels:
     transform = HarmSources([{"kind": kind, "contrast": "t2w", "levels": levels}], sources=["T1", "T2"])
     transform.set_random_state(seed=seed)
     return transform(make_item(channels))
+
+
+def test_patches_are_not_harmed():
+    harm = [{"kind": "translate", "contrast": "T2", "levels": [1]}]
+    with pytest.raises(ValueError, match=r"augment is for slices, and patch_size \[8, 8, 8\] asks for patches in 3D"):
+        samples(
+            data=[],
+            sources=["T1", "T2"],
+            target=["PD"],
+            slices="nonempty",
+            image_size=8,
+            patch_size=[8, 8, 8],
+            augment=harm,
+        )
 
 
 @pytest.mark.parametrize("kind", ["translate", "displace", "rotate", "motion", "noise"])

@@ -89,6 +89,11 @@ def test_so_many_steps_are_so_many_and_the_last_epoch_is_finished_early(steps: i
     assert [b - a for a, b in zip([0, *found], found, strict=False)] == lengths
 
 
+def test_a_step_of_no_batch_is_refused():
+    with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
+        trainer(adversary=False, accumulate=0)
+
+
 @pytest.mark.parametrize(
     ("steps", "accumulate", "epochs", "batches_seen"),
     [(3, 2, 2, 6), (2, 2, 1, 4), (3, 3, 2, 7), (4, 3, 2, 8), (1, 9, 1, 4)],

@@ -43,9 +43,19 @@ def test_without_a_discriminator_there_is_l1_alone():
     assert set(Pix2Pix().generator_terms(None, BATCH, MADE)) == {"pixel"}
 
 
-def test_a_negative_weight_is_refused():
-    with pytest.raises(ValueError, match="pixel_weight must be at least 0, got -1"):
-        Pix2Pix(pixel_weight=-1)
+@pytest.mark.parametrize(
+    ("objective", "weight"),
+    [
+        (Pix2Pix, "pixel_weight"),
+        (Pix2Pix, "adversarial_weight"),
+        (AnyScale, "pixel_weight"),
+        (AnyScale, "adversarial_weight"),
+        (Disentangling, "edge_weight"),
+    ],
+)
+def test_a_negative_weight_is_refused(objective: type, weight: str):
+    with pytest.raises(ValueError, match=f"{weight} must be at least 0, got -1"):
+        objective(**{weight: -1})
 
 
 @pytest.mark.parametrize(("form", "weight"), [("paper", 0.1), ("stable", 100)])
