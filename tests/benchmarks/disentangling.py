@@ -80,8 +80,9 @@ def main() -> None:
             subjects = [[mean(run[key] for run in of[subject]) for subject in ours] for of in both]
             seeds = [[mean(of[subject][n][key] for subject in ours) for n in range(len(args.seeds))] for of in both]
             difference = mean(a - b for a, b in zip(*subjects, strict=True))
-            p = [stats.ttest_rel(*pairs).pvalue for pairs in (subjects, seeds)]
-            tests = f"p = {p[0]:.3f} over {len(ours)} subjects, {p[1]:.3f} over {len(args.seeds)} seeds"
+            tests = f"p = {stats.ttest_rel(*subjects).pvalue:.3f} over {len(ours)} subjects"
+            if len(args.seeds) > 1:
+                tests += f", {stats.ttest_rel(*seeds).pvalue:.3f} over {len(args.seeds)} seeds"
             print(f"{FIRST} less {name}: {key} {difference:+.4f}, paired t-test {tests}")
 
 

@@ -52,8 +52,8 @@ def main() -> None:
         ours, its = (found[name][-1] for name in NETWORKS)
         found["lead"].append([a - b for a, b in zip(ours, its, strict=True)])
         print(f"{seed:>4}  lead    " + "".join(f"{value:>+10.2f}" for value in found["lead"][-1]), flush=True)
-    for name, rows in found.items():
-        print(f"mean  {name:<8}" + "".join(f"{value:>10.2f}" for value in map(mean, zip(*rows, strict=True))))
+    for name, lines in found.items():
+        print(f"mean  {name:<8}" + "".join(f"{value:>10.2f}" for value in map(mean, zip(*lines, strict=True))))
 
 
 if __name__ == "__main__":
