@@ -21,6 +21,7 @@ from monai_ext.evaluation.metrics import compare_volumes
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 RIM_MM = 4.0  # the outer part of a brain, a third of its voxels
+LINES = 10  # fitted one after another, each without what the one before left above it
 AROUND = 8  # voxels of a brain's surroundings that windows reach into
 C, ALPHA, SCALES = 30.0, 4.2, 3  # HaarPSI's own
 
@@ -54,6 +55,19 @@ class Case:
     def inner(self) -> Mask:
         """The brain without its outer 4 mm."""
         return ndimage.distance_transform_edt(self.brain, sampling=self.spacing) > RIM_MM
+
+    @property
+    def unenhanced(self) -> Mask:
+        """The brain without what the agent lights up: T1C above its line through T1 by three robust deviations."""
+        t1, t1c = (self.images[name][self.brain] for name in ("T1", "T1C"))
+        kept = np.ones(len(t1), bool)
+        for _ in range(LINES):
+            above = t1c - np.polyval(np.polyfit(t1[kept], t1c[kept], 1), t1)
+            centre = np.median(above[kept])
+            kept = above - centre < 3 * max(1.4826 * float(np.median(np.abs(above[kept] - centre))), 1e-4)
+        mask = np.zeros_like(self.brain)
+        mask[self.brain] = kept
+        return mask
 
     @property
     def fluid(self) -> Mask | None:

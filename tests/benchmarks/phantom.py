@@ -17,6 +17,7 @@ import torch
 from monai_ext.data.phantoms.command import Job, make_subject
 from monai_ext.data.phantoms.sites import SITES
 from monai_ext.modalities import canonical
+from monai_ext.runtime import keep_freed_memory
 
 GOALS = {1.0: 6.0, 2.0: 1.0}  # mm -> seconds of three contrasts
 
@@ -32,6 +33,7 @@ def main() -> int:
     if args.subjects < 2:
         raise ValueError(f"--subjects must be at least 2, got {args.subjects}")
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every process that makes phantoms does
     contrasts = tuple(canonical(name) for name in args.contrasts.split(","))
     missed = False
     for spacing in args.spacings:

@@ -7,7 +7,8 @@
 SCANS holds a folder a person, as `python -m monai_ext index` reads them; a person with two files of one contrast, or
 with a file that it cannot read, is named and left out unless --exclude and --choose say which to take. Contrasts on
 grids of their own are moved onto the first one's, rigidly. OUT gets figures.csv, figures.json, table.md and
-montage.png, which shows what was scanned: keep it where the scans may be kept. Nothing is fitted or tuned on a case but
+montage.png, which shows what was scanned: keep it where the scans may be kept. A T1C has a row more, without what the
+agent lights up. Nothing is fitted or tuned on a case but
 what a figure's name says (`likeness.py`). Torch runs the network, for what another engine makes hangs on the machine.
 With --record the means over cases go into the JSON beside the weights: `synthesise` chooses between methods by them.
 With --card PAGE the table, and the weights' SHA-256, take the place of those that a model card has.
@@ -61,6 +62,7 @@ TITLES = (
     "psnr_quadratic_mix_with_made",
     "ssim_fitted",
 )
+UNENHANCED = "unenhanced"  # of a T1C, less what the agent lights up, which no source shows
 SHIFT = 20  # pixels
 SKULL = 1.5  # a head is at least so many times as large as the brain that is cut out of it
 HEADS = ("as made", "white matched", "fitted", "shaded", "linear mix", "quadratic", "it shaded", "it with ours", "SSIM")
@@ -104,6 +106,10 @@ def main() -> int:
                     row["wider_canvas_gains"] = there - row["psnr_fitted"]
                 rows.append(row)
                 _tell(rows)
+                if target == "T1C" and "T1" in case.images:
+                    calm = figures(made, replace(case, brain=case.unenhanced), sources=sources, target=target)
+                    rows.append({**row, **calm, "task": f"{row['task']} {UNENHANCED}"})
+                    _tell(rows)
                 for k in _slices(case):
                     shown = [*(case.images[name] for name in sources), white_matched(made, case, target=target)]
                     shown.append(case.images[target])
@@ -267,8 +273,9 @@ def _write(rows: Sequence[dict[str, Any]], out: Path, *, about: dict[str, Any]) 
 def _record(rows: Sequence[dict[str, Any]], about: Path) -> None:
     """Task -> heads as scanned and brains without their skull -> cases, and the mean PSNR after one linear fit."""
     quality: dict[str, dict[str, dict[str, float]]] = {}
-    for task, kind in dict.fromkeys((row["task"], row["kind"]) for row in rows):
-        fitted = [row["psnr_fitted"] for row in rows if (row["task"], row["kind"]) == (task, kind)]
+    whole = [row for row in rows if not row["task"].endswith(UNENHANCED)]
+    for task, kind in dict.fromkeys((row["task"], row["kind"]) for row in whole):
+        fitted = [row["psnr_fitted"] for row in whole if (row["task"], row["kind"]) == (task, kind)]
         quality.setdefault(task, {})[kind] = {"cases": len(fitted), "psnr_fitted": round(float(np.mean(fitted)), 2)}
     write_json(about, {**read_json(about), "quality": quality})
 

@@ -1,5 +1,6 @@
 """The figures of real scans against what they must be: by hand, and HaarPSI against piq 0.8's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,19 @@ def test_rim_and_inside_share_the_brain_at_four_millimetres():
     assert inner[12, 12, 6]
     assert not inner[4:6, 12, 6].any()  # 2 and 4 mm from the first voxel that is no brain
     assert inner[6, 12, 6]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_what_an_agent_lights_up_is_left_out_and_little_else(noise: float):
+    case = make_case()
+    rng = np.random.default_rng(1)
+    t1c = 0.6 * case.images["T1"] + 0.05 + noise * rng.normal(size=SHAPE)
+    t1c[case.lesion] += 0.3
+    case = replace(case, images={**case.images, "T1C": t1c.astype(np.float32)})
+    healthy = case.brain & ~case.lesion
+    assert not (case.unenhanced & case.lesion).any()
+    assert not (case.unenhanced & ~case.brain).any()
+    assert (case.unenhanced & healthy).sum() > 0.99 * healthy.sum()
 
 
 def test_white_is_the_brains_own():
