@@ -268,8 +268,7 @@ class ModalityConsistentBatches(Sampler[list[Draw]]):
 
         Returns:
             "epoch" and "position", the batch to come, with what `load_state_dict` compares: how many samples, a digest
-            of
-            their kinds, and the constructor's numbers but for `rank`. Plain values.
+            of their kinds, and the constructor's numbers but for `rank`. Plain values.
         """
         return {"epoch": self.epoch, "position": self.position, **self._identity()}
 

@@ -152,8 +152,7 @@ def bids(path: PurePath) -> Found | None:
 
     Returns:
         What the name says, of kind "" for an image of no use, such as a phase; None where it is no name of BIDS's, or
-        is
-        under sourcedata/, code/ or, but for lesion labels, derivatives/.
+        is under sourcedata/, code/ or, but for lesion labels, derivatives/.
 
     Example:
         >>> found = bids(PurePath("sub-01/ses-02/anat/sub-01_ses-02_ce-gadolinium_T1w.nii.gz"))

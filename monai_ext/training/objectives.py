@@ -237,8 +237,7 @@ class AnyScale(Pix2Pix):
 
         Args:
             network: (B, M, h, w) and the output's size -> (B, K, *size), such as `HMFMambaINR`; while it is in training
-                the
-                size is drawn, else it is the batch's.
+                the size is drawn, else it is the batch's.
             batch: with "sources" (B, M, H, W).
 
         Returns:

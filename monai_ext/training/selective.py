@@ -53,10 +53,8 @@ class SelectiveSupervision:
         Args:
             network: a `PMMSynth`, of M contrasts.
             batch: with "sources" (B, M, H, W), "condition" (B, M), which of them the network may see, and "dataset",
-                the
-                sites' names, all "" where none is said. In training "available" (B, M), and the first row's condition
-                is
-                everybody's; in validation "wanted" (B,), the number of the contrast to make.
+                the sites' names, all "" where none is said. In training "available" (B, M), and the first row's
+                condition is everybody's; in validation "wanted" (B,), the number of the contrast to make.
 
         Returns:
             "pred": (B, M, H, W) in training, where contrasts that no term needs are zeros; (B, 1, H, W) in validation.
