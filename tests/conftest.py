@@ -1,6 +1,8 @@
 """What all tests share: a kernel cache of their own, never the user's, and where really acquired cases lie."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,17 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
     os.environ["MONAI_EXT_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_handler_left() -> Iterator[None]:
+    """A bundle's logging.conf leaves handlers whose stream ends with the test: the next warning would print a fault."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    for handler in root.handlers[:]:
+        if handler not in before:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
