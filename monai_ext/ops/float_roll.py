@@ -103,13 +103,13 @@ def rolled_conv(
         not torch.jit.is_tracing() and batch == 0
     ):  # a convolution in no group is refused: the plain one knows the output's shape
         kernels, biases, groups = weight, bias, 1
-    else:
+    elif batch != 1:  # one sample is left as it lies in memory
         x = x.flatten(0, 1).unsqueeze(0)
     if weight.dim() == 4:
         y = F.conv2d(x, kernels, biases, stride, padding, dilation, groups)
     else:
         y = F.conv3d(x, kernels, biases, stride, padding, dilation, groups)
-    return y.reshape([batch, weight.shape[0]] + list(y.shape[2:]))
+    return y if batch == 1 else y.reshape([batch, weight.shape[0]] + list(y.shape[2:]))
 
 
 def float_roll_reference(weight: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from monai_ext.ops import checks, loader
 
+EPS = 1e-5  # LayerNorm's
+
 
 def group_pool(
     x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, groups: int, scale: Tensor | None = None
@@ -45,13 +47,14 @@ def group_pool(
     tensors = (x.to(dtype), weight.to(dtype), bias.to(dtype), gain.to(dtype), shift.to(dtype))
     scale_ = None if scale is None else scale.to(dtype)
     if not torch.jit.is_scripting():
-        if not checks.stands_alone():
-            _check(x, weight, bias, gain, shift, groups, scale)
-            with torch.autocast(x.device.type, enabled=False):
-                if x.dim() == 4 and x.device.type == "cpu":
-                    loader.ready("group_pool", "cpu")
-                    return _operator(*tensors, groups, scale_).to(x.dtype)
-                return group_pool_reference(*tensors, groups, scale_).to(x.dtype)
+        if checks.stands_alone():
+            return _recorded(*tensors, groups, scale_).to(x.dtype)
+        _check(x, weight, bias, gain, shift, groups, scale)
+        with torch.autocast(x.device.type, enabled=False):
+            if x.dim() == 4 and x.device.type == "cpu":
+                loader.ready("group_pool", "cpu")
+                return _operator(*tensors, groups, scale_).to(x.dtype)
+            return group_pool_reference(*tensors, groups, scale_).to(x.dtype)
     return group_pool_reference(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], groups, scale_).to(x.dtype)
 
 
@@ -70,6 +73,17 @@ def group_pool_reference(
     """
     y = _convolved(x, weight, bias, groups, scale).movedim(1, -1)
     return F.gelu(F.layer_norm(y, [weight.shape[0]], gain, shift)).flatten(1, -2).mean(1)
+
+
+def _recorded(
+    x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, groups: int, scale: Tensor | None
+) -> Tensor:
+    """The same in a graph: LayerNorm along the channels where they lie, for an engine would move them to the end."""
+    y = _convolved(x, weight, bias, groups, scale)
+    unit = y - y.mean(1, keepdim=True)
+    unit = unit * ((unit * unit).mean(1, keepdim=True) + EPS).rsqrt()
+    sides = [-1] + [1] * (x.dim() - 2)
+    return F.gelu(unit * gain.reshape(sides) + shift.reshape(sides)).mean(list(range(2, x.dim())))
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor, groups: int, scale: Tensor | None) -> Tensor:
@@ -93,7 +107,7 @@ def _through_norm_reference(
     """The gradients of what the convolution made, of gain and of shift."""
     y = _convolved(x, weight, bias, groups, scale)
     unit = y - y.mean(1, keepdim=True)
-    inverse = (unit.square().mean(1, keepdim=True) + 1e-5).rsqrt()
+    inverse = (unit.square().mean(1, keepdim=True) + EPS).rsqrt()
     unit = unit * inverse
     gain_, shift_ = gain[:, None, None], shift[:, None, None]
     v = unit * gain_ + shift_

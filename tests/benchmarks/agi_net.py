@@ -3,19 +3,24 @@
     python tests/benchmarks/agi_net.py --threads 2
 
 The networks take turns, and medians are compared, since a machine's speed varies. For the agreement of bfloat16 with
-float32 the network first learns the mean of its sources for some steps, so that what it makes is an image.
+float32 the network first learns the mean of its sources for some steps, so that what it makes is an image. Where
+OpenVINO is installed, forwards in it are compared too.
 """
 
 import argparse
+import tempfile
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 
 import torch
 from steps import forward, step
-from torch import nn
+from torch import Tensor, nn
 from turns import turns
 
+from monai_ext.inference.graphs import EXAMPLE, OpenVINOGraph
 from monai_ext.networks import AGINet
-from monai_ext.runtime import device_name, keep_freed_memory
+from monai_ext.runtime import device_name, installed, keep_freed_memory
 
 
 def compare(what: str, times: Mapping[str, float]) -> None:
@@ -33,6 +38,22 @@ def agreement(network: nn.Module, size: int) -> float:
         run()
     single, half = forward(network.eval(), x)(), forward(network, x, torch.bfloat16)().float()
     return float(-10 * (single - half).square().mean().log10())
+
+
+@torch.no_grad()
+def in_openvino(nets: Mapping[str, nn.Module], x: Tensor, *, threads: int, rounds: int) -> None:
+    """Compare forwards as OpenVINO runs them, in float32 and bfloat16."""
+    example = torch.rand(1, x.shape[1], *EXAMPLE)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, net in nets.items():
+            OpenVINOGraph.convert(net.eval(), example, Path(folder, name))
+        for what, dtype in (("float32", None), ("bfloat16", torch.bfloat16)):
+            runs = {}
+            for name in nets:
+                file = Path(folder, name, OpenVINOGraph.files[0])
+                graph = OpenVINOGraph(file, dtype=dtype, threads=threads, streams=1)
+                runs[name] = partial(graph, x)
+            compare(f"forward in OpenVINO, {what}, batch 1", turns(runs, rounds=rounds))
 
 
 def main() -> None:
@@ -59,6 +80,9 @@ def main() -> None:
         ours = nets["AGI-Net"].eval()
         runs = {"float32": forward(ours, x), "bfloat16": forward(ours, x, torch.bfloat16)}
         compare(f"AGI-Net forward, batch {batch}", turns(runs, rounds=args.rounds))
+    if installed("openvino"):
+        x = torch.rand(1, 2, args.size, args.size)
+        in_openvino(nets, x, threads=args.threads, rounds=args.rounds)
     print(f"bfloat16 agrees with float32 to {agreement(nets['AGI-Net'], args.size):.1f} dB")
 
 
