@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--torch-alone", action="store_true", help="leave OpenVINO out")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as every run of a bundle does
@@ -80,7 +81,7 @@ def main() -> None:
         ours = nets["AGI-Net"].eval()
         runs = {"float32": forward(ours, x), "bfloat16": forward(ours, x, torch.bfloat16)}
         compare(f"AGI-Net forward, batch {batch}", turns(runs, rounds=args.rounds))
-    if installed("openvino"):
+    if installed("openvino") and not args.torch_alone:
         x = torch.rand(1, 2, args.size, args.size)
         in_openvino(nets, x, threads=args.threads, rounds=args.rounds)
     print(f"bfloat16 agrees with float32 to {agreement(nets['AGI-Net'], args.size):.1f} dB")

@@ -26,7 +26,7 @@ PAGES = sorted(
 NAMED = re.compile(r"(?:^|`)(python )?(?:tests/(?:benchmarks|hostile)/)?(\w+\.py)((?: [^`\n]*)?)(?:`|$)", re.MULTILINE)
 STUDY = ["--steps", "2", "--image_size", "32", "--slices", "['middle', 2]"]
 SMALL = {
-    "agi_net.py": ["--size", "32", "--width", "8", "--rounds", "1"],
+    "agi_net.py": ["--size", "32", "--width", "8", "--rounds", "1", "--torch-alone"],
     "fd_gan.py": ["--size", "32", "--width", "8", "--rounds", "1"],
     "hmf_mambainr.py": ["--size", "32", "--width", "8", "--rounds", "1", "--archive-size", "32"],
     "pmm_synth.py": ["--size", "32", "--width", "8", "--repeats", "1"],
@@ -39,6 +39,7 @@ SMALL = {
     "cortex.py": ["--spacing", "6"],
 }
 LARGE = {
+    "beside.py": "new processes beside others that count",
     "disentangling.py": "pix2pix's eight halvings need the paper's size; tests/benchmarks/test_disentangling.py",
     "hospitals.py": "trainings on four hospitals",
     "batching.py": "an epoch of four datasets",

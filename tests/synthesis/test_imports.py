@@ -1,9 +1,12 @@
 """What a command need not have is not imported: help comes at once."""
 
+import os
 import subprocess
 import sys
 
-from monai_ext.__main__ import UNUSED
+import pytest
+
+from monai_ext.__main__ import PATIENCE, UNUSED
 
 HEAVY = ("torch", "monai", "numpy", "nibabel")
 
@@ -30,3 +33,21 @@ def test_a_synthesis_leaves_out_what_monai_would_import_for_others_and_a_trainin
     )
     assert not loaded_after(lines.format(command="synthesise")) & set(UNUSED)
     assert "mlflow" in loaded_after(lines.format(command="train"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "spins"), [({}, PATIENCE), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_threads_are_told_how_long_to_wait_before_torch_is_there_unless_the_environment_says(
+    environment: dict[str, str], spins: str
+):
+    lines = (
+        "import contextlib, os, sys\nfrom monai_ext.__main__ import script\n"
+        "sys.argv = ['monai-ext', 'train', '--help']\n"
+        "assert 'torch' not in sys.modules\n"
+        "with contextlib.suppress(SystemExit):\n    script()\nprint(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    own = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    words = [sys.executable, "-c", lines]
+    done = subprocess.run(words, env={**own, **environment}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == spins
