@@ -18,6 +18,7 @@ NONE_INSTALLED = (
     "no weights are installed: train a bundle (monai-ext train agi_net --dataset_dir PREPARED), or name weights that "
     "you have with --weights FILE"
 )
+LEVEL_DB = 0.1  # a difference of PSNR that a few cases do not settle
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def choose_method(
     """Choose for a patient: made for exactly these contrasts, else from whichever are there, else from a part.
 
     Where the weights' JSON states what was measured on real scans of this very task, the best of those that state it
-    goes before.
+    goes before: by PSNR, and of those that are level in that, by SSIM.
 
     Args:
         methods: to choose from.
@@ -205,7 +206,7 @@ def choose_method(
         raise ValueError(f"{target} cannot be made of {has}: {asked}{can}")
     acquired = set(available) - {target}
 
-    measured = {one: fitted_psnr(one, one.uses(target, available), target, skull=skull) for one in able}
+    measured = {one: stated(one, one.uses(target, available), target, skull=skull) for one in able}
 
     def rank(method: Method) -> tuple[int, float]:
         exact = set(method.uses(target, available)) == acquired
@@ -214,11 +215,21 @@ def choose_method(
 
     chosen = min(able, key=rank)
     sources = set(chosen.uses(target, available))
-    same = [one for one in able if measured[one] and set(one.uses(target, available)) == sources]
-    return max(same, key=lambda one: measured[one] or 0.0) if chosen in same else chosen
+    same = {one: measured[one] or 0.0 for one in able if measured[one] and set(one.uses(target, available)) == sources}
+    if chosen not in same:
+        return chosen
+    level = [one for one, psnr in same.items() if psnr > max(same.values()) - LEVEL_DB]
+
+    def structure(method: Method) -> tuple[float, float]:
+        of = method.uses(target, available)
+        return stated(method, of, target, skull=skull, figure="ssim_fitted") or 0.0, same[method]
+
+    return max(level, key=structure)
 
 
-def fitted_psnr(method: Method, sources: Sequence[str], target: str, *, skull: bool | None) -> float | None:
+def stated(
+    method: Method, sources: Sequence[str], target: str, *, skull: bool | None, figure: str = "psnr_fitted"
+) -> float | None:
     """Read what a method's JSON states of a task on real scans, as `tests/benchmarks/real.py --record` writes it.
 
     Args:
@@ -226,21 +237,20 @@ def fitted_psnr(method: Method, sources: Sequence[str], target: str, *, skull: b
         sources: contrasts, in any order.
         target: a contrast.
         skull: on heads as scanned, on brains without their skull, or, for None, on all of them.
+        figure: "psnr_fitted" in dB or "ssim_fitted", after one linear fit.
 
     Returns:
-        PSNR after one linear fit, in dB, the mean over cases; None where it states none.
+        The mean over cases; None where it states none.
     """
-    stated = method.about.get("quality")
-    for task, figures in stated.items() if isinstance(stated, Mapping) else ():
+    quality = method.about.get("quality")
+    for task, figures in quality.items() if isinstance(quality, Mapping) else ():
         of, _, makes = str(task).partition(":")
         if makes != target or set(of.split(",")) != set(sources) or not isinstance(figures, Mapping):
             continue
         kinds = ("head", "brain") if skull is None else ("head" if skull else "brain",)
         parts = [one for one in map(figures.get, kinds) if isinstance(one, Mapping)]
-        rows = [(one.get("cases"), one.get("psnr_fitted")) for one in parts]
-        sound = [
-            (n, dB) for n, dB in rows if isinstance(n, int) and n > 0 and isinstance(dB, int | float) and 0 < dB < 100
-        ]
+        rows = [(one.get("cases"), one.get(figure)) for one in parts]
+        sound = [(n, x) for n, x in rows if isinstance(n, int) and n > 0 and isinstance(x, int | float) and 0 < x < 100]
         if sound:
-            return sum(n * dB for n, dB in sound) / sum(n for n, _ in sound)
+            return sum(n * x for n, x in sound) / sum(n for n, _ in sound)
     return None

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping
 
-from monai_ext.synthesis.installed import NONE_INSTALLED, Method, fitted_psnr, installed_methods
+from monai_ext.synthesis.installed import NONE_INSTALLED, Method, installed_methods, stated
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def described(method: Method) -> list[str]:
     for asked in quality if isinstance(quality, Mapping) else ():
         of, _, target = str(asked).partition(":")
         for skull, kind in ((True, "heads as scanned"), (False, "brains without their skull")):
-            fitted = fitted_psnr(method, of.split(","), target, skull=skull)
+            fitted = stated(method, of.split(","), target, skull=skull)
             if fitted is not None:
                 lines.append(
                     f"{target} of {of.replace(',', ' and ')}, real {kind}: {fitted:.1f} dB after one linear fit"

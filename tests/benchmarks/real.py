@@ -271,12 +271,17 @@ def _write(rows: Sequence[dict[str, Any]], out: Path, *, about: dict[str, Any]) 
 
 
 def _record(rows: Sequence[dict[str, Any]], about: Path) -> None:
-    """Task -> heads as scanned and brains without their skull -> cases, and the mean PSNR after one linear fit."""
+    """Task -> heads as scanned and brains without their skull -> cases, mean PSNR and SSIM after one linear fit."""
     quality: dict[str, dict[str, dict[str, float]]] = {}
     whole = [row for row in rows if not row["task"].endswith(UNENHANCED)]
     for task, kind in dict.fromkeys((row["task"], row["kind"]) for row in whole):
-        fitted = [row["psnr_fitted"] for row in whole if (row["task"], row["kind"]) == (task, kind)]
-        quality.setdefault(task, {})[kind] = {"cases": len(fitted), "psnr_fitted": round(float(np.mean(fitted)), 2)}
+        those = [row for row in whole if (row["task"], row["kind"]) == (task, kind)]
+        means = {name: float(np.mean([row[name] for row in those])) for name in ("psnr_fitted", "ssim_fitted")}
+        quality.setdefault(task, {})[kind] = {
+            "cases": len(those),
+            "psnr_fitted": round(means["psnr_fitted"], 2),
+            "ssim_fitted": round(means["ssim_fitted"], 3),
+        }
     write_json(about, {**read_json(about), "quality": quality})
 
 

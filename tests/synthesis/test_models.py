@@ -64,6 +64,23 @@ def test_one_for_any_task_is_taken_where_it_was_measured_to_be_better(twins, sku
 
 
 @pytest.mark.parametrize(
+    ("psnr", "ssim", "name"),
+    [
+        ((18.05, 18.0), (0.6, 0.7), "fd_gan"),  # level, and alike in structure
+        ((18.05, 18.0), (0.7, 0.6), "agi_net"),
+        ((18.05, 18.0), (None, 0.6), "fd_gan"),
+        ((18.05, 18.0), (None, None), "agi_net"),
+        ((18.3, 18.0), (0.6, 0.7), "agi_net"),
+    ],
+)
+def test_of_two_that_are_level_in_psnr_the_one_with_the_better_ssim_is_taken(twins, psnr, ssim, name):
+    for bundle, level, alike in zip(("agi_net", "fd_gan"), psnr, ssim, strict=True):
+        of_heads = {"cases": 3, "psnr_fitted": level, **({} if alike is None else {"ssim_fitted": alike})}
+        say_more(twins / bundle / "models/model.pt", quality={"T1,T2:FLAIR": {"head": of_heads}})
+    assert choose_method(installed_methods(), "FLAIR", ("T1", "T2"), skull=True).name == name
+
+
+@pytest.mark.parametrize(
     "stated", ["much", ["T1,T2:FLAIR"], {"T1,T2:FLAIR": 99}, measured(head=1e9), measured(head="9")]
 )
 def test_figures_that_are_none_are_no_figures(twins, stated):
