@@ -18,6 +18,7 @@ NONE_INSTALLED = (
     "no weights are installed: train a bundle (monai-ext train agi_net --dataset_dir PREPARED), or name weights that "
     "you have with --weights FILE"
 )
+MOST = {"psnr_fitted": 100.0, "ssim_fitted": 1.0}  # what a figure can be
 LEVEL_DB = 0.1  # a difference of PSNR that a few cases do not settle
 
 
@@ -237,7 +238,7 @@ def stated(
         sources: contrasts, in any order.
         target: a contrast.
         skull: on heads as scanned, on brains without their skull, or, for None, on all of them.
-        figure: "psnr_fitted" in dB or "ssim_fitted", after one linear fit.
+        figure: of MOST, after one linear fit: PSNR in dB, or SSIM.
 
     Returns:
         The mean over cases; None where it states none.
@@ -250,7 +251,10 @@ def stated(
         kinds = ("head", "brain") if skull is None else ("head" if skull else "brain",)
         parts = [one for one in map(figures.get, kinds) if isinstance(one, Mapping)]
         rows = [(one.get("cases"), one.get(figure)) for one in parts]
-        sound = [(n, x) for n, x in rows if isinstance(n, int) and n > 0 and isinstance(x, int | float) and 0 < x < 100]
+        most = MOST[figure]
+        sound = [
+            (n, x) for n, x in rows if isinstance(n, int) and n > 0 and isinstance(x, int | float) and 0 < x < most
+        ]
         if sound:
             return sum(n * x for n, x in sound) / sum(n for n, _ in sound)
     return None

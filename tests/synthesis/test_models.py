@@ -69,6 +69,7 @@ def test_one_for_any_task_is_taken_where_it_was_measured_to_be_better(twins, sku
         ((18.05, 18.0), (0.6, 0.7), "fd_gan"),  # level, and alike in structure
         ((18.05, 18.0), (0.7, 0.6), "agi_net"),
         ((18.05, 18.0), (None, 0.6), "fd_gan"),
+        ((18.05, 18.0), (0.6, 7), "agi_net"),  # no SSIM
         ((18.05, 18.0), (None, None), "agi_net"),
         ((18.3, 18.0), (0.6, 0.7), "agi_net"),
     ],
