@@ -74,7 +74,7 @@ $(LABEL_VENV)/.installed: pyproject.toml $(LABEL_SET)
 	@touch $@
 
 label: $(LABEL_VENV)/.installed  ## serve a bundle to MONAI Label's clients: make label BUNDLE=agi_net STUDIES=folder
-	GOMP_SPINCOUNT=10000 PATH=$(CURDIR)/$(LABEL_VENV)/bin:$$PATH monailabel start_server --app monai_ext/serve/label_app \
+	GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-10000} PATH=$(CURDIR)/$(LABEL_VENV)/bin:$$PATH monailabel start_server --app monai_ext/serve/label_app \
 	    --studies $(or $(STUDIES),$(error say with STUDIES= where the studies are)) --conf bundles bundles/$(BUNDLE) \
 	    --host $(or $(HOST),127.0.0.1)
 

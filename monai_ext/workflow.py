@@ -342,9 +342,7 @@ def fitted(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any
             raise ValueError(f"the weights were made with {key!r}, which {definition['_target_']} does not have")
         reference = own[1:] if isinstance(own, str) and own.startswith("@") else None
         if reference in config:
-            there = config[reference]
-            if not (isinstance(there, str) and there.startswith("$")) or "@weights" in there:  # whom it would ask
-                config[reference] = value
+            config[reference] = value
         elif not (isinstance(own, str) and own.startswith("$")):  # an expression of the contrasts, which were set
             definition[key] = value
     if about.get("sites"):

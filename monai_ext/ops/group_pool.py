@@ -80,10 +80,16 @@ def _recorded(
 ) -> Tensor:
     """The same in a graph: LayerNorm along the channels where they lie, for an engine would move them to the end."""
     y = _convolved(x, weight, bias, groups, scale)
-    unit = y - y.mean(1, keepdim=True)
-    unit = unit * ((unit * unit).mean(1, keepdim=True) + EPS).rsqrt()
+    unit, _ = _normed(y)
     sides = [-1] + [1] * (x.dim() - 2)
     return F.gelu(unit * gain.reshape(sides) + shift.reshape(sides)).mean(list(range(2, x.dim())))
+
+
+def _normed(y: Tensor) -> tuple[Tensor, Tensor]:
+    """LayerNorm along the channels of (B, C, *size) before gain and shift, and the inverse deviation (B, 1, *size)."""
+    unit = y - y.mean(1, keepdim=True)
+    inverse = ((unit * unit).mean(1, keepdim=True) + EPS).rsqrt()
+    return unit * inverse, inverse
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor, groups: int, scale: Tensor | None) -> Tensor:
@@ -106,9 +112,7 @@ def _through_norm_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of what the convolution made, of gain and of shift."""
     y = _convolved(x, weight, bias, groups, scale)
-    unit = y - y.mean(1, keepdim=True)
-    inverse = (unit.square().mean(1, keepdim=True) + EPS).rsqrt()
-    unit = unit * inverse
+    unit, inverse = _normed(y)
     gain_, shift_ = gain[:, None, None], shift[:, None, None]
     v = unit * gain_ + shift_
     density = (-0.5 * v.square()).exp() / (2 * torch.pi) ** 0.5

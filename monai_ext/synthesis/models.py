@@ -57,8 +57,9 @@ def described(method: Method) -> list[str]:
         of, _, target = str(asked).partition(":")
         for skull, kind in ((True, "heads as scanned"), (False, "brains without their skull")):
             fitted = stated(method, of.split(","), target, skull=skull)
+            alike = stated(method, of.split(","), target, skull=skull, figure="ssim_fitted")
             if fitted is not None:
-                lines.append(
-                    f"{target} of {of.replace(',', ' and ')}, real {kind}: {fitted:.1f} dB after one linear fit"
-                )
+                ssim = "" if alike is None else f", SSIM {alike:.2f}"
+                where = f"{target} of {of.replace(',', ' and ')}, real {kind}"
+                lines.append(f"{where}: {fitted:.1f} dB{ssim} after one linear fit")
     return lines

@@ -92,14 +92,14 @@ def main() -> int:
                 case = _thick(case, folder, count=max(round(args.thick / args.spacing), 1))
             for sources, target in tasks:
                 made = _made(makes, case, folder, sources=sources, target=target)
-                row: dict[str, Any] = {
+                what: dict[str, Any] = {
                     "case": case.name,
                     "task": f"{','.join(sources)}:{target}",
                     "spacing": args.spacing,
                     "slices": case.spacing[2],
                     "kind": "head" if case.skull else "brain",
                 }
-                row |= figures(made, case, sources=sources, target=target)
+                row = what | figures(made, case, sources=sources, target=target)
                 if args.canvas:
                     again = _made(makes, case, folder, sources=sources, target=target, wider=True)
                     there = figures(again, case, sources=sources, target=target)["psnr_fitted"]
@@ -108,7 +108,7 @@ def main() -> int:
                 _tell(rows)
                 if target == "T1C" and "T1" in case.images:
                     calm = figures(made, replace(case, brain=case.unenhanced), sources=sources, target=target)
-                    rows.append({**row, **calm, "task": f"{row['task']} {UNENHANCED}"})
+                    rows.append({**what, **calm, "task": f"{row['task']} {UNENHANCED}"})
                     _tell(rows)
                 for k in _slices(case):
                     shown = [*(case.images[name] for name in sources), white_matched(made, case, target=target)]

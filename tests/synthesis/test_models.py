@@ -81,6 +81,14 @@ def test_of_two_that_are_level_in_psnr_the_one_with_the_better_ssim_is_taken(twi
     assert choose_method(installed_methods(), "FLAIR", ("T1", "T2"), skull=True).name == name
 
 
+def test_the_list_has_the_ssim_that_decides(twins, capsys):
+    of_heads = {"cases": 3, "psnr_fitted": 18.04, "ssim_fitted": 0.711}
+    say_more(twins / "fd_gan/models/model.pt", quality={"T1,T2:FLAIR": {"head": of_heads}})
+    assert main(["models"]) == 0
+    said = capsys.readouterr().out
+    assert "FLAIR of T1 and T2, real heads as scanned: 18.0 dB, SSIM 0.71 after one linear fit" in said
+
+
 @pytest.mark.parametrize(
     "stated", ["much", ["T1,T2:FLAIR"], {"T1,T2:FLAIR": 99}, measured(head=1e9), measured(head="9")]
 )
