@@ -1,6 +1,6 @@
 """All that only a GPU can show, in one command that ends within nine minutes: tests, times, memory, agreement.
 
-    python cuda_ops/gpu_session.py --out out/gpu [--device cuda|cpu] [--quick] [--seconds 530]
+    python cuda_ops/gpu_session.py --out out/gpu [--device cuda|cpu] [--quick] [--seconds 530] [--only TEXT ...]
 
 Each part is a process of its own with a slice of the time (tests/benchmarks/parts.py): one that fails, hangs or comes
 too late is a line in the table. After each part, results.json and results.md in --out are written anew. --device cpu
@@ -63,6 +63,11 @@ def plan(device: str, *, quick: bool) -> list[Part]:
         replace(part, seconds=slower * part.seconds, environment={**part.environment, "PYTHONPATH": path})
         for part in parts
     ]
+
+
+def chosen(parts: Sequence[Part], only: Sequence[str]) -> list[Part]:
+    """The first part, which names the machine, and those whose names hold one of these texts; all of them for none."""
+    return [part for n, part in enumerate(parts) if not n or not only or any(text in part.name for text in only)]
 
 
 def left_out(device: str, *, quick: bool) -> list[Outcome]:
@@ -203,6 +208,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all parts together")
+    parser.add_argument("--only", nargs="+", default=(), metavar="TEXT", help="parts whose names hold one of these")
     parser.add_argument("--part", choices=("machine", "phantom"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part == "machine":
@@ -211,7 +217,7 @@ def main() -> int:
     if args.part == "phantom":
         phantom(args.device, quick=args.quick)
         return 0
-    parts, missing = plan(args.device, quick=args.quick), left_out(args.device, quick=args.quick)
+    parts, missing = chosen(plan(args.device, quick=args.quick), args.only), left_out(args.device, quick=args.quick)
     outcomes = session(parts, args.out, device=args.device, seconds=args.seconds, missing=missing)
     return 0 if all(outcome.state == "done" for outcome in outcomes) else 1
 

@@ -1,5 +1,7 @@
 // Mamba's selective scan on a CUDA device. One thread serves one channel through one chunk of time, all chunks at once:
 // first each from a state of zero, then the chunks' states are joined, then each chunk again from its right state.
+// A warp is 32 channels of one chunk, a block some chunks that follow each other: what lies along time is read and
+// written by whole lines, through shared memory, where it is in the order of the scan.
 // y and du have a row a group, as delta: what belongs to one way is added up by the caller, in a fixed order.
 #include "../launch.h"
 #include "selective_scan.h"
@@ -7,197 +9,302 @@
 namespace {
 
 constexpr int kLanes = 32;  // channels a block
-constexpr int kChunk = 64;  // the longest chunk
+constexpr int kChunk = 16;  // steps, which a thread holds in registers
 constexpr int kSum = 256;   // threads that add up one channel
+constexpr int kAhead = 8;   // chunks that are joined from one reading, or states whose B and C are
 
-// What one thread works on. A lane past the group's last channel reads the last one and writes nothing.
+template <class T>
+constexpr int kWarps = 16 / sizeof(T);  // chunks a block: what the backward pass shares fits
+template <class T>
+constexpr int kSpan = kWarps<T> * kChunk;  // steps a block
+
+// A row a channel, a column more than steps: threads that read one column each find it in a bank of its own.
+template <class T>
+using Tile = T[kLanes][kSpan<T> + 1];
+template <class T>
+using Mixes = T[kAhead][kSpan<T>];
+
+// What a block, a warp and a thread work on. Lanes past the group's last channel and steps past the end work on zeros:
+// a step of zero keeps the state.
+template <class T>
 struct Place {
-  int64_t b, g, part, chunk, channel, steps, row, line, scratch, low;
-  bool writes, back;
+  int64_t b, g, part, chunk, channel, first, start, length;
+  int lane, warp, lanes, steps, offset;
+  bool back, lives;
 
   __device__ explicit Place(const ScanShape& s) {
-    const int64_t parts = (s.channels + kLanes - 1) / kLanes;
+    const int64_t parts = (s.channels + kLanes - 1) / kLanes, spans = (s.length + kSpan<T> - 1) / kSpan<T>;
     int64_t block = blockIdx.x;  // only the x axis of a grid may be long
     part = block % parts;
     g = (block /= parts) % s.groups;
-    chunk = (block /= s.groups) % s.chunks();
-    b = block / s.chunks();
-    const int64_t lane = part * kLanes + threadIdx.x;
-    writes = lane < s.channels;
-    channel = g * s.channels + (writes ? lane : s.channels - 1);
-    const int64_t start = chunk * s.chunk;
-    steps = s.length - start < s.chunk ? s.length - start : s.chunk;
+    start = (block /= s.groups) % spans * kSpan<T>;
+    b = block / spans;
+    lane = threadIdx.x % kLanes;
+    warp = threadIdx.x / kLanes;
+    length = s.length;
+    first = g * s.channels + part * kLanes;
+    channel = first + lane;
+    lanes = static_cast<int>(s.channels - part * kLanes < kLanes ? s.channels - part * kLanes : kLanes);
+    steps = static_cast<int>(length - start < kSpan<T> ? length - start : kSpan<T>);
+    offset = warp * kChunk;
+    chunk = start / kChunk + warp;
     back = s.from_the_end(g);
-    low = back ? s.length - start - steps : start;
-    row = s.row(b, channel) + low;
-    line = s.line(b, channel) + low;
-    scratch = s.row(b, channel) + start;
+    lives = lane < lanes && offset < steps;
   }
-  __device__ int64_t place(int64_t t) const { return back ? steps - 1 - t : t; }  // of step t, from low on
+  // Where the block's step t lies in a row of x.
+  __device__ int64_t at(int t) const { return back ? length - 1 - start - t : start + t; }
+
+  // Each row of the tile by all threads, and back. f(value, channel) is what a step becomes.
+  template <class F>
+  __device__ void read(const T* rows, Tile<T>& tile, F f) const {
+    for (int row = warp; row < kLanes; row += kWarps<T>)
+      for (int t = lane; t < kSpan<T>; t += kLanes)
+        tile[row][t] = row < lanes && t < steps ? f(rows[row * length + at(t)], first + row) : T(0);
+  }
+  __device__ void read(const T* rows, Tile<T>& tile) const {
+    read(rows, tile, [](T x, int64_t) { return x; });
+  }
+  __device__ void write(const Tile<T>& tile, T* rows) const {
+    for (int row = warp; row < lanes; row += kWarps<T>)
+      for (int t = lane; t < steps; t += kLanes) rows[row * length + at(t)] = tile[row][t];
+  }
+  // The rows of some states of B or C, from state n on.
+  __device__ void read(const ScanShape& s, const T* mix, int64_t n, Mixes<T>& mixes) const {
+    for (int row = warp; row < kAhead && n + row < s.states; row += kWarps<T>)
+      for (int t = lane; t < kSpan<T>; t += kLanes)
+        mixes[row][t] = t < steps ? mix[s.mix(b, g, n + row) + at(t)] : T(0);
+  }
 };
 
 template <class T>
-__device__ T step_of(const ScanShape& s, const T* delta, const T* bias, int64_t at, int64_t channel) {
-  const T raw = delta[at] + (bias ? bias[channel] : T(0));
-  if (!s.softplus) return raw;
-  return (raw > T(0) ? raw : T(0)) + log1p(exp(raw > T(0) ? -raw : raw));
+struct StepOf {
+  const T* bias;
+  bool softplus;
+
+  __device__ T operator()(T raw, int64_t channel) const {
+    if (bias) raw += bias[channel];
+    return softplus ? (raw > T(0) ? raw : T(0)) + log1p(exp(raw > T(0) ? -raw : raw)) : raw;
+  }
+};
+
+// exp(step A), of a rate that is A log2(e): powers of two are what the hardware has.
+template <class T>
+__device__ T power(T step, T rate) {
+  return exp2(step * rate);
+}
+template <class T>
+__device__ T rate_of(const ScanShape& s, const T* A, const Place<T>& place, int64_t n) {
+  return place.lives ? A[place.channel * s.states + n] * T(1.4426950408889634) : T(0);
 }
 
-// Each chunk from a state of zero: its last state goes where the state before it belongs, until join_forward moves it
-// on; the sum of its steps, which gives its whole decay, waits in y.
+// Each chunk from a state of zero: its last state goes where the state before it belongs, until join moves it on; the
+// sum of its steps, which gives its whole decay, waits in y.
 template <class T>
 __global__ void local_forward(ScanShape s, const T* u, const T* delta, const T* A, const T* B, const T* bias, T* y,
                               T* saved) {
-  const Place at(s);
+  __shared__ Tile<T> tile_x, tile_step;
+  alignas(16) __shared__ Mixes<T> b;
+  const Place<T> place(s);
+  place.read(u + s.line(place.b, place.first), tile_x);
+  place.read(delta + s.row(place.b, place.first), tile_step, StepOf<T>{bias, s.softplus != 0});
+  __syncthreads();
   T steps[kChunk], drives[kChunk], sum = 0;
-  for (int64_t t = 0; t < at.steps; ++t) {
-    steps[t] = step_of(s, delta, bias, at.row + at.place(t), at.channel);
-    drives[t] = steps[t] * u[at.line + at.place(t)];
+#pragma unroll
+  for (int t = 0; t < kChunk; ++t) {
+    steps[t] = tile_step[place.lane][place.offset + t];
+    drives[t] = steps[t] * tile_x[place.lane][place.offset + t];
     sum += steps[t];
   }
-  for (int64_t n = 0; n < s.states; ++n) {
-    const T rate = A[at.channel * s.states + n];
-    const T* const b = B + s.mix(at.b, at.g, n) + at.low;
-    T state = 0;
-    for (int64_t t = 0; t < at.steps; ++t) state = exp(steps[t] * rate) * state + drives[t] * b[at.place(t)];
-    if (at.writes) saved[s.save(at.b, at.chunk, n) + at.channel] = state;
+  if (place.lives) y[s.row(place.b, place.channel) + place.chunk * kChunk] = sum;
+  for (int64_t low = 0; low < s.states; low += kAhead) {
+    __syncthreads();
+    place.read(s, B, low, b);
+    __syncthreads();
+    for (int n = 0; n < kAhead && low + n < s.states; ++n) {
+      const T rate = rate_of(s, A, place, low + n);
+      T state = 0;
+#pragma unroll
+      for (int t = 0; t < kChunk; ++t) state = power(steps[t], rate) * state + drives[t] * b[n][place.offset + t];
+      if (place.lives) saved[s.save(place.b, place.chunk, low + n) + place.channel] = state;
+    }
   }
-  if (at.writes) y[at.scratch] = sum;
 }
 
-// One thread a channel and state: the state before each chunk.
+// One thread a channel and state: what each chunk begins with, the state before it or, from the end of time, what the
+// chunk after it hands on.
 template <class T>
-__global__ void join_forward(ScanShape s, const T* A, const T* sums, T* saved) {
+__global__ void join(ScanShape s, bool from_the_end, const T* A, const T* sums, T* slots) {
   const int64_t index = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
   const int64_t channel = index % s.width(), n = index / s.width() % s.states, b = index / s.width() / s.states;
   if (b >= s.batch) return;
+  const T rate = A[channel * s.states + n];
+  const int64_t chunks = s.chunks();
   T state = 0;
-  for (int64_t chunk = 0; chunk < s.chunks(); ++chunk) {
-    T* const slot = saved + s.save(b, chunk, n) + channel;
-    const T local = *slot;
-    *slot = state;
-    state = exp(sums[s.row(b, channel) + chunk * s.chunk] * A[channel * s.states + n]) * state + local;
+  for (int64_t low = 0; low < chunks; low += kAhead) {
+    T local[kAhead], decay[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (low + i >= chunks) break;
+      const int64_t chunk = from_the_end ? chunks - 1 - low - i : low + i;
+      local[i] = slots[s.save(b, chunk, n) + channel];
+      decay[i] = sums[s.row(b, channel) + chunk * kChunk] * rate;
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (low + i >= chunks) break;
+      const int64_t chunk = from_the_end ? chunks - 1 - low - i : low + i;
+      slots[s.save(b, chunk, n) + channel] = state;
+      state = exp(decay[i]) * state + local[i];
+    }
   }
 }
 
 template <class T>
 __global__ void final_forward(ScanShape s, const T* u, const T* delta, const T* A, const T* B, const T* C, const T* D,
                               const T* bias, T* y, const T* saved) {
-  const Place at(s);
+  __shared__ Tile<T> tile_x, tile_step;
+  alignas(16) __shared__ Mixes<T> b, c;
+  const Place<T> place(s);
+  place.read(u + s.line(place.b, place.first), tile_x);
+  place.read(delta + s.row(place.b, place.first), tile_step, StepOf<T>{bias, s.softplus != 0});
+  __syncthreads();
+  const T skip = D && place.lives ? D[place.channel] : T(0);
   T steps[kChunk], drives[kChunk], out[kChunk];
-  for (int64_t t = 0; t < at.steps; ++t) {
-    const T x = u[at.line + at.place(t)];
-    steps[t] = step_of(s, delta, bias, at.row + at.place(t), at.channel);
+#pragma unroll
+  for (int t = 0; t < kChunk; ++t) {
+    const T x = tile_x[place.lane][place.offset + t];
+    steps[t] = tile_step[place.lane][place.offset + t];
     drives[t] = steps[t] * x;
-    out[t] = D ? D[at.channel] * x : T(0);
+    out[t] = skip * x;
   }
-  for (int64_t n = 0; n < s.states; ++n) {
-    const T rate = A[at.channel * s.states + n];
-    const T* const b = B + s.mix(at.b, at.g, n) + at.low;
-    const T* const c = C + s.mix(at.b, at.g, n) + at.low;
-    T state = saved[s.save(at.b, at.chunk, n) + at.channel];
-    for (int64_t t = 0; t < at.steps; ++t) {
-      state = exp(steps[t] * rate) * state + drives[t] * b[at.place(t)];
-      out[t] += c[at.place(t)] * state;
+  for (int64_t low = 0; low < s.states; low += kAhead) {
+    __syncthreads();
+    place.read(s, B, low, b);
+    place.read(s, C, low, c);
+    __syncthreads();
+    for (int n = 0; n < kAhead && low + n < s.states; ++n) {
+      const T rate = rate_of(s, A, place, low + n);
+      T state = place.lives ? saved[s.save(place.b, place.chunk, low + n) + place.channel] : T(0);
+#pragma unroll
+      for (int t = 0; t < kChunk; ++t) {
+        state = power(steps[t], rate) * state + drives[t] * b[n][place.offset + t];
+        out[t] += c[n][place.offset + t] * state;
+      }
     }
   }
-  if (at.writes)
-    for (int64_t t = 0; t < at.steps; ++t) y[at.row + at.place(t)] = out[t];
+#pragma unroll
+  for (int t = 0; t < kChunk; ++t) tile_x[place.lane][place.offset + t] = out[t];
+  __syncthreads();
+  place.write(tile_x, y + s.row(place.b, place.first));
 }
 
 // The same three passes from the end of time. carries (as saved) holds, for each chunk, decay times the state's
-// gradient: what its first step hands to the chunk before, and after join_backward what it receives from the one after.
+// gradient: what its first step hands to the chunk before, and after join what it receives from the one after.
 template <class T>
 __global__ void local_backward(ScanShape s, const T* grad, const T* delta, const T* A, const T* C, const T* bias,
                                T* sums, T* carries) {
-  const Place at(s);
+  __shared__ Tile<T> tile_dy, tile_step;
+  alignas(16) __shared__ Mixes<T> c;
+  const Place<T> place(s);
+  place.read(grad + s.line(place.b, place.first), tile_dy);
+  place.read(delta + s.row(place.b, place.first), tile_step, StepOf<T>{bias, s.softplus != 0});
+  __syncthreads();
   T steps[kChunk], dys[kChunk], sum = 0;
-  for (int64_t t = 0; t < at.steps; ++t) {
-    steps[t] = step_of(s, delta, bias, at.row + at.place(t), at.channel);
-    dys[t] = grad[at.line + at.place(t)];
+#pragma unroll
+  for (int t = 0; t < kChunk; ++t) {
+    steps[t] = tile_step[place.lane][place.offset + t];
+    dys[t] = tile_dy[place.lane][place.offset + t];
     sum += steps[t];
   }
-  for (int64_t n = 0; n < s.states; ++n) {
-    const T rate = A[at.channel * s.states + n];
-    const T* const c = C + s.mix(at.b, at.g, n) + at.low;
-    T carry = 0;
-    for (int64_t t = at.steps - 1; t >= 0; --t) carry = exp(steps[t] * rate) * (c[at.place(t)] * dys[t] + carry);
-    if (at.writes) carries[s.save(at.b, at.chunk, n) + at.channel] = carry;
-  }
-  if (at.writes) sums[at.scratch] = sum;
-}
-
-template <class T>
-__global__ void join_backward(ScanShape s, const T* A, const T* sums, T* carries) {
-  const int64_t index = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  const int64_t channel = index % s.width(), n = index / s.width() % s.states, b = index / s.width() / s.states;
-  if (b >= s.batch) return;
-  T carry = 0;
-  for (int64_t chunk = s.chunks() - 1; chunk >= 0; --chunk) {
-    T* const slot = carries + s.save(b, chunk, n) + channel;
-    const T local = *slot;
-    *slot = carry;
-    carry = exp(sums[s.row(b, channel) + chunk * s.chunk] * A[channel * s.states + n]) * carry + local;
+  if (place.lives) sums[s.row(place.b, place.channel) + place.chunk * kChunk] = sum;
+  for (int64_t low = 0; low < s.states; low += kAhead) {
+    __syncthreads();
+    place.read(s, C, low, c);
+    __syncthreads();
+    for (int n = 0; n < kAhead && low + n < s.states; ++n) {
+      const T rate = rate_of(s, A, place, low + n);
+      T carry = 0;
+#pragma unroll
+      for (int t = kChunk - 1; t >= 0; --t) carry = power(steps[t], rate) * (c[n][place.offset + t] * dys[t] + carry);
+      if (place.lives) carries[s.save(place.b, place.chunk, low + n) + place.channel] = carry;
+    }
   }
 }
 
-// to[where step t lies] = the sum over the block's channels of columns[t][lane], in a fixed order.
+// A's gradient of each chunk takes the place of its carry, until sum_chunks adds the chunks up. Half of a warp's lanes
+// add up dC's terms over its channels, the others dB's, in a fixed order.
 template <class T>
-__device__ void sum_channels(const T (&columns)[kChunk][kLanes + 1], const Place& at, T* to) {
+__global__ void __launch_bounds__(kWarps<T>* kLanes, 3)
+    final_backward(ScanShape s, const T* grad, const T* u, const T* delta, const T* A, const T* B, const T* C,
+                   const T* D, const T* bias, const T* saved, T* du, T* ddelta, T* dB, T* dC, T* carries) {
+  __shared__ Tile<T> tile_x, tile_step, tile_dy;
+  alignas(16) __shared__ Mixes<T> b, c;
+  __shared__ T terms[kWarps<T>][2][kChunk][kLanes + 1];
+  const Place<T> place(s);
+  place.read(u + s.line(place.b, place.first), tile_x);
+  place.read(delta + s.row(place.b, place.first), tile_step, StepOf<T>{bias, s.softplus != 0});
+  place.read(grad + s.line(place.b, place.first), tile_dy);
   __syncthreads();
-  for (int64_t t = threadIdx.x; t < at.steps; t += kLanes) {
-    T sum = 0;
-    for (int lane = 0; lane < kLanes; ++lane) sum += columns[t][lane];
-    to[at.place(t)] = sum;
-  }
-  __syncthreads();
-}
-
-// A's gradient of each chunk takes the place of its carry, until sum_chunks adds the chunks up.
-template <class T>
-__global__ void final_backward(ScanShape s, const T* grad, const T* u, const T* delta, const T* A, const T* B,
-                               const T* C, const T* D, const T* bias, const T* saved, T* du, T* ddelta, T* dB, T* dC,
-                               T* carries) {
-  __shared__ T columns[kChunk][kLanes + 1];
-  const Place at(s);
-  T xs[kChunk], steps[kChunk], dys[kChunk], through_B[kChunk], through_A[kChunk], path[kChunk + 1];
-  for (int64_t t = 0; t < at.steps; ++t) {
-    xs[t] = u[at.line + at.place(t)];
-    steps[t] = step_of(s, delta, bias, at.row + at.place(t), at.channel);
-    dys[t] = grad[at.line + at.place(t)];
+  T steps[kChunk], drives[kChunk], dys[kChunk], through_B[kChunk], through_A[kChunk];
+#pragma unroll
+  for (int t = 0; t < kChunk; ++t) {
+    steps[t] = tile_step[place.lane][place.offset + t];
+    drives[t] = steps[t] * tile_x[place.lane][place.offset + t];
+    dys[t] = tile_dy[place.lane][place.offset + t];
     through_B[t] = through_A[t] = 0;
   }
-  const int64_t part = at.part * s.batch * s.groups * s.states * s.length;
-  for (int64_t n = 0; n < s.states; ++n) {
-    const T rate = A[at.channel * s.states + n];
-    const int64_t mix = s.mix(at.b, at.g, n) + at.low;
-    T* const slot = carries + s.save(at.b, at.chunk, n) + at.channel;
-    path[0] = saved[s.save(at.b, at.chunk, n) + at.channel];
-    for (int64_t t = 0; t < at.steps; ++t) {
-      path[t + 1] = exp(steps[t] * rate) * path[t] + steps[t] * xs[t] * B[mix + at.place(t)];
-      columns[t][threadIdx.x] = at.writes ? dys[t] * path[t + 1] : T(0);
+  T(&of_C)[kChunk][kLanes + 1] = terms[place.warp][0];
+  T(&of_B)[kChunk][kLanes + 1] = terms[place.warp][1];
+  const int summed = place.lane % kChunk, which = place.lane / kChunk;
+  T* const to = (which ? dB : dC) + place.part * s.batch * s.groups * s.states * s.length;
+  for (int64_t low = 0; low < s.states; low += kAhead) {
+    __syncthreads();
+    place.read(s, B, low, b);
+    place.read(s, C, low, c);
+    __syncthreads();
+    for (int n = 0; n < kAhead && low + n < s.states; ++n) {
+      const T rate = rate_of(s, A, place, low + n);
+      const int64_t slot = s.save(place.b, place.chunk, low + n) + place.channel;
+      T path[kChunk + 1], carry = 0, rate_grad = 0;
+      path[0] = 0;
+      if (place.lives) path[0] = saved[slot], carry = carries[slot];
+#pragma unroll
+      for (int t = 0; t < kChunk; ++t) {
+        path[t + 1] = power(steps[t], rate) * path[t] + drives[t] * b[n][place.offset + t];
+        of_C[t][place.lane] = dys[t] * path[t + 1];
+      }
+#pragma unroll
+      for (int t = kChunk - 1; t >= 0; --t) {
+        const T state_grad = c[n][place.offset + t] * dys[t] + carry;
+        carry = power(steps[t], rate) * state_grad;
+        const T decay_grad = carry * path[t];
+        of_B[t][place.lane] = state_grad * drives[t];
+        through_B[t] += state_grad * b[n][place.offset + t];
+        through_A[t] += decay_grad * rate;
+        rate_grad += decay_grad * steps[t];
+      }
+      if (place.lives) carries[slot] = rate_grad;
+      __syncwarp();
+      T sum = 0;
+#pragma unroll
+      for (int lane = 0; lane < kLanes; ++lane) sum += terms[place.warp][which][summed][lane];
+      if (place.offset + summed < place.steps)
+        to[s.mix(place.b, place.g, low + n) + place.at(place.offset + summed)] = sum;
+      __syncwarp();
     }
-    sum_channels(columns, at, dC + part + mix);
-    T carry = *slot, rate_grad = 0;
-    for (int64_t t = at.steps - 1; t >= 0; --t) {
-      const T state_grad = C[mix + at.place(t)] * dys[t] + carry;
-      carry = exp(steps[t] * rate) * state_grad;
-      const T decay_grad = carry * path[t];
-      columns[t][threadIdx.x] = at.writes ? state_grad * steps[t] * xs[t] : T(0);
-      through_B[t] += state_grad * B[mix + at.place(t)];
-      through_A[t] += decay_grad * rate;
-      rate_grad += decay_grad * steps[t];
-    }
-    sum_channels(columns, at, dB + part + mix);
-    if (at.writes) *slot = rate_grad;
   }
-  if (!at.writes) return;
-  for (int64_t t = 0; t < at.steps; ++t) {
-    const T raw = delta[at.row + at.place(t)] + (bias ? bias[at.channel] : T(0));
-    const T slope = s.softplus ? 1 / (1 + exp(-raw)) : T(1);
-    du[at.row + at.place(t)] = (D ? D[at.channel] * dys[t] : T(0)) + through_B[t] * steps[t];
-    ddelta[at.row + at.place(t)] = (through_B[t] * xs[t] + through_A[t]) * slope;
+  const T skip = D && place.lives ? D[place.channel] : T(0);
+#pragma unroll
+  for (int t = 0; t < kChunk; ++t) {
+    T& x = tile_x[place.lane][place.offset + t];
+    T& step = tile_step[place.lane][place.offset + t];
+    const T slope = s.softplus ? -expm1(-steps[t]) : T(1);  // of softplus, by its value
+    step = (through_B[t] * x + through_A[t] * T(0.6931471805599453)) * slope;
+    x = skip * dys[t] + through_B[t] * steps[t];
   }
+  __syncthreads();
+  place.write(tile_x, du + s.row(place.b, place.first));
+  place.write(tile_step, ddelta + s.row(place.b, place.first));
 }
 
 template <class T>
@@ -235,11 +342,12 @@ __global__ void sum_time(ScanShape s, const T* grad, const T* u, const T* ddelta
 
 int parts(const ScanShape& s) { return static_cast<int>((s.channels + kLanes - 1) / kLanes); }
 
+template <class T>
 struct Grids {
-  dim3 chunks, states, rows;
+  dim3 spans, states, rows;
 
   explicit Grids(const ScanShape& s)
-      : chunks(static_cast<unsigned>(parts(s) * s.groups * s.chunks() * s.batch)),
+      : spans(static_cast<unsigned>(parts(s) * s.groups * ((s.length + kSpan<T> - 1) / kSpan<T>)*s.batch)),
         states(static_cast<unsigned>((s.batch * s.states * s.width() + kSum - 1) / kSum)),
         rows(static_cast<unsigned>(s.batch * s.width())) {}
 };
@@ -248,11 +356,12 @@ template <class T>
 int forward(const ScanShape& s, void* stream, const T* u, const T* delta, const T* A, const T* B, const T* C,
             const T* D, const T* bias, T* y, T* saved) {
   using monai_ext::launch;
-  if (s.chunk > kChunk) return cudaErrorInvalidValue;
-  const Grids grids(s);
-  int code = launch(local_forward<T>, grids.chunks, kLanes, 0, stream, s, u, delta, A, B, bias, y, saved);
-  if (!code) code = launch(join_forward<T>, grids.states, kSum, 0, stream, s, A, y, saved);
-  if (!code) code = launch(final_forward<T>, grids.chunks, kLanes, 0, stream, s, u, delta, A, B, C, D, bias, y, saved);
+  if (s.chunk != kChunk) return cudaErrorInvalidValue;
+  constexpr int threads = kWarps<T> * kLanes;
+  const Grids<T> grids(s);
+  int code = launch(local_forward<T>, grids.spans, threads, 0, stream, s, u, delta, A, B, bias, y, saved);
+  if (!code) code = launch(join<T>, grids.states, kSum, 0, stream, s, false, A, y, saved);
+  if (!code) code = launch(final_forward<T>, grids.spans, threads, 0, stream, s, u, delta, A, B, C, D, bias, y, saved);
   return code;
 }
 
@@ -261,12 +370,13 @@ int backward(const ScanShape& s, void* stream, const T* grad, const T* u, const 
              const T* C, const T* D, const T* bias, const T* saved, T* du, T* ddelta, T* dA, T* dB, T* dC, T* dD,
              T* dbias, T* carries) {
   using monai_ext::launch;
-  if (s.chunk > kChunk) return cudaErrorInvalidValue;
-  const Grids grids(s);
-  int code = launch(local_backward<T>, grids.chunks, kLanes, 0, stream, s, grad, delta, A, C, bias, du, carries);
-  if (!code) code = launch(join_backward<T>, grids.states, kSum, 0, stream, s, A, du, carries);
+  if (s.chunk != kChunk) return cudaErrorInvalidValue;
+  constexpr int threads = kWarps<T> * kLanes;
+  const Grids<T> grids(s);
+  int code = launch(local_backward<T>, grids.spans, threads, 0, stream, s, grad, delta, A, C, bias, du, carries);
+  if (!code) code = launch(join<T>, grids.states, kSum, 0, stream, s, true, A, du, carries);
   if (!code)
-    code = launch(final_backward<T>, grids.chunks, kLanes, 0, stream, s, grad, u, delta, A, B, C, D, bias, saved, du,
+    code = launch(final_backward<T>, grids.spans, threads, 0, stream, s, grad, u, delta, A, B, C, D, bias, saved, du,
                   ddelta, dB, dC, carries);
   if (!code) code = launch(sum_chunks<T>, grids.states, kSum, 0, stream, s, carries, dA);
   if (!code) code = launch(sum_time<T>, grids.rows, kSum, 0, stream, s, grad, u, ddelta, dD, dbias);

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 QUERIES = 4096  # at a time: what they need stays in the processor's cache, however large the output
+GPU_QUERIES = 2**20  # at a time on a GPU, where each launch of a kernel costs more than small ones take
 LIMIT = 16  # the output's largest size, a side, in sizes of the input
 
 
@@ -56,7 +57,7 @@ class ImplicitDecoder(nn.Module):
         self, *, channels: int, out_channels: int, hidden: tuple[int, ...] = (64, 64, 64, 64), frequencies: int = 4
     ) -> None:
         super().__init__()
-        self.queries = QUERIES
+        self.queries, self.gpu_queries = QUERIES, GPU_QUERIES
         self.encoding = PeriodicEncoding(frequencies=frequencies)
         self.sections = [channels, 2 * frequencies, 2 * frequencies]
         self.first = nn.Linear(sum(self.sections), hidden[0])
@@ -75,7 +76,8 @@ class ImplicitDecoder(nn.Module):
         of_columns = F.linear(self.encoding(column_offsets), of_x)
         strips = []
         around = (rows.shape[0] // output_size[0], columns.shape[0] // output_size[1])
-        step = around[0] * max(1, self.queries // (output_size[1] * latent.shape[0]))
+        queries = self.queries if latent.device.type == "cpu" else self.gpu_queries
+        step = around[0] * max(1, queries // (output_size[1] * latent.shape[0]))
         for start in range(0, rows.shape[0], step):
             stop = start + step
             chosen, encoded = rows[start:stop], of_rows[start:stop] + of_columns

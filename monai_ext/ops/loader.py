@@ -189,6 +189,20 @@ def ready(name: str, device: str) -> None:
                 _attach(name, device)
 
 
+def attached(name: str, device: str) -> bool:
+    """Tell whether an operator has its kernel on a device, in a model being compiled too.
+
+    Args:
+        name: of the operator.
+        device: a tensor's ``device.type``.
+
+    Returns:
+        False as well where it was not tried yet.
+    """
+    status = _statuses.get((name, device))
+    return status is not None and status.library is not None
+
+
 def status() -> dict[str, Status]:
     """Tell which kernel each operator uses.
 
@@ -217,9 +231,9 @@ def _settled(name: str, device: str) -> bool:
     """Whether nothing more is to be tried: a missing kernel that is required is tried, and complained of, each time."""
     if device == "cuda" and name in CPU_ONLY:
         return True
-    status = _statuses.get((name, device))
-    if status is not None and status.library is not None:
+    if attached(name, device):
         return True
+    status = _statuses.get((name, device))
     return device not in ("cpu", "cuda") or mode() == "off" or (status is not None and mode() != "require")
 
 

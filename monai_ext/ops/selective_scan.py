@@ -15,6 +15,7 @@ from monai_ext.ops import checks, loader
 
 EXPORTED_CHUNKS = 4  # of a graph: each makes it longer to write, fewer take more memory to run
 CHUNK = 64  # steps between saved states: their memory is N / CHUNK of u's
+CUDA_CHUNK = 16  # of the CUDA kernel, kChunk there
 
 
 def selective_scan(
@@ -75,7 +76,7 @@ def selective_scan(
         y = selective_scan_reference(*inputs, chunk=max(CHUNK, -(-u.shape[-1] // EXPORTED_CHUNKS)))[0]
     else:
         loader.ready("selective_scan", u.device.type)
-        y = _operator(*inputs)[0]
+        y = _operator(*inputs, CUDA_CHUNK if u.is_cuda and loader.attached("selective_scan", "cuda") else CHUNK)[0]
     if z is not None:
         y = y * F.silu(z.to(dtype))
     return y.to(u.dtype)

@@ -102,6 +102,13 @@ def test_the_session_ends_within_nine_minutes_and_asks_for_everything() -> None:
     assert not here & missing
 
 
+def test_some_parts_alone_are_run_and_the_machine_is_always_named() -> None:
+    parts = gpu_session.plan("cuda", quick=False)
+    some = gpu_session.chosen(parts, ["float_roll", "agi_net, eager"])
+    assert [one.name for one in some] == ["machine", "float_roll", "agi_net, eager", "float_roll, compiled"]
+    assert gpu_session.chosen(parts, []) == parts
+
+
 def test_only_a_gpu_that_was_there_is_named() -> None:
     found = Outcome("machine", "done", "NVIDIA Z", 1.0, [])
     lost = Outcome("machine", "failed", "status 1: torch sees no CUDA device here", 1.0, [])

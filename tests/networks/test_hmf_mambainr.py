@@ -199,6 +199,16 @@ def test_queries_in_chunks_give_the_values_and_gradients_of_all_at_once(queries:
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("device", "strips"), [("cpu", 96 * 112 * 8 // 4096), ("meta", 1)])
+def test_what_is_no_cpu_answers_a_batch_of_slices_at_once(device: str, strips: int, monkeypatch: pytest.MonkeyPatch):
+    decoder, asked = make_decoder(channels=8).to(device), []
+    strip = decoder._strip
+    monkeypatch.setattr(decoder, "_strip", lambda *inputs: asked.append(1) or strip(*inputs))
+    decoder(torch.rand(8, 8, 96, 112, device=device), (96, 112), (96, 112))
+    assert strips <= len(asked) <= 1.2 * strips
+    assert device == "cpu" or len(asked) == 1
+
+
 def test_the_decoder_has_the_same_values_in_training_and_inference():
     decoder, latent = make_decoder(channels=8), torch.rand(1, 8, 10, 9)
     with torch.inference_mode():

@@ -1,5 +1,6 @@
 // Runs CUDA kernels on the CPU, so that a machine without a GPU can check what they compute. One block at a time, each
-// of its threads a coroutine; __syncthreads hands over to the next one. Included before the .cu by -include.
+// of its threads a coroutine; __syncthreads and __syncwarp hand over to the next one. Included before the .cu by
+// -include.
 #pragma once
 #include <math.h>
 #include <ucontext.h>
@@ -18,6 +19,7 @@ constexpr int cudaErrorInvalidValue = 1;
 #define __device__
 #define __host__
 #define __shared__ static
+#define __launch_bounds__(...)
 #define MONAI_EXT_SHARED(name) char* const name = cuda_on_cpu::shared
 
 namespace cuda_on_cpu {
@@ -68,6 +70,7 @@ void run_block(int threads, Call& call) {
 }  // namespace cuda_on_cpu
 
 inline void __syncthreads() { swapcontext(cuda_on_cpu::running, &cuda_on_cpu::scheduler); }
+inline void __syncwarp() { __syncthreads(); }
 
 namespace monai_ext {
 

@@ -17,6 +17,7 @@ from ops.check_op import Inputs
 from torch import Tensor
 
 from monai_ext.ops import loader
+from monai_ext.ops.selective_scan import CUDA_CHUNK
 
 SOURCES = Path(__file__).resolve().parents[2] / "cuda_ops"
 SHIM = Path(__file__).with_name("cuda_on_cpu.h")
@@ -82,10 +83,10 @@ def test_selective_scans_cuda_kernels_compute_the_recurrence_and_its_gradients(
         given = of(dtype, arguments)
         expected = test_selective_scan.step_by_step(**given, z=None)
         plain = [value.detach() if isinstance(value, Tensor) else value for value in given.values()]
-        y, saved = kernels["selective_scan"](*plain)
+        y, saved = kernels["selective_scan"](*plain, chunk=CUDA_CHUNK)
         close(y, expected.detach())
         grad = torch.randn_like(expected)
-        grads = kernels["selective_scan_backward"](grad, *plain, saved)
+        grads = kernels["selective_scan_backward"](grad, *plain, saved, chunk=CUDA_CHUNK)
         tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
         wanted = torch.autograd.grad(expected, list(tensors.values()), grad, materialize_grads=True)
         computed = [one for one, name in zip(grads, given, strict=False) if name in tensors]
