@@ -117,7 +117,7 @@ weights: setup  ## train a bundle on phantoms and pack what it learnt: make weig
 ops: setup  ## compile the operators now and say which kernel each one uses
 	$(BIN)/python -m monai_ext ops
 
-bench: setup  ## every operator and bundle against what one would take instead, in one table of six minutes [BENCH_ARGS=--quick]
+bench: setup  ## every operator and bundle against what one would take instead, in one table of twelve minutes at most [BENCH_ARGS=--quick]
 	$(BIN)/python cuda_ops/bench.py $(BENCH_ARGS)
 	@if $(BIN)/python -c "import torch; raise SystemExit(not torch.cuda.is_available())"; then \
 	    $(BIN)/python cuda_ops/bench.py --device cuda $(BENCH_ARGS); fi

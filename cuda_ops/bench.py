@@ -1,6 +1,6 @@
 """`make bench`: every operator and every bundle against what one would take instead, in one table.
 
-    python cuda_ops/bench.py [--quick] [--device cpu|cuda] [--threads 2] [--minutes 6] [--size 128]
+    python cuda_ops/bench.py [--quick] [--device cpu|cuda] [--threads 2] [--minutes 12] [--size 128]
 
 Median ms, the most MB that a run takes beyond its inputs, times the least that it could take, and how far what it gives
 is from the truth. Implementations take turns. "reference" is ours in plain PyTorch; a dash is what was not measured,
@@ -378,7 +378,7 @@ def main() -> int:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=6.0, help="for all; what they leave no time for is not run")
+    parser.add_argument("--minutes", type=float, default=12.0, help="for all; what they leave no time for is not run")
     parser.add_argument("--size", type=int, default=128, help="of the bundles' square images")
     parser.add_argument("--rows", nargs="+", choices=[*OPERATORS, "build"], help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
