@@ -98,34 +98,39 @@ __device__ T rate_of(const ScanShape& s, const T* A, const Place<T>& place, int6
 }
 
 // Each chunk from a state of zero: its last state goes where the state before it belongs, until join moves it on; the
-// sum of its steps, which gives its whole decay, waits in y.
-template <class T>
-__global__ void local_forward(ScanShape s, const T* u, const T* delta, const T* A, const T* B, const T* bias, T* y,
-                              T* saved) {
-  __shared__ Tile<T> tile_x, tile_step;
-  alignas(16) __shared__ Mixes<T> b;
+// sum of its steps, which gives its whole decay, waits in sums. From the end of time the same for the gradient, of
+// which a chunk hands on decay times the state's.
+template <class T, bool kFromTheEnd>
+__global__ void local(ScanShape s, const T* line, const T* delta, const T* A, const T* mix, const T* bias, T* sums,
+                      T* slots) {
+  __shared__ Tile<T> tile, tile_step;
+  alignas(16) __shared__ Mixes<T> mixes;
   const Place<T> place(s);
-  place.read(u + s.line(place.b, place.first), tile_x);
+  place.read(line + s.line(place.b, place.first), tile);
   place.read(delta + s.row(place.b, place.first), tile_step, StepOf<T>{bias, s.softplus != 0});
   __syncthreads();
   T steps[kChunk], drives[kChunk], sum = 0;
 #pragma unroll
   for (int t = 0; t < kChunk; ++t) {
     steps[t] = tile_step[place.lane][place.offset + t];
-    drives[t] = steps[t] * tile_x[place.lane][place.offset + t];
+    drives[t] = (kFromTheEnd ? T(1) : steps[t]) * tile[place.lane][place.offset + t];
     sum += steps[t];
   }
-  if (place.lives) y[s.row(place.b, place.channel) + place.chunk * kChunk] = sum;
+  if (place.lives) sums[s.row(place.b, place.channel) + place.chunk * kChunk] = sum;
   for (int64_t low = 0; low < s.states; low += kAhead) {
     __syncthreads();
-    place.read(s, B, low, b);
+    place.read(s, mix, low, mixes);
     __syncthreads();
     for (int n = 0; n < kAhead && low + n < s.states; ++n) {
       const T rate = rate_of(s, A, place, low + n);
       T state = 0;
 #pragma unroll
-      for (int t = 0; t < kChunk; ++t) state = power(steps[t], rate) * state + drives[t] * b[n][place.offset + t];
-      if (place.lives) saved[s.save(place.b, place.chunk, low + n) + place.channel] = state;
+      for (int i = 0; i < kChunk; ++i) {
+        const int t = kFromTheEnd ? kChunk - 1 - i : i;
+        const T drive = drives[t] * mixes[n][place.offset + t], decay = power(steps[t], rate);
+        state = kFromTheEnd ? decay * (state + drive) : decay * state + drive;
+      }
+      if (place.lives) slots[s.save(place.b, place.chunk, low + n) + place.channel] = state;
     }
   }
 }
@@ -198,39 +203,9 @@ __global__ void final_forward(ScanShape s, const T* u, const T* delta, const T* 
   place.write(tile_x, y + s.row(place.b, place.first));
 }
 
-// The same three passes from the end of time. carries (as saved) holds, for each chunk, decay times the state's
-// gradient: what its first step hands to the chunk before, and after join what it receives from the one after.
-template <class T>
-__global__ void local_backward(ScanShape s, const T* grad, const T* delta, const T* A, const T* C, const T* bias,
-                               T* sums, T* carries) {
-  __shared__ Tile<T> tile_dy, tile_step;
-  alignas(16) __shared__ Mixes<T> c;
-  const Place<T> place(s);
-  place.read(grad + s.line(place.b, place.first), tile_dy);
-  place.read(delta + s.row(place.b, place.first), tile_step, StepOf<T>{bias, s.softplus != 0});
-  __syncthreads();
-  T steps[kChunk], dys[kChunk], sum = 0;
-#pragma unroll
-  for (int t = 0; t < kChunk; ++t) {
-    steps[t] = tile_step[place.lane][place.offset + t];
-    dys[t] = tile_dy[place.lane][place.offset + t];
-    sum += steps[t];
-  }
-  if (place.lives) sums[s.row(place.b, place.channel) + place.chunk * kChunk] = sum;
-  for (int64_t low = 0; low < s.states; low += kAhead) {
-    __syncthreads();
-    place.read(s, C, low, c);
-    __syncthreads();
-    for (int n = 0; n < kAhead && low + n < s.states; ++n) {
-      const T rate = rate_of(s, A, place, low + n);
-      T carry = 0;
-#pragma unroll
-      for (int t = kChunk - 1; t >= 0; --t) carry = power(steps[t], rate) * (c[n][place.offset + t] * dys[t] + carry);
-      if (place.lives) carries[s.save(place.b, place.chunk, low + n) + place.channel] = carry;
-    }
-  }
-}
-
+// The same three passes from the end of time. carries (as saved) holds, for each chunk, what its first step hands to
+// the chunk before, and after join what it receives from the one after.
+//
 // A's gradient of each chunk takes the place of its carry, until sum_chunks adds the chunks up. Half of a warp's lanes
 // add up dC's terms over its channels, the others dB's, in a fixed order.
 template <class T>
@@ -359,7 +334,7 @@ int forward(const ScanShape& s, void* stream, const T* u, const T* delta, const 
   if (s.chunk != kChunk) return cudaErrorInvalidValue;
   constexpr int threads = kWarps<T> * kLanes;
   const Grids<T> grids(s);
-  int code = launch(local_forward<T>, grids.spans, threads, 0, stream, s, u, delta, A, B, bias, y, saved);
+  int code = launch(local<T, false>, grids.spans, threads, 0, stream, s, u, delta, A, B, bias, y, saved);
   if (!code) code = launch(join<T>, grids.states, kSum, 0, stream, s, false, A, y, saved);
   if (!code) code = launch(final_forward<T>, grids.spans, threads, 0, stream, s, u, delta, A, B, C, D, bias, y, saved);
   return code;
@@ -373,7 +348,7 @@ int backward(const ScanShape& s, void* stream, const T* grad, const T* u, const 
   if (s.chunk != kChunk) return cudaErrorInvalidValue;
   constexpr int threads = kWarps<T> * kLanes;
   const Grids<T> grids(s);
-  int code = launch(local_backward<T>, grids.spans, threads, 0, stream, s, grad, delta, A, C, bias, du, carries);
+  int code = launch(local<T, true>, grids.spans, threads, 0, stream, s, grad, delta, A, C, bias, du, carries);
   if (!code) code = launch(join<T>, grids.states, kSum, 0, stream, s, true, A, du, carries);
   if (!code)
     code = launch(final_backward<T>, grids.spans, threads, 0, stream, s, grad, u, delta, A, B, C, D, bias, saved, du,
