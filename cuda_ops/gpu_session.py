@@ -66,7 +66,15 @@ def plan(device: str, *, quick: bool) -> list[Part]:
 
 
 def chosen(parts: Sequence[Part], only: Sequence[str]) -> list[Part]:
-    """The first part, which names the machine, and those whose names hold one of these texts; all of them for none."""
+    """The first part, which names the machine, and those whose names hold one of these texts; all of them for none.
+
+    Raises:
+        ValueError: a text that no part's name holds.
+    """
+    for text in only:
+        if not any(text in part.name for part in parts):
+            names = "; ".join(part.name for part in parts)
+            raise ValueError(f"--only must be in the name of a part ({names}), got {text!r}")
     return [part for n, part in enumerate(parts) if not n or not only or any(text in part.name for text in only)]
 
 
@@ -217,7 +225,11 @@ def main() -> int:
     if args.part == "phantom":
         phantom(args.device, quick=args.quick)
         return 0
-    parts, missing = chosen(plan(args.device, quick=args.quick), args.only), left_out(args.device, quick=args.quick)
+    try:
+        parts = chosen(plan(args.device, quick=args.quick), args.only)
+    except ValueError as error:
+        parser.error(str(error))
+    missing = left_out(args.device, quick=args.quick)
     outcomes = session(parts, args.out, device=args.device, seconds=args.seconds, missing=missing)
     return 0 if all(outcome.state == "done" for outcome in outcomes) else 1
 

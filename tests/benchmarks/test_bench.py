@@ -107,6 +107,8 @@ def test_some_parts_alone_are_run_and_the_machine_is_always_named() -> None:
     some = gpu_session.chosen(parts, ["float_roll", "agi_net, eager"])
     assert [one.name for one in some] == ["machine", "float_roll", "agi_net, eager", "float_roll, compiled"]
     assert gpu_session.chosen(parts, []) == parts
+    with pytest.raises(ValueError, match="float_rol, graphed'"):
+        gpu_session.chosen(parts, ["agi_net", "float_rol, graphed"])
 
 
 def test_only_a_gpu_that_was_there_is_named() -> None:

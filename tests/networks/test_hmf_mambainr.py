@@ -206,7 +206,6 @@ def test_what_is_no_cpu_answers_a_batch_of_slices_at_once(device: str, strips: i
     monkeypatch.setattr(decoder, "_strip", lambda *inputs: asked.append(1) or strip(*inputs))
     decoder(torch.rand(8, 8, 96, 112, device=device), (96, 112), (96, 112))
     assert strips <= len(asked) <= 1.2 * strips
-    assert device == "cpu" or len(asked) == 1
 
 
 def test_the_decoder_has_the_same_values_in_training_and_inference():
