@@ -110,9 +110,10 @@ fmt: setup  ## format Python and C++ in place
 
 WEIGHTS := out/weights
 
-weights: setup  ## train a bundle on phantoms and pack what it learnt: make weights BUNDLE=agi_net [ANATOMY=dir LESIONS=dir MINUTES=9]
+weights: setup  ## train a bundle on phantoms and pack what it learnt: make weights BUNDLE=agi_net [ANATOMY=dir LESIONS=dir FLAIR_ECHO=130 T2_ECHO=45 MINUTES=9]
 	$(BIN)/python -m monai_ext weights $(or $(BUNDLE),$(error say with BUNDLE= which)) --work $(WEIGHTS) \
-	    $(if $(ANATOMY),--anatomy $(ANATOMY)) $(if $(LESIONS),--lesions $(LESIONS)) $(if $(MINUTES),--minutes $(MINUTES))
+	    $(if $(ANATOMY),--anatomy $(ANATOMY)) $(if $(LESIONS),--lesions $(LESIONS)) \
+	    $(if $(FLAIR_ECHO),--flair_echo $(FLAIR_ECHO)) $(if $(T2_ECHO),--t2_echo $(T2_ECHO)) $(if $(MINUTES),--minutes $(MINUTES))
 
 ops: setup  ## compile the operators now and say which kernel each one uses
 	$(BIN)/python -m monai_ext ops

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from monai_ext.catalogue import find_bundle
 from monai_ext.data.phantoms.pool import SIDECAR
+from monai_ext.data.phantoms.protocols import USUAL
 from monai_ext.data.presets import Preset
 from monai_ext.data.volumes import read_volume
 from monai_ext.files import absolute, read_json, sha256, write_json
@@ -183,7 +184,13 @@ def _data(slices: PoolSlices) -> dict[str, str]:
         return {}
     people = {str(one.get("anatomy")) for one in facts}
     made = ", ".join(sorted({str(one.get("software")) for one in facts}))
-    return {"data": f"phantoms, no image of a patient, simulated by {made} on label maps such as {min(people)}"}
+    data = f"phantoms, no image of a patient, simulated by {made} on label maps such as {min(people)}"
+    usual = {"target_flair_echo_ms": USUAL.flair, "shortest_t2_echo_ms": USUAL.t2}
+    flair, t2 = (sorted({float(one.get(name, echo)) for one in facts}) for name, echo in usual.items())
+    if flair + t2 != list(usual.values()):
+        flair_ms, t2_ms = (" or ".join(f"{echo:g}" for echo in echoes) for echoes in (flair, t2))
+        data += f" with an echo of {flair_ms} ms in the FLAIR to be made and of {t2_ms} ms or more in T2"
+    return {"data": data}
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--anatomy", type=Path, metavar="DIR", help="label maps of people, as of phantom (default: the MNI152 template)"
     )
     add("--lesions", type=Path, metavar="DIR", help="masks of real infarcts, as of phantom")
+    add("--flair_echo", type=float, metavar="MS", help="of the FLAIR to be made, as of phantom")
+    add("--t2_echo", type=float, metavar="MS", help="the shortest of T2 scans, as of phantom")
     add("--size", type=int, default=100, metavar="N", help="phantoms at a time (default: 100)")
     add("--validation", type=int, default=12, metavar="N", help="phantoms that choose the best (default: 12)")
     add("--minutes", type=float, metavar="M", help="stop after so long; the same command goes on")
@@ -46,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     pool, trained = absolute(args.pool or work / "pool"), work / root.name
     phantoms = ["phantom", "--stream", pool, "--contrasts", ",".join(MODALITIES), "--spacing", 2, "--canvas", CANVAS]
     phantoms += ["--depth", DEPTH, "--size", args.size, "--validation", args.validation]
-    phantoms += ["--anatomy", args.anatomy] if args.anatomy else []
-    phantoms += ["--lesions", args.lesions] if args.lesions else []
+    for name in ("anatomy", "lesions", "flair_echo", "t2_echo"):
+        phantoms += [] if getattr(args, name) is None else [f"--{name}", getattr(args, name)]
     train = ["train", root, "--size", "phantoms,phantom_train", "--dataset_dir", pool, "--output_dir", trained]
     train += ["--weights", trained / "model.pt"]
     for pair in args.id:

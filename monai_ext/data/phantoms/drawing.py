@@ -11,7 +11,7 @@ from torch import Tensor
 from monai_ext.data.phantoms.acquisition import Acquisition, Grid, Stripping, draw_acquisition, draw_stripping
 from monai_ext.data.phantoms.anatomy import Anatomy
 from monai_ext.data.phantoms.lesions import KINDS, Lesions, draw_lesions
-from monai_ext.data.phantoms.protocols import draw_protocol
+from monai_ext.data.phantoms.protocols import CANONICAL, USUAL, Echoes, draw_protocol
 from monai_ext.data.phantoms.sequences import Sequence as Played
 from monai_ext.data.phantoms.shapes import Placement, draw_placement, lattice_noise
 from monai_ext.data.phantoms.tissues import Tissue, tissues, vary
@@ -39,6 +39,7 @@ class Subject:
     contrasts: tuple[str, ...]
     facts: Mapping[str, object]
     poses: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    canonical: Mapping[str, Played] = field(default_factory=lambda: CANONICAL)  # what the targets are played by
 
 
 def draw_subject(
@@ -52,6 +53,7 @@ def draw_subject(
     skull: bool | None = None,
     wide: bool | None = None,
     registered: bool = False,
+    echoes: Echoes = USUAL,
 ) -> Subject:
     """Draw one subject.
 
@@ -65,6 +67,7 @@ def draw_subject(
         skull: whether the head is there, drawn where None.
         wide: whether protocols go beyond what hospitals play, drawn where None.
         registered: whether all contrasts lie on each other; else half of the subjects' are apart by up to 3 mm.
+        echoes: of the target's FLAIR and of T2-weighted sources.
 
     Returns:
         All that `render` needs, and in `facts` what a sidecar says of it.
@@ -80,7 +83,7 @@ def draw_subject(
     low_field = bool(rng.uniform() < 0.08)
     tesla = float(np.exp(rng.uniform(np.log(0.06), np.log(1.0)))) if low_field else float(rng.choice((1.5, 3.0)))
     table = vary(tissues(tesla), rng, spread=0.1 if wide else 0.06)
-    protocol = draw_protocol(rng, table, tesla=tesla, wide=wide)
+    protocol = draw_protocol(rng, table, tesla=tesla, wide=wide, shortest_t2=echoes.t2)
     free = np.maximum(grid.extent - anatomy.size_mm * 0.95, 0)
     shift = rng.uniform(-1, 1, 3) * np.minimum(0.4 * free, (20, 22, 14))
     placement = draw_placement(
@@ -91,6 +94,7 @@ def draw_subject(
     facts = {
         "anatomy": anatomy.name, "lesion": kind, "ageing": round(ageing, 3), "skull": head, "wide": wide,
         "field_tesla": round(tesla, 3), **measured, "t1": protocol["T1"].kind,
+        "target_flair_echo_ms": echoes.flair, "shortest_t2_echo_ms": echoes.t2,
     }  # fmt: skip
     return Subject(
         anatomy=anatomy,
@@ -106,6 +110,7 @@ def draw_subject(
         atrophy=draw_atrophy(rng, ageing=ageing),
         contrasts=tuple(contrasts),
         facts=facts,
+        canonical=echoes.canonical,
     )
 
 

@@ -15,6 +15,7 @@ from monai_ext import __version__
 from monai_ext.data.datalist import Datalist, Subject, write_datalist
 from monai_ext.data.phantoms.acquisition import Grid
 from monai_ext.data.phantoms.drawing import draw_subject
+from monai_ext.data.phantoms.protocols import USUAL, Echoes
 from monai_ext.data.phantoms.rendering import Rendered, render, scaled
 from monai_ext.data.phantoms.template import anatomy_by_lot
 from monai_ext.data.phantoms.workers import Each
@@ -33,7 +34,7 @@ class Recipe:
 
     `anatomies` are label maps, the MNI152 template where there are none. `canvases` are voxels in the slice: a slot
     keeps one of them, whatever subject is in it, because a reader that goes on while slots are renewed knows their
-    sizes. `skull` is as of `draw_subject`.
+    sizes. `skull` and `echoes` are as of `draw_subject`.
     """
 
     anatomies: tuple[Path, ...]
@@ -44,6 +45,7 @@ class Recipe:
     masks: tuple[Path, ...] = ()
     seed: int = 0
     skull: bool | None = None
+    echoes: Echoes = USUAL
 
     def make(self, number: int, *, slot: int = 0, device: torch.device | str = "cpu") -> "Made":
         """Make one subject, on the canvas of a slot.
@@ -59,7 +61,9 @@ class Recipe:
         rng = np.random.default_rng([self.seed, number])
         anatomy = anatomy_by_lot(rng, self.anatomies, spacing=self.spacing)
         grid = Grid((*self.canvases[slot % len(self.canvases)], self.depth), self.spacing)
-        drawn = draw_subject(rng, anatomy, grid=grid, contrasts=self.contrasts, masks=self.masks, skull=self.skull)
+        drawn = draw_subject(
+            rng, anatomy, grid=grid, contrasts=self.contrasts, masks=self.masks, skull=self.skull, echoes=self.echoes
+        )
         return Made(render(drawn, device=device), grid, {"number": number, "seed": self.seed, **drawn.facts})
 
     @property

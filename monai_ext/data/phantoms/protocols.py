@@ -1,7 +1,7 @@
 """What scanners play: protocols that hospitals have, protocols that none has, and the one that targets are made by."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,8 +25,34 @@ CANONICAL: dict[str, Sequence] = {
 }
 
 
+@dataclass(frozen=True)
+class Echoes:
+    """What T2 does to images, which decides how bright lesions are: echo times in ms.
+
+    `flair` is that of the canonical FLAIR; `t2` is the shortest that hospitals play for a T2-weighted scan.
+    """
+
+    flair: float = CANONICAL["FLAIR"].te
+    t2: float = 55.0
+
+    def __post_init__(self) -> None:
+        if not (60 <= self.flair <= 300 and 20 <= self.t2 <= 100):
+            raise ValueError(
+                "an echo of FLAIR is 60 to 300 ms and the shortest of T2 20 to 100 ms, "
+                f"got {self.flair:g} and {self.t2:g}"
+            )
+
+    @property
+    def canonical(self) -> dict[str, Sequence]:
+        """The canonical protocol with its FLAIR's echo."""
+        return CANONICAL | {"FLAIR": replace(CANONICAL["FLAIR"], te=self.flair)}
+
+
+USUAL = Echoes()
+
+
 def draw_protocol(
-    rng: np.random.Generator, table: Mapping[str, Tissue], *, tesla: float, wide: bool
+    rng: np.random.Generator, table: Mapping[str, Tissue], *, tesla: float, wide: bool, shortest_t2: float = Echoes.t2
 ) -> dict[str, Sequence]:
     """Draw every contrast's sequence for one subject.
 
@@ -35,6 +61,7 @@ def draw_protocol(
         table: the person's tissues; FLAIR's inversion time goes by its "ventricle".
         tesla: the field, by which the times that weight by T1 grow.
         wide: False for the times that hospitals play, True for a wider range of them.
+        shortest_t2: the shortest echo in ms of hospitals' T2-weighted scans.
 
     Returns:
         A sequence for each of MODALITIES; T1C's is T1's with contrast agent, ADC's is DWI's.
@@ -78,7 +105,7 @@ def draw_protocol(
         dwi = replace(dwi, b=between(600, 1500))
     return {
         "T1": t1,
-        "T2": Sequence("se", tr=span(2800, 6500), te=span(55, 110), mt=mt, fat=fat),
+        "T2": Sequence("se", tr=span(2800, 6500), te=span(shortest_t2, 110), mt=mt, fat=fat),
         "PD": Sequence("se", tr=span(2200, 7500), te=span(8, 30), mt=mt, fat=fat),
         "T1C": replace(t1, contrast_agent=True),  # before and after: one protocol
         "FLAIR": flair,

@@ -13,7 +13,7 @@ from torch.nn import functional
 from monai_ext.data.phantoms.acquisition import Acquisition, apparent_diffusion, scan, stripped
 from monai_ext.data.phantoms.anatomy import BRAIN, CLASSES, FAR
 from monai_ext.data.phantoms.drawing import Subject
-from monai_ext.data.phantoms.protocols import ADC_TOP, CANONICAL, CANONICAL_FLOW, FIELD, WHITE, WIDE_FLUID
+from monai_ext.data.phantoms.protocols import ADC_TOP, CANONICAL_FLOW, FIELD, WHITE, WIDE_FLUID
 from monai_ext.data.phantoms.sequences import Sequence as Played
 from monai_ext.data.phantoms.sequences import fresh, signal
 from monai_ext.data.phantoms.shapes import Sampled, enlarged, posed
@@ -154,13 +154,13 @@ def _scans(subject: Subject, scene: _Scene, names: Sequence[str]) -> dict[str, T
 def _targets(subject: Subject, scene: _Scene) -> dict[str, Tensor]:
     """The canonical image of each contrast."""
     grid, pure = subject.grid, tissues(FIELD)
-    played = _played(CANONICAL, subject.contrasts)
+    played = _played(subject.canonical, subject.contrasts)
     ideal = _signals(scene.body, pure, played, target=True)
     targets = {}
     for name in subject.contrasts:
         if name == "ADC":
             still, weighted = (grid.average(ideal[source]) for source in ("b0", "DWI"))
-            diffusion = apparent_diffusion(still.abs(), weighted.abs(), CANONICAL["ADC"].b)
+            diffusion = apparent_diffusion(still.abs(), weighted.abs(), subject.canonical["ADC"].b)
             target = diffusion * (still > 0.05 * float(signal(pure["wm"], played["b0"]))) / ADC_TOP
         else:
             target = grid.average(ideal[name]).abs() * (WHITE[name] / abs(float(signal(pure["wm"], played[name]))))

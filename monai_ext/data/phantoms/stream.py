@@ -12,10 +12,13 @@ from tqdm import tqdm
 
 from monai_ext.data.phantoms.anatomy import label_maps, step_for
 from monai_ext.data.phantoms.pool import Recipe, fill, stream
+from monai_ext.data.phantoms.protocols import Echoes
 from monai_ext.data.phantoms.workers import workers
 from monai_ext.data.prepare import alone
 from monai_ext.files import absolute
 from monai_ext.modalities import MODALITIES
+
+LONG = "longer ones make lesions brighter, and fluid"
 
 
 class _Stop(Exception):
@@ -24,7 +27,7 @@ class _Stop(Exception):
 
 @dataclass(frozen=True)
 class Stream:
-    """What only --stream has: subjects at a time, those never renewed, voxels, and the pace."""
+    """What only --stream has: subjects at a time, those never renewed, voxels, the pace, and echoes."""
 
     size: int = 100
     validation: int = 0
@@ -32,6 +35,8 @@ class Stream:
     depth: int = 80
     once: bool = False
     every: float = 0.0
+    flair_echo: float = Echoes.flair
+    t2_echo: float = Echoes.t2
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--depth", type=int, metavar="K", help=f"slices, {Stream.depth} if not said")
     add("--once", action="store_true", default=None, help="fill the pool and end")
     add("--every", type=float, metavar="S", help="seconds from one renewal to the next, as fast as it goes if not said")
+    add("--flair_echo", type=float, metavar="MS", help=f"of the FLAIR to be made, {Echoes.flair:g} if not said; {LONG}")
+    add("--t2_echo", type=float, metavar="MS", help=f"the shortest of T2 scans, {Echoes.t2:g} if not said")
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -87,6 +94,7 @@ def run(args: argparse.Namespace, *, contrasts: tuple[str, ...], spacing: tuple[
         depth=options.depth,
         masks=tuple(label_maps(args.lesions)) if args.lesions else (),
         seed=args.seed,
+        echoes=Echoes(options.flair_echo, options.t2_echo),
     )
     pool.mkdir(parents=True, exist_ok=True)
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from balls import write_labels
 
 from monai_ext.__main__ import main
@@ -19,6 +20,7 @@ from monai_ext.data.datalist import read_datalist
 from monai_ext.data.phantoms import stream as command
 from monai_ext.data.phantoms.anatomy import step_for
 from monai_ext.data.phantoms.pool import SIDECAR, Recipe, fill, stream
+from monai_ext.data.phantoms.protocols import Echoes
 from monai_ext.data.phantoms.workers import workers
 from monai_ext.data.slices import SliceDataset
 from monai_ext.data.volumes import read_volume
@@ -146,9 +148,38 @@ def test_masks_of_real_infarcts_are_warped_in(tmp_path: Path, recipe: Recipe) ->
         [empty.make(n) for n in range(60)]
 
 
+def test_a_longer_echo_makes_the_target_flair_alone_another_and_lesions_in_it_brighter(recipe: Recipe) -> None:
+    longer = replace(recipe, echoes=Echoes(flair=130, t2=55))
+    ratios = []
+    for number in range(6):
+        usual, other = recipe.make(number), longer.make(number)
+        assert other.facts["target_flair_echo_ms"] == 130
+        assert torch.equal(usual.rendered.targets["T1"], other.rendered.targets["T1"])
+        assert all(torch.equal(usual.rendered.images[name], image) for name, image in other.rendered.images.items())
+        ill = usual.rendered.lesion & (usual.rendered.targets["FLAIR"] > 0.5)  # scars, not their fluid
+        if int(ill.sum()) > 5:
+            ratios.append(
+                float(other.rendered.targets["FLAIR"][ill].mean() / usual.rendered.targets["FLAIR"][ill].mean())
+            )
+    assert ratios
+    assert min(ratios) > 1.02
+
+
+def test_shorter_echoes_of_t2_are_of_sources_alone(recipe: Recipe) -> None:
+    usual, other = (replace(recipe, contrasts=("T1", "T2"), echoes=Echoes(t2=t2)).make(3) for t2 in (55, 30))
+    assert not torch.equal(usual.rendered.images["T2"], other.rendered.images["T2"])
+    assert torch.equal(usual.rendered.images["T1"], other.rendered.images["T1"])
+    assert torch.equal(usual.rendered.targets["T2"], other.rendered.targets["T2"])
+
+
 def bad_arguments() -> Iterator[tuple[tuple[str, ...], str]]:
     yield ("--size", "0"), "--size and --depth must be at least 1"
     yield ("--canvas", "32"), "--canvas takes sizes such as 96x112,112x128, got '32'"
+    yield (
+        ("--flair_echo", "nan"),
+        "an echo of FLAIR is 60 to 300 ms and the shortest of T2 20 to 100 ms, got nan and 55",
+    )
+    yield ("--t2_echo", "5"), "got 110 and 5"
     yield ("--canvas", "4x4"), "--canvas takes sizes of 16 to 1024 voxels"
 
 
