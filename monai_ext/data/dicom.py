@@ -20,6 +20,10 @@ from monai_ext.data.declared import check_count
 from monai_ext.data.volumes import LPS_TO_RAS, Volume
 from monai_ext.modalities import canonical
 
+MANUFACTURER, SYNTHETIC = (
+    "monai_ext",
+    "SYNTHETIC",
+)  # of the series that we write, and what their descriptions begin with
 IDENTITY = ("PatientID", "PatientName", "PatientBirthDate")
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 LEAST_B = 500  # s/mm2: below, a diffusion image shows T2 rather than diffusion
@@ -55,9 +59,14 @@ class Series:
         """The b-value in s/mm2, None where the header tells none."""
         return _b(self.headers[0])
 
+    @property
+    def synthetic(self) -> bool:
+        """Whether it was computed, not acquired, by its own words."""
+        return is_synthetic(self.headers[0])
+
     def __str__(self) -> str:
         b = "" if self.b is None else f", b {self.b:g}"
-        shows = contrast_of(self.headers[0]) or "no contrast that is known"
+        shows = contrast_of(self.headers[0]) or ("synthetic" if self.synthetic else "no contrast that is known")
         return f"series {self.number} {self.description!r} ({len(self.files)} slices{b}): {shows}"
 
 
@@ -146,8 +155,10 @@ def contrast_of(header: Any) -> str | None:
         header: pydicom's dataset of one of its instances.
 
     Returns:
-        The contrast, None where it is none of ours or cannot be told.
+        The contrast, None where it is none of ours or cannot be told, and where the series is synthetic.
     """
+    if is_synthetic(header):
+        return None
     kinds, text = _image_type(header), f" {header.get('SeriesDescription', '')} ".lower()
     sequence = set(_values(header, "ScanningSequence"))
     if "LOCALIZER" in kinds or re.search(r"\bloc\b|localizer|scout|survey", text):
@@ -180,6 +191,19 @@ def contrast_of(header: Any) -> str | None:
     return None
 
 
+def is_synthetic(header: Any) -> bool:
+    """Say whether a series was computed by this software, or says of itself that it is synthetic.
+
+    Args:
+        header: pydicom's dataset of one of its instances.
+
+    Returns:
+        Whether it is: then it shows what a network guessed, and is no source for another.
+    """
+    described = str(header.get("SeriesDescription", "")).strip().upper()
+    return _text(header, "Manufacturer") == MANUFACTURER or described.startswith(SYNTHETIC)
+
+
 def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[str, str]) -> dict[str, Series]:
     """Find the series of each contrast: the one that `chosen` names, or the one that shows it.
 
@@ -192,7 +216,8 @@ def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[st
         contrast -> series, for every contrast.
 
     Raises:
-        ValueError: no series or several could be a contrast, or `chosen` names a contrast that is not wanted.
+        ValueError: no series or several could be a contrast, or `chosen` names a contrast that is not wanted or a
+            series that is synthetic.
     """
     named = {canonical(contrast): what for contrast, what in chosen.items()}
     unused = [contrast for contrast in named if contrast not in contrasts]
@@ -216,6 +241,11 @@ def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[st
         if len(matching) > 1:
             numbers = " and ".join(f"{series.number} {series.description!r}" for series in matching)
             raise ValueError(f"series {numbers} all match {contrast}: say which with --series {contrast}=NUMBER{holds}")
+        if matching[0].synthetic:
+            raise ValueError(
+                f"series {matching[0].number} {matching[0].description!r} is synthetic: it was computed, and is no "
+                f"source for {contrast}{holds}"
+            )
         answer[contrast] = matching[0]
     return answer
 

@@ -29,6 +29,7 @@ _LARGEST_SHEAR = 2e-3  # cosine between two axes: 0.2 mm at the edge of a head; 
 _LARGEST_CONFLICT = 0.5  # mm
 _VOXEL = (0.01, 30.0)  # mm, least and most along an edge: beyond lies another unit or a damaged header
 _LARGEST_OFFSET = 1 << 26  # bytes of extensions before the voxels
+_MOST_BEYOND = 1 << 28  # bytes after the voxels that are unpacked to get to the checksum
 _BLOCK = 1 << 20  # bytes decompressed at a time
 
 
@@ -187,7 +188,12 @@ def _check_nifti_size(path: Path) -> None:
         raise ValueError(f"{path} is damaged (it has {count} dimensions, expected 1 to 7): copy or download it again")
     sizes = [int(size) for size in header["dim"][1 : count + 1]]
     check_count(path, sizes)
-    needed = int(offset) + prod(max(size, 0) for size in sizes) * int(header.get_data_dtype().itemsize)
+    try:
+        itemsize = int(header.get_data_dtype().itemsize)
+    except KeyError:
+        unknown = f"its voxels are of kind {int(header['datatype'])}, which NIfTI does not know"
+        raise ValueError(f"{path} is damaged ({unknown}): copy or download it again") from None
+    needed = int(offset) + prod(max(size, 0) for size in sizes) * itemsize
     check_bytes(path, needed=needed, available=path.stat().st_size, packed=path.name.lower().endswith(".gz"))
 
 
@@ -206,6 +212,9 @@ def _nifti_voxels(path: Path, image: Any) -> NDArray[np.float32]:
             if not count:
                 raise EOFError(f"Expected {len(room)} bytes, got {at} bytes")
             at += count
+        beyond = 0  # only at its end does gzip compare what was unpacked with the file's checksum
+        while beyond < _MOST_BEYOND and (rest := file.read(_BLOCK)):
+            beyond += len(rest)
     slope, inter = (np.asanyarray(factor) for factor in (proxy.slope, proxy.inter))
     return np.asarray(apply_read_scaling(stored, slope, inter), dtype=np.float32)
 

@@ -8,6 +8,7 @@ import functools
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,6 +33,7 @@ _loaded: dict[tuple[str, str], Graph] = {}
 _choices: dict[str, Choice] = {}
 _spent: dict[str, float] = {}
 _failed: set[tuple[str, str]] = set()
+_loading = threading.Lock()  # several threads of a server may want one graph
 
 
 @functools.cache
@@ -181,7 +183,7 @@ class Engine:
                 break
             try:
                 self._graph(name, network, sample, made_of)
-                _loaded.pop((made_of, self._kind(name)))  # how long it takes to load what is made
+                _loaded.pop((made_of, self._kind(name)), None)  # how long it takes to load what is made
                 load, graph = _timed(functools.partial(self._graph, name, network, sample, made_of))
                 agreement = _agreement(graph(sample), exact)
                 if agreement < AGREEMENT:
@@ -196,18 +198,19 @@ class Engine:
 
     def _graph(self, name: str, network: nn.Module, sample: Tensor, made_of: str) -> Graph:
         own = (made_of, self._kind(name))
-        if own not in _loaded:
-            kind = GRAPHS[name]
-            example = torch.rand(1, sample.shape[1], *EXAMPLE)
-            folder = graph_of(
-                key(made_of, [name], name), kind.files, lambda folder: kind.convert(network, example, folder)
-            )
-            dtype = wanted_dtype("cpu", self.amp)
-            graph = kind(folder / kind.files[0], dtype=dtype, threads=torch.get_num_threads())
-            while len(_loaded) >= KEPT:
-                del _loaded[next(iter(_loaded))]
-            _loaded[own] = graph
-        return _loaded[own]
+        with _loading:
+            if own not in _loaded:
+                kind = GRAPHS[name]
+                example = torch.rand(1, sample.shape[1], *EXAMPLE)
+                folder = graph_of(
+                    key(made_of, [name], name), kind.files, lambda folder: kind.convert(network, example, folder)
+                )
+                dtype = wanted_dtype("cpu", self.amp)
+                graph = kind(folder / kind.files[0], dtype=dtype, threads=torch.get_num_threads())
+                while len(_loaded) >= KEPT:
+                    del _loaded[next(iter(_loaded))]
+                _loaded[own] = graph
+            return _loaded[own]
 
     def _kind(self, name: str) -> str:
         return f"{name} {wanted_dtype('cpu', self.amp)} {torch.get_num_threads()}"

@@ -8,6 +8,7 @@ import functools
 import importlib
 import logging
 import sys
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,7 @@ class Graph(ABC):
     precision = "float32"
 
     def __init__(self, path: Path, *, dtype: torch.dtype | None, threads: int, streams: int | None = None) -> None:
+        self._turn = threading.Lock()  # one volume at a time: the queue's callback is of one
         with _told(self.engine):
             self._load(path, dtype, threads, streams or min(IN_FLIGHT, threads))
 
@@ -72,7 +74,7 @@ class Graph(ABC):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, M, H, W) float32 -> (B, K, H, W)"""
-        with _told(self.engine):
+        with self._turn, _told(self.engine):
             return torch.cat(self._run(x.split(1)))
 
     @abstractmethod

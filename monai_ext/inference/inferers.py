@@ -135,7 +135,7 @@ def _in_the_middle(side: int, canvas: int) -> tuple[int, int]:
 class AnySourcesInferer(SlicesInferer):
     """A `SlicesInferer` for a network that takes whichever contrasts are there, and the site.
 
-    What nobody asks for is not computed.
+    What nobody asks for is not computed. A source that ends before the others is there in its own slices alone.
 
     Args:
         maker: which contrasts are there and wanted, and the site.
@@ -156,6 +156,19 @@ class AnySourcesInferer(SlicesInferer):
         number = None if site is None else network.site_index(site)
         task = OneTask(network, given=is_source, site=number, wanted=wanted)
         return super().__call__(inputs, task, *args, **kwargs)
+
+    def _planes(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """(1, M, I, J, K) -> (1, M, I, J, K), slices with the same sources together"""
+        shown = (inputs[0] != 0).flatten(1, 2).any(1).T  # (K, M)
+        kinds = shown[shown.any(1)].unique(dim=0)
+        if len(kinds) < 2:
+            return super()._planes(inputs, network, *args, **kwargs)
+        made: Tensor | float = 0.0
+        for kind in kinds:
+            task = OneTask(network.network, given=kind, site=network.site, wanted=torch.tensor(network.wanted))
+            made = made + super()._planes(inputs * (shown == kind).all(1), task, *args, **kwargs)
+        assert isinstance(made, Tensor)
+        return made
 
 
 class PatchesInferer(SlidingWindowInferer):

@@ -85,9 +85,10 @@ class PrepareSubjectd(Transform):
     As `python -m monai_ext prepare` did to the training data with the maker's preset: read by contrast name, moved
     onto the reference if so asked, put on one RAS grid, scaled. But nothing is cut off: the grid holds all of the
     reference, and its voxels are of the size that the weights know. Only the sources are opened, and a contrast that
-    the network takes but the subject lacks is zeros. `root` is where a preset's pattern of mask files begins. Where the
-    maker's resolution is not the reference's own, the "prepared" one's grid is the finer one, and "output_size" is what
-    the network is to write.
+    the network takes but the subject lacks is zeros. Slices that a source does not reach are zeros where the network
+    takes all of its sources, as training passes them over. `root` is where a preset's pattern of mask files begins.
+    Where the maker's resolution is not the reference's own, the "prepared" one's grid is the finer one, and
+    "output_size" is what the network is to write.
 
     Args:
         maker: whose network gets the image.
@@ -116,10 +117,17 @@ class PrepareSubjectd(Transform):
             scaled = gridded.image(contrast)
             image[inputs.index(contrast)] = torch.from_numpy(scaled.array)
             records[contrast] = scaled.record
-        coverage = gridded.coverage(image.amax(dim=(0, 1, 2)).numpy() > 0)
+        given = [inputs.index(contrast) for contrast in files]
+        shown = image[given].amax(dim=(1, 2)) > 0  # (sources, K)
+        assert maker.task is not None
+        computed = shown.all(0) if maker.task.every_source else shown.any(0)
+        image[..., ~computed] = 0
+        coverage = gridded.coverage(computed.numpy())
         if coverage < LEAST_COVERAGE:
             share = f"{coverage:.0%} of what {gridded.grid.contrast} shows"
-            logger.warning("%s: the synthesis covers %s; in the other slices every source is zero", subject.name, share)
+            short = [name for name, seen in zip(files, shown, strict=True) if bool((shown.any(0) & ~seen).any())]
+            why = f"what {' or '.join(short)} does not show" if short else "what no source shows"
+            logger.warning("%s: the synthesis covers %s; %s is left black", subject.name, share, why)
         prepared = PreparedSubject(subject, gridded.grid, records, coverage, maker)
         item = {**data, "image": image, "subject": subject.name, "prepared": prepared}
         if self.maker.resolution.own:

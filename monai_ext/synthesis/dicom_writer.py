@@ -13,10 +13,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from monai_ext import __version__
-from monai_ext.data.dicom import Series
+from monai_ext.data.dicom import MANUFACTURER, SYNTHETIC, Series
 from monai_ext.provenance import warning
 
-SLOPE = 0.00002  # of [0, 1] as whole numbers up to 50000; exact in the decimals that DICOM writes
+WHITEST = 1000  # what 1 becomes: a window of width 1 has no grey values where windows are of whole numbers
+SLOPE = 0.02  # of [0, WHITEST] as whole numbers up to 50000; exact in the decimals that DICOM writes
 LONGEST_TEXT = 10240  # characters of an LT
 CARRIED = (
     *("SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
@@ -49,17 +50,18 @@ def write_series(
 
     Args:
         folder: for the files.
-        array: (i, j, k) in [0, 1].
+        array: (i, j, k) in [0, 1], which become grey values of 0 to 1000.
         record: its sidecar.
         reference: the series whose slices it has.
         sources: contrast -> series that it was made from.
         number: the new series'.
         uid_root: of the new UIDs; None makes them UUIDs.
-        reproducible: the same scans and weights give the same bytes.
+        reproducible: the same scans, weights and voxels give the same bytes.
     """
     salt = () if reproducible else (uuid.uuid4().hex,)
     uids = [str(header.SOPInstanceUID) for series in sources.values() for header in series.headers]
-    who = [record["bundle"], record["version"], record["weights_sha256"], record["target"], *uids, *salt]
+    shown = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()  # options, site and engine show there
+    who = [record["bundle"], record["version"], record["weights_sha256"], record["target"], shown, *uids, *salt]
     study = reference.headers[0]
     if reproducible:
         date, time = str(study.get("StudyDate") or "19000101"), str(study.get("StudyTime") or "000000")
@@ -91,9 +93,9 @@ def write_series(
             image.BodyPartExamined = "BRAIN"  # of which these bundles know, and which has no left or right to name
         image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
         image.BitsAllocated, image.BitsStored, image.HighBit = 16, 16, 15
-        image.RescaleSlope, image.RescaleIntercept, image.RescaleType = f"{SLOPE:.5f}", "0", "US"
-        image.WindowCenter, image.WindowWidth = "0.5", "1"
-        stored = np.rint(array[:, :, index].T.clip(0, 1) / SLOPE).astype("<u2")
+        image.RescaleSlope, image.RescaleIntercept, image.RescaleType = f"{SLOPE:.2f}", "0", "US"
+        image.WindowCenter, image.WindowWidth = str(WHITEST // 2), str(WHITEST)
+        stored = np.rint(array[:, :, index].T.clip(0, 1) * (WHITEST / SLOPE)).astype("<u2")
         image.PixelData = stored.tobytes()
         image.save_as(folder / f"{index + 1:04d}.dcm", enforce_file_format=True)
 
@@ -117,7 +119,7 @@ def new_uid(root: str | None, *parts: str) -> str:
 def _say_synthetic(image: Dataset, record: Mapping[str, Any], sources: Sequence[str]) -> None:
     target, maker = record["target"], f"{record['bundle']} {record['version']}"
     image.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
-    image.SeriesDescription = f"SYNTHETIC {target} ({maker}) from {','.join(sources)}"[:64]
+    image.SeriesDescription = f"{SYNTHETIC} {target} ({maker}) from {','.join(sources)}"[:64]
     image.DerivationDescription = (
         f"SYNTHETIC {target}, computed by {maker}, weights sha256 {record['weights_sha256']}, "
         f"from {', '.join(sources)}. {warning(target)}"
@@ -127,7 +129,7 @@ def _say_synthetic(image: Dataset, record: Mapping[str, Any], sources: Sequence[
         :LONGEST_TEXT
     ]
     image.BurnedInAnnotation, image.LossyImageCompression = "NO", "00"
-    image.Manufacturer, image.ManufacturerModelName = "monai_ext", record["bundle"]
+    image.Manufacturer, image.ManufacturerModelName = MANUFACTURER, record["bundle"]
     image.SoftwareVersions = [__version__, str(record["version"])]
 
 

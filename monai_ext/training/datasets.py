@@ -13,6 +13,10 @@ from monai_ext.data.patches import PatchDataset
 from monai_ext.data.slices import SliceDataset
 from monai_ext.training.augmentation import HarmSources
 
+LOOKED_AT = 8  # slices, to see whether heads fit
+BRIGHT = 0.1  # of the brightest; what is below may be noise around the head
+MOST_LOST = 0.1  # of what is bright in them
+
 
 def samples(
     *,
@@ -42,6 +46,9 @@ def samples(
 
     Returns:
         A `SliceDataset`, or a `PatchDataset` where there is a `patch_size`.
+
+    Raises:
+        ValueError: more than a tenth of the heads lies outside `image_size`, or an argument that may not be.
     """
     if patch_size is not None:
         if augment:
@@ -52,7 +59,29 @@ def samples(
     if augment:
         crop = Compose([crop, HarmSources(augment, sources=sources)])
     options = {"slices": slices, "neighbours": neighbours, "allow_missing": allow_missing}
-    return SliceDataset(data, sources=sources, target=target, transform=crop, **options)
+    dataset = SliceDataset(data, sources=sources, target=target, **options)
+    _refuse_cut_heads(dataset, image_size)
+    dataset.transform = crop
+    return dataset
+
+
+def _refuse_cut_heads(dataset: SliceDataset, image_size: int) -> None:
+    """A network that is shown the middle of heads alone would learn nothing of the rest, and nobody be told."""
+    sizes = [kind.size for kind in dataset.kinds]
+    large = [number for number, size in enumerate(sizes) if max(size) > image_size]
+    if not large:
+        return
+    crop = ResizeWithPadOrCropd(keys=["sources"], spatial_size=(image_size, image_size))
+    looked_at = [dataset[large[round(at)]] for at in np.linspace(0, len(large) - 1, min(LOOKED_AT, len(large)))]
+    whole = sum(int((item["sources"] > BRIGHT).sum()) for item in looked_at)
+    kept = sum(int((crop({"sources": item["sources"]})["sources"] > BRIGHT).sum()) for item in looked_at)
+    if whole - kept > MOST_LOST * whole:
+        height, width = sizes[large[0]]
+        raise ValueError(
+            f"image_size {image_size} cuts slices of {height} x {width}, such as {looked_at[0]['subject']}'s, and "
+            f"{(whole - kept) / whole:.0%} of the heads with them: give --image_size {max(map(max, sizes))}, or "
+            f"prepare the data with larger voxels and smaller slices (`prepare --spacing 2 --size {image_size}`)"
+        )
 
 
 class ValidationTasks(Dataset[dict[str, Any]]):

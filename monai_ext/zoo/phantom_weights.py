@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, default=100, metavar="N", help="phantoms at a time (default: 100)")
     add("--validation", type=int, default=12, metavar="N", help="phantoms that choose the best (default: 12)")
     add("--minutes", type=float, metavar="M", help="stop after so long; the same command goes on")
-    add("--out", type=Path, metavar="FILE", help="default: models/model.pt of the bundle")
+    add("--out", type=Path, metavar="FILE", help="the packed weights (default: BUNDLE.pt in --work)")
     add("--note", action="append", default=[], metavar="KEY=TEXT", help="a fact for the weights' JSON, as of pack")
     add("--id", action="append", default=[], metavar="ID=VALUE", help="what is changed in the training, by id")
     parser.set_defaults(run=run)
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{args.minutes:g} minutes are up: the same command goes on from the last whole epoch")
                 return UNFINISHED
     pack = ["pack", root, "--weights", trained / "model.pt", "--pool", pool]
-    pack += ["--out", args.out] if args.out else []
+    pack += ["--out", args.out or work / f"{root.name}.pt"]
     for note in args.note:
         pack += ["--note", note]
     _run(_command(pack))

@@ -65,7 +65,17 @@ TITLES = (
 UNENHANCED = "unenhanced"  # of a T1C, less what the agent lights up, which no source shows
 SHIFT = 20  # pixels
 SKULL = 1.5  # a head is at least so many times as large as the brain that is cut out of it
-HEADS = ("as made", "white matched", "fitted", "shaded", "linear mix", "quadratic", "it shaded", "it with ours", "SSIM")
+HEADS = (
+    "as made",
+    "white matched",
+    "fitted",
+    "shaded",
+    "linear mix",
+    "quadratic",
+    "quadratic, shaded",
+    "quadratic with ours",
+    "SSIM",
+)
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_study import DESCRIPTIONS, FRAME, STUDY, write_series, write_study
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import JPEG2000Lossless
 from running import BUNDLES, smallest_weights
 
@@ -18,6 +19,8 @@ from monai_ext.__main__ import main
 from monai_ext.data.dicom import choose, contrast_of, read_series, read_study, sorted_slices
 from monai_ext.data.volumes import read_volume, write_volume
 from monai_ext.synthesis.bundle import BundleSynthesiser
+from monai_ext.synthesis.dicom_writer import WHITEST
+from monai_ext.synthesis.dicom_writer import write_series as write_synthetic
 
 HALF_STEP = 1.01e-5
 
@@ -64,7 +67,7 @@ def test_the_series_is_the_nifti_that_the_bundle_writes(bundle, weights, study, 
     for volume in (read_series(sorted_slices(read_study(written)[0])), _by_itk(written, tmp_path)):
         assert volume.shape == nifti.shape
         np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-4)
-        np.testing.assert_allclose(volume.array, expected.array, atol=HALF_STEP)
+        np.testing.assert_allclose(volume.array / WHITEST, expected.array, atol=HALF_STEP)
 
 
 def _by_itk(folder: Path, tmp_path: Path):
@@ -85,6 +88,48 @@ def test_every_image_says_that_it_is_synthetic_and_of_what(bundle, written, stud
         assert "not to be used clinically" in image.DerivationDescription
         assert image.BurnedInAnnotation == "NO"
         assert {item.ReferencedSOPInstanceUID for item in image.SourceImageSequence} <= uids
+
+
+def test_a_series_that_was_computed_is_no_source_and_no_acquired_contrast(study, written, tmp_path):
+    both = tmp_path / "study"
+    shutil.copytree(study, both / "scans")
+    shutil.copytree(written, both / "back_from_the_archive")
+    target = written.name.removeprefix("SYNTHETIC_")
+    scans = read_study(both)
+    (computed,) = (scan for scan in scans if scan.synthetic)
+    assert contrast_of(computed.headers[0]) is None
+    assert str(computed).endswith("synthetic")
+    acquired = [contrast_of(scan.headers[0]) for scan in read_study(study)]
+    assert [contrast_of(scan.headers[0]) for scan in scans if scan is not computed] == acquired
+    with pytest.raises(ValueError, match=rf"is synthetic: it was computed, and is no source for {target}"):
+        choose(scans, [target], {target: computed.number})
+
+
+def written_of(array: np.ndarray, study: Path, folder: Path) -> list[pydicom.Dataset]:
+    """The images of a reproducible series with these voxels, at the T1's place."""
+    reference = sorted_slices(choose(read_study(study), ["T1"], {})["T1"])
+    record = {"bundle": "agi_net", "version": "1", "weights_sha256": "0" * 64, "target": "FLAIR"}
+    folder.mkdir()
+    given = {"record": record, "reference": reference, "sources": {"T1": reference}, "number": 9}
+    write_synthetic(folder, array.astype(np.float32), **given, reproducible=True)
+    return images(folder)
+
+
+def test_a_viewer_shows_grey_values_by_the_window_that_the_series_has(study, tmp_path):
+    """By DICOM's linear function, of which a window of width 1 leaves black and white alone."""
+    shape = read_series(sorted_slices(choose(read_study(study), ["T1"], {})["T1"])).shape
+    ramp = np.broadcast_to(np.linspace(0, 1, shape[0])[:, None, None], shape)
+    for image in written_of(ramp, study, tmp_path / "series"):
+        grey = apply_voi_lut(apply_modality_lut(image.pixel_array, image), image)
+        np.testing.assert_allclose((grey / grey.max()).T, ramp[:, :, 0], atol=2e-3)
+
+
+def test_other_voxels_are_another_series_also_where_it_is_to_be_reproducible(study, tmp_path):
+    shape = read_series(sorted_slices(choose(read_study(study), ["T1"], {})["T1"])).shape
+    made = [written_of(np.full(shape, value), study, tmp_path / str(n)) for n, value in enumerate((0.1, 0.9, 0.1))]
+    uids = [[image.SOPInstanceUID for image in series] for series in made]
+    assert uids[0] == uids[2]
+    assert not set(uids[0]) & set(uids[1])
 
 
 def test_a_site_that_the_weights_do_not_tell_apart_is_refused_by_name(bundle, weights, study, tmp_path, capsys):

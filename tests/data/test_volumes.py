@@ -147,6 +147,28 @@ def test_damage_inside_a_compressed_file_is_refused(tmp_path, values):
         read_volume(path)
 
 
+def test_a_bit_that_flipped_in_a_compressed_file_is_never_a_voxel(tmp_path):
+    """Deflate seldom notices; the checksum at the file's end always does."""
+    noise = np.random.default_rng(0).integers(0, 4000, (20, 24, 16)).astype(np.int16)
+    content = save(tmp_path / "a.nii.gz", noise).read_bytes()
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        harmed = bytearray(content)
+        harmed[int(rng.integers(400, len(content) - 8))] ^= 1 << int(rng.integers(8))
+        (tmp_path / "b.nii.gz").write_bytes(harmed)
+        with pytest.raises(ValueError, match=r"b\.nii\.gz is (truncated or )?damaged"):
+            read_volume(tmp_path / "b.nii.gz")
+
+
+def test_voxels_of_no_known_kind_are_refused(tmp_path, values):
+    path = save(tmp_path / "a.nii", values)
+    content = bytearray(path.read_bytes())
+    content[70:72] = (83).to_bytes(2, "little")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"its voxels are of kind 83, which NIfTI does not know\): copy or download"):
+        read_volume(path)
+
+
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "a.nrrd"])
 def test_an_empty_file_is_refused(tmp_path, name):
     (tmp_path / name).touch()

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,23 @@ def test_one_graph_serves_every_size_and_batch(fresh: Path):
         assert used == "openvino"
         torch.testing.assert_close(made, by_hand(network, image), atol=1e-4, rtol=0)
     assert len([path for path in fresh.iterdir() if path.is_dir()]) == 1
+
+
+@needs_openvino
+@torch.no_grad()
+def test_volumes_of_two_threads_do_not_mix(tmp_path: Path):
+    """A server's patients share the graph of their weights."""
+    network = nn.Conv2d(1, 1, 1, bias=False).eval()
+    network.weight.fill_(1.0)
+    OpenVINOGraph.convert(network, torch.rand(1, 1, 40, 48), tmp_path)
+    graph = OpenVINOGraph(tmp_path / "model.xml", dtype=None, threads=2)
+
+    def wrong(value: int) -> int:
+        asked = torch.full((6, 1, 24, 24), float(value))
+        return sum(not torch.equal(graph(asked), asked) for _ in range(150))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(wrong, (1, 2, 3))) == [0, 0, 0]
 
 
 SIGNALLED = """

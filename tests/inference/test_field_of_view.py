@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from nibabel.affines import apply_affine
 from torch import nn
 
@@ -20,11 +21,13 @@ from monai_ext.data.masks import foreground
 from monai_ext.data.prepare import prepare
 from monai_ext.data.presets import PRESETS, Preset
 from monai_ext.data.volumes import Volume, read_volume, write_volume
-from monai_ext.inference.inferers import SlicesInferer
+from monai_ext.inference.inferers import AnySourcesInferer, SlicesInferer
 from monai_ext.inference.maker import Maker, load_maker
 from monai_ext.inference.resolution import Resolution
 from monai_ext.inference.transforms import PrepareSubjectd, RestoreSubjectd, SaveSyntheticd
 from monai_ext.modalities import make_task
+from monai_ext.networks import PMMSynth
+from monai_ext.networks.pmm_synth import OneTask
 from monai_ext.training.description import prepared_as
 from monai_ext.weights import save_weights
 
@@ -132,6 +135,36 @@ def test_coverage_counts_what_no_source_sees_as_not_covered(tmp_path: Path):
     assert item["prepared"].coverage == 1
     grid = gridded.Gridded(written(tmp_path, T1=head), preset=Preset(), root=tmp_path, whole=True)
     assert 0.4 < grid.coverage(np.arange(20) < 10) < 0.6
+
+
+def test_slices_that_a_source_does_not_reach_are_black_and_told_where_the_network_takes_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    head = ellipsoid((40, 44, 20), (4.0, 4.0, 5.0))
+    short = Volume(
+        head.array[:, :, 8:], head.affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 8], [0, 0, 0, 1]])
+    )
+    made, about = made_by(written(tmp_path, T1=head, T2=short), Preset(), tmp_path / "out")
+    assert not made[:, :, :8].any()
+    assert covered(made[:, :, 8:], Volume(head.array[:, :, 8:], head.affine)) > 0.99
+    assert 0.5 < about["coverage"] < 0.75
+    assert "what T2 does not show is left black" in caplog.text
+
+
+def test_a_network_of_any_sources_is_told_in_which_slices_each_is():
+    network = PMMSynth(modalities=("T1", "T2", "FLAIR"), width=4, personalized=False).eval()
+    task = make_task(["T1", "T2"], "FLAIR", modalities=["T1", "T2", "FLAIR"])
+    maker = Maker("toy_net", "1", "f" * 64, ("T1", "T2"), ("FLAIR",), Preset(), task=task)
+    volume = torch.rand(1, 3, 24, 32, 6, generator=torch.Generator().manual_seed(0))
+    volume[:, 2] = 0
+    volume[:, 1, ..., :2] = 0
+    made = AnySourcesInferer(maker=maker, amp=False)(volume, network)
+    for slices, given in ((slice(0, 2), (True, False, False)), (slice(2, 6), (True, True, False))):
+        asked = OneTask(network, given=torch.tensor(given), site=None, wanted=torch.tensor([False, False, True]))
+        alone = SlicesInferer(amp=False)(volume[..., slices], asked)
+        torch.testing.assert_close(made[..., slices], alone)
+    assert bool(made[:, 2].any())
+    assert not bool(made[:, :2].any())
 
 
 # Scans on different grids --------------------------------------------------------------------------------------------

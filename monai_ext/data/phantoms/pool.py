@@ -20,11 +20,12 @@ from monai_ext.data.phantoms.rendering import Rendered, render, scaled
 from monai_ext.data.phantoms.template import anatomy_by_lot
 from monai_ext.data.phantoms.workers import Each
 from monai_ext.data.volumes import Volume, write_volume
-from monai_ext.files import absolute, write_json
+from monai_ext.files import absolute, read_json, write_json
 
 SLOPE = 1 / 65535
 DATASET = "phantoms"
 SIDECAR = "phantom.json"
+RECIPE = "recipe.json"
 FIRST_FIXED = 1_000_000_000  # the number of the first subject for validation: training does not get there
 
 
@@ -65,6 +66,22 @@ class Recipe:
             rng, anatomy, grid=grid, contrasts=self.contrasts, masks=self.masks, skull=self.skull, echoes=self.echoes
         )
         return Made(render(drawn, device=device), grid, {"number": number, "seed": self.seed, **drawn.facts})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What makes its subjects others than another recipe's, for the pool's own JSON; of files, their names."""
+        return {
+            "anatomies": [path.name for path in self.anatomies],
+            "contrasts": list(self.contrasts),
+            "spacing": list(self.spacing),
+            "canvases": [list(canvas) for canvas in self.canvases],
+            "depth": self.depth,
+            "masks": len(self.masks),
+            "seed": self.seed,
+            "skull": self.skull,
+            "flair_echo": self.echoes.flair,
+            "t2_echo": self.echoes.t2,
+        }
 
     @property
     def bytes_each(self) -> int:
@@ -143,12 +160,17 @@ def fill(
 
     Returns:
         The name of each slot, when it is made.
+
+    Raises:
+        ValueError: the pool holds subjects of another recipe, or too little room is left on the disk.
     """
     pool = absolute(pool)
     pool.mkdir(parents=True, exist_ok=True)
+    _refuse_another(pool, recipe)
     slots = [f"v{n:03d}" for n in range(validation)] + [f"s{n:03d}" for n in range(size)]
     filled = {slot for slot in slots if (pool / slot / SIDECAR).exists()}
     check_room(pool, recipe, subjects=len(slots) - len(filled) + 1)
+    write_json(pool / RECIPE, recipe.facts)
     _list(pool, recipe, sorted(filled))
     wanted = ((slot, int(slot[1:]) + (FIRST_FIXED if slot[0] == "v" else 0)) for slot in slots if slot not in filled)
     for slot in each(partial(_put, pool, recipe, device), wanted):
@@ -179,6 +201,22 @@ def stream(
             yield slot, ages[slot]
 
     yield from each(partial(_put, pool, recipe, device), oldest())
+
+
+def _refuse_another(pool: Path, recipe: Recipe) -> None:
+    """A pool goes on as it was begun: subjects of two recipes would be mixed, and its validation stay the first's."""
+    path, facts = pool / RECIPE, recipe.facts
+    if path.exists():
+        try:
+            before = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; remove the pool, or this file if you know its recipe") from error
+        other = [name for name, value in facts.items() if not isinstance(before, dict) or before.get(name) != value]
+        if other:
+            raise ValueError(
+                f"{pool} holds phantoms of another recipe ({', '.join(other)}): give what they were made with, or "
+                "another folder"
+            )
 
 
 def check_room(pool: Path, recipe: Recipe, *, subjects: int) -> None:

@@ -19,7 +19,7 @@ from monai_ext.__main__ import main
 from monai_ext.data.datalist import read_datalist
 from monai_ext.data.phantoms import stream as command
 from monai_ext.data.phantoms.anatomy import step_for
-from monai_ext.data.phantoms.pool import SIDECAR, Recipe, fill, stream
+from monai_ext.data.phantoms.pool import RECIPE, SIDECAR, Recipe, fill, stream
 from monai_ext.data.phantoms.protocols import Echoes
 from monai_ext.data.phantoms.workers import workers
 from monai_ext.data.slices import SliceDataset
@@ -146,6 +146,17 @@ def test_masks_of_real_infarcts_are_warped_in(tmp_path: Path, recipe: Recipe) ->
     empty = replace(recipe, masks=(write_labels(tmp_path / "empty.nii", mask * 0, affine),), contrasts=("T1",))
     with pytest.raises(ValueError, match=r"empty\.nii: the mask of a lesion marks nothing"):
         [empty.make(n) for n in range(60)]
+
+
+def test_a_pool_of_another_recipe_is_refused_and_left_as_it_was(tmp_path: Path, recipe: Recipe) -> None:
+    list(fill(tmp_path, recipe, size=1))
+    longer = replace(recipe, echoes=Echoes(flair=130), seed=1)
+    with pytest.raises(ValueError, match=r"holds phantoms of another recipe \(seed, flair_echo\): give what they were"):
+        list(fill(tmp_path, longer, size=2))
+    assert numbers(tmp_path) == {"s000": 0}
+    (tmp_path / RECIPE).write_text("{")
+    with pytest.raises(ValueError, match=r"recipe\.json: .*remove the pool"):
+        list(fill(tmp_path, recipe, size=2))
 
 
 def test_a_longer_echo_makes_the_target_flair_alone_another_and_lesions_in_it_brighter(recipe: Recipe) -> None:
