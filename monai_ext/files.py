@@ -81,6 +81,21 @@ def whole_file(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def everybodys(error: OSError, out: Path, *, own: Path) -> bool:
+    """Say whether a fault is of the place to write to, which every subject would meet.
+
+    Args:
+        error: what was raised at one subject's turn.
+        out: where all results go.
+        own: the subject's folder there; what lies in its way is the subject's fault.
+    """
+    named = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    in_the_way = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError)
+    if in_the_way and named and all(path.is_relative_to(own) for path in named):
+        return False
+    return not named or any(path.is_relative_to(out) for path in named)
+
+
 def sha256(path: Path) -> str:
     """Compute a file's sha256, in hexadecimal digits."""
     digest = hashlib.sha256()  # hashlib.file_digest is Python 3.11's

@@ -11,6 +11,8 @@ MOST_VOXELS = 2**29  # 2 GB as float32; a head at 0.25 mm has 400 million
 MOST_INFLATED = 1032  # bytes that one byte of deflate can become
 _HEADER_BYTES = 1 << 16
 _NAMES_SEVERAL = re.compile(r"LIST\b|.*%\d*d")  # MetaImage's and NRRD's ways to name a file a slice
+_SIZES = ("ndims", "dimension", "dimsize", "sizes")
+_FILES = ("elementdatafile", "datafile", "encoding", "compresseddata", "binarydata")
 
 
 def most_voxels() -> int:
@@ -106,10 +108,8 @@ def check_itk_header(path: Path) -> tuple[int, bool]:
         ValueError: what the header declares is damaged or not allowed.
     """
     with path.open("rb") as file:
-        text = file.read(_HEADER_BYTES).decode("latin-1")
-    if text.startswith("NRRD"):
-        text = text.split("\n\n")[0].split("\r\n\r\n")[0]
-    fields = _fields(text)
+        read = file.read(_HEADER_BYTES).decode("latin-1")
+    fields = _fields(path, read)
     count = fields.get("ndims") or fields.get("dimension") or ""
     if not re.fullmatch(r"[1-9]", count):
         raise ValueError(f"{path} is damaged (its number of dimensions is {count[:20]!r}): copy or download it again")
@@ -120,7 +120,7 @@ def check_itk_header(path: Path) -> tuple[int, bool]:
     encoding = fields.get("encoding", "raw").lower()
     packed = fields.get("compresseddata", "").lower().startswith("t") or encoding != "raw"
     packed = packed or fields.get("binarydata", "true").lower().startswith("f")  # voxels as text
-    named = fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or "LOCAL"
+    named = fields.get("elementdatafile") or fields.get("datafile") or "LOCAL"
     if named.lower() == "local":
         return path.stat().st_size, packed
     if named != Path(named).name or named.startswith(".") or _NAMES_SEVERAL.match(named):
@@ -128,13 +128,27 @@ def check_itk_header(path: Path) -> tuple[int, bool]:
     return check_regular(path.with_name(named)), packed
 
 
-def _fields(text: str) -> dict[str, str]:
-    """Of "key = value" and "key: value" lines, the keys in small letters, up to MetaImage's last one."""
-    fields = {}
-    for line in text.splitlines():
-        match = re.match(r"([A-Za-z][A-Za-z ]*?)\s*(?:=|:)\s*(\S.*?)\s*$", line)
-        if match:
-            fields[match[1].lower()] = match[2]
-            if match[1].lower() == "elementdatafile":
-                break
+def _fields(path: Path, read: str) -> dict[str, str]:
+    """Of "key = value" and "key: value" lines, the keys in small letters, up to the header's end.
+
+    ITK tells MetaImage's keys by their case, ends at ElementDataFile, and takes the last of what is said twice: a line
+    that it would not take for what we do must not be there.
+    """
+    is_nrrd = read.startswith("NRRD")
+    text = read.split("\n\n")[0].split("\r\n\r\n")[0] if is_nrrd else read
+    ended = is_nrrd and (len(text) < len(read) or len(read) < _HEADER_BYTES)
+    fields: dict[str, str] = {}
+    for line in text.split("\n"):  # not at what Python takes for the end of a line too
+        match = re.match(r"\s*([A-Za-z][A-Za-z ]*?)\s*(?:=|:)\s*(\S.*?)\s*$", line)
+        if not match:
+            continue
+        key = match[1].lower().replace("data file", "datafile")
+        if key in fields and key in _SIZES + _FILES:
+            raise ValueError(f"{path} is damaged (its header says {match[1]!r} twice): copy or download it again")
+        fields[key] = match[2]
+        if match[1] == "ElementDataFile" and not is_nrrd:
+            ended = True
+            break
+    if not ended:
+        raise ValueError(f"{path} is damaged (its header does not end): copy or download it again")
     return fields

@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
 from monai_ext.data.declared import check_count
-from monai_ext.data.volumes import LPS_TO_RAS, Volume
+from monai_ext.data.volumes import LARGEST_SHEAR, LPS_TO_RAS, Volume
 from monai_ext.modalities import canonical
 
-MANUFACTURER, SYNTHETIC = (
-    "monai_ext",
-    "SYNTHETIC",
-)  # of the series that we write, and what their descriptions begin with
+MANUFACTURER = "monai_ext"  # of the series that we write
+SYNTHETIC = "SYNTHETIC"  # which their descriptions begin with
 IDENTITY = ("PatientID", "PatientName", "PatientBirthDate")
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 LEAST_B = 500  # s/mm2: below, a diffusion image shows T2 rather than diffusion
@@ -60,12 +58,18 @@ class Series:
         return _b(self.headers[0])
 
     @property
+    def echo(self) -> float | None:
+        """The echo time in ms, None where the header tells none."""
+        return _number(self.headers[0], "EchoTime")
+
+    @property
     def synthetic(self) -> bool:
         """Whether it was computed, not acquired, by its own words."""
         return is_synthetic(self.headers[0])
 
     def __str__(self) -> str:
         b = "" if self.b is None else f", b {self.b:g}"
+        b += "" if self.echo is None else f", echo {self.echo:g}"
         shows = contrast_of(self.headers[0]) or ("synthetic" if self.synthetic else "no contrast that is known")
         return f"series {self.number} {self.description!r} ({len(self.files)} slices{b}): {shows}"
 
@@ -210,7 +214,7 @@ def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[st
     Args:
         study: as `read_study` gives it.
         contrasts: which are wanted.
-        chosen: contrast -> a series' number, description or UID.
+        chosen: contrast -> a series' number, description or UID; NUMBER@ECHO is one of a series of several echoes.
 
     Returns:
         contrast -> series, for every contrast.
@@ -230,8 +234,7 @@ def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[st
         if what is None:
             matching = [series for series in study if contrast_of(series.headers[0]) == contrast]
         else:
-            names = {what.lower()}
-            matching = [series for series in study if names & {series.number, series.description.lower(), _uid(series)}]
+            matching = [series for series in study if what.lower() in _names(series)]
         if contrast == "DWI" and len({_uid(series) for series in matching}) == 1:
             # one series of several b-values: the strongest
             matching = [max(matching, key=lambda series: series.b or 0)]
@@ -240,7 +243,8 @@ def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[st
             raise ValueError(f"{asked}: name one with --series {contrast}=NUMBER{holds}")
         if len(matching) > 1:
             numbers = " and ".join(f"{series.number} {series.description!r}" for series in matching)
-            raise ValueError(f"series {numbers} all match {contrast}: say which with --series {contrast}=NUMBER{holds}")
+            how = f"--series {contrast}=NUMBER" + ("@ECHO" if len({s.number for s in matching}) == 1 else "")
+            raise ValueError(f"series {numbers} all match {contrast}: say which with {how}{holds}")
         if matching[0].synthetic:
             raise ValueError(
                 f"series {matching[0].number} {matching[0].description!r} is synthetic: it was computed, and is no "
@@ -248,6 +252,12 @@ def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[st
             )
         answer[contrast] = matching[0]
     return answer
+
+
+def _names(series: Series) -> set[str]:
+    """What a person may call it, in small letters."""
+    echo = set() if series.echo is None else {f"{series.number}@{series.echo:g}"}
+    return {series.number, series.description.lower(), _uid(series), *echo}
 
 
 def sorted_slices(series: Series) -> Series:
@@ -308,8 +318,8 @@ def _sorted_slices(series: Series, name: str) -> Series:
             raise ValueError(f"{name} lacks {missing} slice{'s' * (missing > 1)}: {gap}")
         raise ValueError(f"{name} has unequal spacing: {step:.2f} mm after {at:.2f} mm, elsewhere {usual:.2f} mm")
     drift = (positions[order][-1] - positions[order][0]) - normal * (along[-1] - along[0])
-    if np.linalg.norm(drift) > 0.5:
-        raise ValueError(f"{name} is sheared: its slices drift sideways by {np.linalg.norm(drift):.1f} mm")
+    if np.linalg.norm(drift) > min(0.5, LARGEST_SHEAR * abs(along[-1] - along[0])):
+        raise ValueError(f"{name} is sheared: its slices drift sideways by {np.linalg.norm(drift):.2f} mm")
     return Series(tuple(series.files[n] for n in order), tuple(series.headers[n] for n in order))
 
 

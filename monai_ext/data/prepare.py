@@ -2,13 +2,10 @@
 
 import argparse
 import os
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +25,8 @@ from monai_ext.data.datalist import (
 from monai_ext.data.prepared import current_record, dataset_of, mask_file, prepare_subject, prepared_subject, put_back
 from monai_ext.data.presets import LEAST_SPACING, MASKS, OVER, PRESETS, REGISTRATIONS, Preset
 from monai_ext.data.qc import write_qc
-from monai_ext.files import absolute
+from monai_ext.data.side_by_side import KILLED, side_by_side
+from monai_ext.files import absolute, everybodys
 from monai_ext.modalities import canonical
 
 
@@ -78,17 +76,11 @@ def prepare_one(subject: Subject, *, out: Path, root: Path, preset: Preset, qc: 
     except SubjectError as error:
         return Done(subject, failure=error)
     except Exception as error:  # whatever it is, the others go on without this one
-        if isinstance(error, OSError) and _is_of(out, error):
+        if isinstance(error, OSError) and everybodys(error, out, own=out / subject.name):
             raise
         reason = f"cannot be prepared: {type(error).__name__}: {' '.join(str(error).split()) or 'no more was said'}"
         return Done(subject, failure=SubjectError(subject.name, None, reason))
     return Done(subject, record=record, unchanged=unchanged)
-
-
-def _is_of(out: Path, error: OSError) -> bool:
-    """Whether the place to write to is at fault, which every subject would meet."""
-    named = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    return not named or any(path.is_relative_to(out) for path in named)
 
 
 def prepare(datalist: Datalist, out: Path, *, preset: Preset, jobs: int = 1, qc: bool = False) -> list[Done]:
@@ -154,36 +146,8 @@ def _ends(prepare_subject: Any, subjects: Sequence[Subject], *, jobs: int) -> It
     # Fresh processes, because ITK's threads do not survive a fork; one thread each, because there are many.
     for library in ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(library, "1")
-    waiting = list(subjects)
-    while waiting:
-        unfinished = yield from _side_by_side(prepare_subject, waiting, jobs=jobs)
-        # A process that dies takes the pool with it. They begin in order: one of the first `jobs` was its end.
-        for subject in unfinished[:jobs]:
-            if (yield from _side_by_side(prepare_subject, [subject], jobs=1)):
-                reason = "its process was killed, alone too: most likely it needs more memory than there is"
-                yield Done(subject, failure=SubjectError(subject.name, None, reason))
-        waiting = unfinished[jobs:]
-
-
-def _side_by_side(
-    prepare_subject: Any, subjects: Sequence[Subject], *, jobs: int
-) -> Generator[Done, None, list[Subject]]:
-    """The ends from a pool of `jobs` processes; returned are those that a process's death left without one."""
-    finished = set()
-    with ProcessPoolExecutor(min(jobs, len(subjects)), mp_context=get_context("spawn")) as pool:
-        futures: dict[Future[Done], Subject] = {}
-        try:
-            with suppress(BrokenProcessPool):  # before all were handed over
-                for subject in subjects:
-                    futures[pool.submit(prepare_subject, subject)] = subject
-            for future in as_completed(futures):
-                with suppress(BrokenProcessPool):
-                    yield future.result()
-                    finished.add(futures[future].name)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # a full disk, or Ctrl-C: begin no other subject
-            raise
-    return [subject for subject in subjects if subject.name not in finished]
+    for subject, done in side_by_side(prepare_subject, subjects, jobs=jobs):
+        yield done or Done(subject, failure=SubjectError(subject.name, None, KILLED))
 
 
 def _check_writable(out: Path) -> None:

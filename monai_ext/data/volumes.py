@@ -23,9 +23,9 @@ from monai_ext.files import whole_file
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 DESCRIP_BYTES = 79  # the header has 80, of which some readers want the last to be zero
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
+LARGEST_SHEAR = 2e-3  # cosine between two axes: 0.2 mm at the edge of a head; float32 rounds to 1e-6
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK: left, posterior positive; nibabel: right, anterior
 
-_LARGEST_SHEAR = 2e-3  # cosine between two axes: 0.2 mm at the edge of a head; float32 rounds to 1e-6
 _LARGEST_CONFLICT = 0.5  # mm
 _VOXEL = (0.01, 30.0)  # mm, least and most along an edge: beyond lies another unit or a damaged header
 _LARGEST_OFFSET = 1 << 26  # bytes of extensions before the voxels
@@ -94,6 +94,29 @@ def read_volume(path: str | Path, *, allow_constant: bool = False) -> Volume:
     return Volume(array, affine)
 
 
+def read_channels(path: str | Path) -> list[Volume]:
+    """Read a NIfTI of one image or of several on one grid, with the checks of `read_volume`.
+
+    Args:
+        path: of three dimensions, or of four, whose last counts the images.
+
+    Returns:
+        The images, their arrays float32.
+
+    Raises:
+        ValueError: the file cannot be trusted, or is no NIfTI; the message names it and says what is wrong.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith(NIFTI_SUFFIXES):
+        raise ValueError(f"{path} is not NIfTI by its name: expected one of {' '.join(NIFTI_SUFFIXES)}")
+    check_regular(path)
+    _check_first_bytes(path, is_itk=False)
+    array, affine = _read_nifti(path, channels=True)
+    _check_affine(path, affine)
+    _check_voxels(path, array, allow_constant=False)
+    return [Volume(channel, affine) for channel in np.moveaxis(array, -1, 0)]
+
+
 def write_volume(
     path: str | Path, volume: Volume, *, dtype: DTypeLike = np.float32, slope: float = 1.0, description: str = ""
 ) -> None:
@@ -147,11 +170,14 @@ def _check_first_bytes(path: Path, *, is_itk: bool) -> None:
     raise ValueError(f"{path} is not an image: its first bytes are {head[:8]!r}")
 
 
-def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def _read_nifti(path: Path, *, channels: bool = False) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """(i, j, k), or (i, j, k, channels), and the affine"""
     try:
         _check_nifti_size(path)
         image: Any = nib.load(path)
-        shape = _three_dimensions(path, image.shape)
+        shape = _three_dimensions(path, image.shape[:3] if channels else image.shape)
+        if channels:
+            shape = (*shape, prod(image.shape[3:]))
         _check_nifti_header(path, image)
         array = _nifti_voxels(path, image).reshape(shape, order="F")
     except (FileNotFoundError, PermissionError):
@@ -307,7 +333,7 @@ def _check_affine(path: Path, affine: NDArray[np.float64]) -> None:
     cosines = np.abs((axes / lengths).T @ (axes / lengths) - np.eye(3))
     if abs(np.linalg.det(axes / lengths)) < 1e-3:
         raise ValueError(f"{path} has a singular affine {rows}: its voxels have no place in the world")
-    if cosines.max() > _LARGEST_SHEAR:
+    if cosines.max() > LARGEST_SHEAR:
         angle = np.degrees(np.arccos(cosines.max()))
         raise ValueError(f"{path} has a sheared affine {rows}: two axes meet at {angle:.1f} degrees, expected 90")
 

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     check_uid_root(args.uid_root)
 
     from monai_ext.runtime import checked_engine
-    from monai_ext.synthesis.study import named_series, sources_in, synthesised, write_all
+    from monai_ext.synthesis.study import check_free, named_series, sources_in, synthesised, write_all
 
     study, bundle, weights = absolute(args.study), args.bundle, args.weights
     series, target, trust = named_series(args.series), args.target, args.trust_names
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
             study, target, weights=weights, site=args.site, series=series, trust_names=trust
         )
     synthesiser = ready(bundle, weights=weights, target=target)
+    check_free((absolute(args.out) / f"SYNTHETIC_{name}" for name in synthesiser.targets), option="--out")
     sources, number = sources_in(study, synthesiser, target=target, series=series)
     options = {"register": args.register, "reference": args.reference, "site": args.site, "engine": engine}
     naming = {"uid_root": args.uid_root, "reproducible": args.reproducible}

@@ -3,9 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,13 @@ import torch
 from tqdm import tqdm
 
 from monai_ext.data.datalist import Subject, SubjectError, report_failures
-from monai_ext.files import read_json
+from monai_ext.data.side_by_side import KILLED, side_by_side
+from monai_ext.files import absolute, everybodys, read_json
 from monai_ext.inference.sidecar import sidecar
 from monai_ext.inference.subjects import Cases, subject_fault
 from monai_ext.synthesis.synthesiser import Synthesiser
 
 End = tuple[list[str], SubjectError | None]  # of a subject: what is to be told of it, or why it was not done
-KILLED = "its process was killed: most likely there is too little memory for so many at once; try fewer --jobs"
 _own: list[Synthesiser] = []  # of a process that `_begin` began
 
 
@@ -42,6 +40,7 @@ def synthesise_all(
         ValueError: an option that may not be; or the fault of a subject that is the only one.
         OSError: no subject's file is at fault, such as a full disk.
     """
+    out = absolute(out)
     synthesiser = Synthesiser(**options)  # whatever it refuses is refused before anything is begun
     total = len(cases.subjects) + len(cases.failures)
     if total == 1 and cases.subjects:
@@ -52,7 +51,7 @@ def synthesise_all(
     failures = list(cases.failures)
     jobs = min(jobs, len(cases.subjects))
     if jobs > 1:
-        ends = _side_by_side(options, cases.subjects, targets, out, jobs=jobs)
+        ends = _at_once(options, cases.subjects, targets, out, jobs=jobs)
     else:
         ends = (_end(synthesiser, subject, targets, out) for subject in cases.subjects)
     with tqdm(total=len(cases.subjects), desc="subjects", unit="subject") as bar:
@@ -89,9 +88,15 @@ def _end(synthesiser: Synthesiser, subject: Subject, targets: Sequence[str] | No
         return [f"{subject.name}: has {' and '.join(acquired)}, so there is nothing to make"], None
     try:
         return _write(synthesiser, subject, targets, out), None
-    except (ValueError, OSError, RuntimeError) as error:
-        own = type(error) is ValueError  # its message says all
-        return [], SubjectError(subject.name, None, str(error)) if own else subject_fault(error, subject)
+    except Exception as error:  # whatever it is, the others go on without this one
+        if type(error) is ValueError:  # its message says all
+            return [], SubjectError(subject.name, None, str(error))
+        try:
+            return [], subject_fault(error, subject)
+        except OSError as root:
+            if everybodys(root, out, own=out / subject.name):
+                raise
+            return [], SubjectError(subject.name, None, f"cannot be synthesised: {root}")
 
 
 def _write(synthesiser: Synthesiser, subject: Subject, targets: Sequence[str] | None, out: Path) -> list[str]:
@@ -103,28 +108,14 @@ def _write(synthesiser: Synthesiser, subject: Subject, targets: Sequence[str] | 
     return lines or [f"{subject.name}: has every contrast that can be made"]
 
 
-def _side_by_side(
+def _at_once(
     options: Mapping[str, Any], subjects: Sequence[Subject], targets: Sequence[str] | None, out: Path, *, jobs: int
 ) -> Iterator[End]:
-    """What becomes of each, as it is known, from fresh processes: torch's and ITK's threads do not survive a fork."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # in the processes, whose bars would run into each other
     threads = max(1, torch.get_num_threads() // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (dict(options), threads)) as pool:
-        futures: dict[Future[End], Subject] = {}
-        try:
-            for subject in subjects:
-                try:
-                    futures[pool.submit(_end_here, subject, targets, out)] = subject
-                except BrokenProcessPool:
-                    yield [], SubjectError(subject.name, None, KILLED)
-            for future in as_completed(futures):
-                try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    yield [], SubjectError(futures[future].name, None, KILLED)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # a full disk, or Ctrl-C: begin no other subject
-            raise
+    work = partial(_end_here, targets=targets, out=out)
+    for subject, end in side_by_side(work, subjects, jobs=jobs, begin=_begin, given=(dict(options), threads)):
+        yield end or ([], SubjectError(subject.name, None, KILLED))
 
 
 def _begin(options: Mapping[str, Any], threads: int) -> None:
@@ -133,5 +124,5 @@ def _begin(options: Mapping[str, Any], threads: int) -> None:
     _own[:] = [Synthesiser(**options)]
 
 
-def _end_here(subject: Subject, targets: Sequence[str] | None, out: Path) -> End:
+def _end_here(subject: Subject, *, targets: Sequence[str] | None, out: Path) -> End:
     return _end(_own[0], subject, targets, out)

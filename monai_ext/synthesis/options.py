@@ -209,7 +209,7 @@ INFERENCE: dict[str, Check] = {
     "site": _text,  # the weights' own check says which there are
     "reference": _contrast,
     "register": _one_of(*REGISTRATIONS),
-    "brain_mask": _one_of(*MASKS, ""),
+    "brain_mask": _one_of("none", *MASKS),
     "amp": _one_of(*AMP),
     "engine": lambda _, value: checked_engine(value),
 }

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from monai_ext.data.volumes import write_volume
 from monai_ext.files import read_json
 from monai_ext.inference.checks import Findings
 from monai_ext.inference.sidecar import sidecar
+from monai_ext.inference.subjects import SYNTHETIC
 from monai_ext.modalities import canonical
 from monai_ext.synthesis.bundle import BundleSynthesiser
 from monai_ext.synthesis.dicom_writer import write_series
@@ -48,11 +49,9 @@ def synthesise_study(
     plan = synthesiser.plan(shown, targets)
     if not plan:
         raise ValueError(f"{study} has every contrast that can be made")
-    for target in plan:
-        if (out / f"SYNTHETIC_{target}").exists():
-            raise ValueError(
-                f"{out / f'SYNTHETIC_{target}'} is there already and is kept: give another -o, or remove it"
-            )
+    if not synthesiser.overwrite:
+        images = [out / f"{target}{SYNTHETIC}.nii.gz" for target in plan]
+        check_free([*(out / f"SYNTHETIC_{target}" for target in plan), *images], option="-o")
     inputs = [name for name in shown if any(name in method.task.inputs for method in plan.values())]
     findings = seen_in(scans, inputs, series, trust_names=synthesiser.trust_names)
     plan = synthesiser.plan(shown, targets, skull=findings.skull)
@@ -66,9 +65,24 @@ def synthesise_study(
         trust_names = synthesiser.trust_names
         with synthesised(inference, sources, trust_names=trust_names, findings=findings, **options) as results:
             result = {target: results[target]}
-            written += write_all(result, sources, out, number=number + count)
+            written += write_all(result, sources, out, number=number + count, overwrite=synthesiser.overwrite)
             written.append(_kept(results[target], out))
     return written
+
+
+def check_free(results: Iterable[Path], *, option: str) -> None:
+    """Refuse, before anything is computed, to write where results are.
+
+    Args:
+        results: the files and folders that are to be written.
+        option: of the command, that names their folder.
+
+    Raises:
+        ValueError: one is there.
+    """
+    for there in results:
+        if there.exists():
+            raise ValueError(f"{there} is there already and is kept: give another {option}, or remove it")
 
 
 def named_series(pairs: Sequence[str]) -> dict[str, str]:
@@ -203,6 +217,7 @@ def write_all(
     number: int,
     uid_root: str | None = None,
     reproducible: bool = False,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write each result as a series in a folder of `out`, whole or not at all.
 
@@ -213,6 +228,7 @@ def write_all(
         number: the new series' numbers follow it.
         uid_root: of the new UIDs; None makes them UUIDs.
         reproducible: the same study and weights give the same files.
+        overwrite: take the place of a folder that is there.
 
     Returns:
         The folders.
@@ -225,7 +241,7 @@ def write_all(
     with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as work:
         for count, (contrast, path) in enumerate(results.items(), 1):
             folder = out / f"SYNTHETIC_{contrast}"
-            if folder.exists():
+            if folder.exists() and not overwrite:
                 raise ValueError(f"{folder} is there already and is kept: give another --out, or remove it")
             record = read_json(sidecar(path))
             partial = Path(work) / folder.name
@@ -241,6 +257,8 @@ def write_all(
                 uid_root=uid_root,
                 reproducible=reproducible,
             )
+            if folder.exists():
+                folder.rename(Path(work) / f"before_{contrast}")
             partial.rename(folder)
             folders.append(folder)
     return folders

@@ -62,7 +62,7 @@ class Synthesiser:
         quick_look: bool = False,
         trust_names: bool = False,
     ) -> None:
-        self.trust_names = trust_names
+        self.trust_names, self.overwrite = trust_names, overwrite
         self.methods = methods_to_choose_from(method=method, weights=weights, site=site)
         settings = {
             "register": register,

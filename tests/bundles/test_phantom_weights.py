@@ -9,15 +9,13 @@ import torch
 from filelock import FileLock
 from monai.bundle import create_workflow
 from pools import write_pool
-from running import here, shared_folder
+from running import shared_folder
 from torch.testing import assert_close
 
 from monai_ext.catalogue import config_files
-from monai_ext.data.phantoms.pool import SIDECAR
 from monai_ext.weights import about_weights, load_weights, read, sha256, write_tensors
 from monai_ext.workflow import run_verb
 from monai_ext.zoo.pack import pack
-from monai_ext.zoo.phantom_weights import UNFINISHED
 
 OVERLAYS = ("phantoms", "phantom_train")
 TINY = {"width": 8, "batch_size": 8, "epochs": 1, "amp": False}
@@ -48,24 +46,6 @@ def phantom_trained(bundle: Path, small_pool: Path, tmp_path_factory: pytest.Tem
 def train(bundle: Path, pool: Path, folder: Path, **ids: object) -> None:
     where = {"dataset_dir": str(pool), "output_dir": str(folder), "weights": str(folder / "model.pt")}
     run_verb(bundle, "train", overlays=OVERLAYS, ids={**where, **TINY, **ids})
-
-
-@pytest.mark.long
-def test_one_command_ends_in_weights_and_goes_on_where_its_minutes_were_up(tmp_path: Path) -> None:
-    words = ["weights", "agi_net", "--work", tmp_path, "--size", 2, "--validation", 1, "--out", tmp_path / "model.pt"]
-    words += ["--flair_echo", 130, "--t2_echo", 45, "--note", "licence=none", "--id", "width=8", "--id", "epochs=1"]
-    words += ["--id", "train#dataset#per_subject=4"]
-    stopped = here("monai_ext", *words, "--minutes", 0.02, check=False)
-    assert stopped.returncode == UNFINISHED
-    assert not (tmp_path / "model.pt").exists()
-    here("monai_ext", *words)
-    about = about_weights(tmp_path / "model.pt")
-    assert about["network_def"]["width"] == 8
-    assert about["licence"] == "none"
-    assert about["data"].startswith("phantoms, no image of a patient, simulated by monai_ext")
-    assert about["data"].endswith("with an echo of 130 ms in the FLAIR to be made and of 45 ms or more in T2")
-    sidecar = json.loads((tmp_path / "pool" / "v000" / SIDECAR).read_text())
-    assert (sidecar["target_flair_echo_ms"], sidecar["shortest_t2_echo_ms"]) == (130, 45)
 
 
 def test_a_training_that_stopped_is_taken_up_where_it_was(bundle, small_pool, phantom_trained, tmp_path):

@@ -4,26 +4,27 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from monai_ext.files import read_json
+from monai_ext.data.volumes import read_channels, write_volume
+from monai_ext.files import read_json, whole_file
 from monai_ext.inference.checks import TRUST
 from monai_ext.inference.sidecar import sidecar
-from monai_ext.inference.subjects import SYNTHETIC, find_cases, find_subjects
-from monai_ext.modalities import canonical, make_task
+from monai_ext.inference.subjects import SYNTHETIC, find_subjects
+from monai_ext.modalities import canonical
 from monai_ext.runtime import ENGINES, installed
 from monai_ext.serve.label_app.confinement import without_folders
 from monai_ext.synthesis.bundle import BundleSynthesiser
 from monai_ext.synthesis.options import named_channels, named_images, yes_or_no
 
 logger = logging.getLogger(__name__)
+_storing = threading.Lock()
 UNCHOSEN = {"site": "none", "register": "where needed"}  # what a panel shows for an option that is left alone
 
 
@@ -46,7 +47,7 @@ class Synthesis(InferTask):
 
     def __init__(self, bundle_root: Path, *, weights: Path, trained: Path | None = None) -> None:
         self.bundle_root, self._shipped, self._trained = bundle_root, weights, trained
-        self._loaded: tuple[tuple[Path, int], BundleSynthesiser] | None = None
+        self._loaded: tuple[tuple[Path, int, int], BundleSynthesiser] | None = None
         self.fault = ""
         self._load()
         super().__init__(
@@ -74,7 +75,7 @@ class Synthesis(InferTask):
         if synthesiser is None:
             raise HTTPException(500, self.fault)
         image = Path(request["image"])
-        options = {key: first(request[key]) for key in synthesiser.choices if request.get(key)}
+        options = {key: first(request[key]) for key in synthesiser.choices if request.get(key) not in (None, "", [])}
         options = {key: value for key, value in options.items() if value != UNCHOSEN.get(key)}
         with tempfile.TemporaryDirectory() as scratch:
             try:
@@ -86,9 +87,11 @@ class Synthesis(InferTask):
                 raise HTTPException(400, without_folders(str(error)).replace(TRUST, "trust_names true")) from error
             named = {f"{target}_{self.bundle_root.name}{SYNTHETIC}": file for target, file in results.items()}
             if not request["uploaded"]:
-                for name, file in named.items():
-                    shutil.copy(sidecar(file), image.parent / f"{name}.json")
-                    shutil.copy(file, image.parent / f"{name}.nii.gz")
+                with _storing:  # of two requests for one study, an image and its own JSON
+                    for name, file in named.items():
+                        for source, suffix in ((sidecar(file), "json"), (file, "nii.gz")):
+                            with whole_file(image.parent / f"{name}.{suffix}") as partial:
+                                shutil.copy(source, partial)
             name, file = next(iter(named.items()))
             record = read_json(sidecar(file))
             handle, answer = tempfile.mkstemp(suffix=f"_{name}.nii.gz")  # the server removes it once it is sent
@@ -103,7 +106,8 @@ class Synthesis(InferTask):
         if not weights.is_file():
             self.fault = f"{self.bundle_root.name} has no weights at {weights.name}: train it first"
             return None
-        changed = weights, weights.stat().st_mtime_ns
+        said = weights.with_suffix(".json")  # which comes after the weights
+        changed = weights, weights.stat().st_mtime_ns, said.stat().st_mtime_ns if said.is_file() else 0
         if self._loaded is None or self._loaded[0] != changed:
             try:
                 self._loaded = changed, BundleSynthesiser(self.bundle_root, weights=weights)
@@ -145,14 +149,14 @@ class Synthesis(InferTask):
             return {contrast: _inside(image.parent, name) for contrast, name in images.items()}
         contrasts = synthesiser.contrasts
         if synthesiser.takes_any:
-            cases = find_subjects(folder=image.parent)
             contrasts = tuple(name for name in contrasts if name != first(request.get("target")))
-        else:
-            cases = find_cases(task=make_task(contrasts, synthesiser.targets), folder=image.parent)
-        if cases.failures:
-            raise cases.failures[0]
-        (subject,) = cases.subjects
-        return {contrast: subject.images[contrast] for contrast in contrasts if contrast in subject.images}
+        shown = _shown_in(image.parent, contrasts)
+        lacking = [] if synthesiser.takes_any else [name for name in contrasts if name not in shown]
+        if lacking or not shown:
+            has = ", ".join(shown) or "no contrast that is known by its name"
+            lacks = f"lacks {' and '.join(lacking)}, has {has}" if lacking else f"has {has}"
+            raise ValueError(f"{image.parent.name}: {lacks}; say with images which file is which")
+        return shown
 
 
 def first(choice: Any) -> Any:
@@ -167,6 +171,20 @@ def first(choice: Any) -> Any:
     return choice[0] if isinstance(choice, list) and choice else choice
 
 
+def _shown_in(study: Path, contrasts: Sequence[str]) -> dict[str, Path]:
+    """The files of a study's own folder that show these contrasts by their names, which may be prefixed in any way."""
+    found: dict[str, list[Path]] = {}
+    for subject in find_subjects(folder=study).subjects:
+        for contrast, path in subject.images.items():
+            if contrast in contrasts and path.parent == study:
+                found.setdefault(contrast, []).append(path)
+    for contrast, paths in found.items():
+        if len(paths) > 1:
+            names = " and ".join(sorted(path.name for path in paths))
+            raise ValueError(f"{study.name}: {names} are both {contrast}: say with images which is which")
+    return {contrast: found[contrast][0] for contrast in contrasts if contrast in found}
+
+
 def _inside(folder: Path, name: str) -> Path:
     """A file of the study, and of no other."""
     path = (folder / name).resolve()
@@ -179,14 +197,13 @@ def _inside(folder: Path, name: str) -> Path:
 
 def _channels(image: Path, contrasts: list[str], scratch: Path) -> dict[str, Path]:
     """A 4D image's channels as files of their own."""
-    whole: Any = nib.load(image)
-    if whole.ndim == 3 and len(contrasts) == 1:
-        return {contrasts[0]: image}
-    if whole.ndim != 4 or whole.shape[3] != len(contrasts):
-        shape = " x ".join(map(str, whole.shape))
-        raise ValueError(f"contrasts names {len(contrasts)} channels, {', '.join(contrasts)}, but the image is {shape}")
+    channels = read_channels(image)
+    if len(channels) != len(contrasts):
+        raise ValueError(
+            f"contrasts names {len(contrasts)} channels, {', '.join(contrasts)}, but the image has {len(channels)}"
+        )
     files = {}
-    for number, contrast in enumerate(contrasts):
+    for contrast, channel in zip(contrasts, channels, strict=True):
         files[contrast] = scratch / f"{canonical(contrast)}.nii.gz"
-        nib.save(nib.Nifti1Image(np.asarray(whole.dataobj[..., number]), whole.affine), files[contrast])
+        write_volume(files[contrast], channel)
     return files

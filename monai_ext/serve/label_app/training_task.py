@@ -14,6 +14,8 @@ from monai_ext.inference.subjects import SYNTHETIC
 from monai_ext.serve.label_app.confinement import without_folders
 from monai_ext.synthesis.options import TRAINING, as_words, asked_of_training
 
+SOME_LEFT_OUT = 1  # exit status of `index` and `prepare`, which did the others
+
 
 class Training(TrainTask):
     """Train as on the command line, in processes of their own: `monai-ext index`, `prepare` and `train`.
@@ -52,12 +54,16 @@ class Training(TrainTask):
         place.mkdir(parents=True, exist_ok=True)
         passed_over = (".training/*", "labels/*", f"*{SYNTHETIC}.nii*")
         where = ("--root", studies, "--layout", "folder", "--out", place / "datalist.json")
-        _run("index", *where, "--split", "75/25/0%", "--exclude", *passed_over)
-        _run("prepare", "--datalist", place / "datalist.json", "--out", place / "prepared")
+        left_out = ""
+        for made in (place / "datalist.json", place / "prepared" / "datalist.json"):
+            made.unlink(missing_ok=True)  # those of an earlier training are not to be taken for this one's
+        left_out += _run("index", *where, "--split", "75/25/0%", "--exclude", *passed_over).stderr
+        left_out += _run("prepare", "--datalist", place / "datalist.json", "--out", place / "prepared").stderr
         run = place / f"run{len(list(place.glob('run*')))}"
         words = as_words({"dataset_dir": place / "prepared", "output_dir": run, "weights": weights, **options})
-        log = _run("train", self.bundle_root, *size, *words)
-        return {"bundle": self.bundle_root.name, "run": run.name, "log": without_folders(log[-2000:])}
+        log = _run("train", self.bundle_root, *size, *words).stdout
+        answer = {"bundle": self.bundle_root.name, "run": run.name, "log": without_folders(log[-2000:])}
+        return {**answer, "left_out": without_folders(_of_subjects(left_out))}
 
 
 def trained_weights(studies: Path, bundle: str) -> Path:
@@ -89,12 +95,19 @@ def chosen_for_training(request: Mapping[str, Any]) -> dict[str, Any]:
     return {**chosen, "size": size[0]} if isinstance(size, list) and size else chosen
 
 
-def _run(command: str, *words: Any) -> str:
-    """What `monai-ext` prints; what it refuses in one line is the answer."""
+def _run(command: str, *words: Any) -> subprocess.CompletedProcess[str]:
+    """`monai-ext` with these words; what it refuses in one line is the answer, a subject that it leaves out is none."""
     done = subprocess.run(
         [sys.executable, "-m", "monai_ext", command, *map(str, words)], capture_output=True, text=True
     )
-    if done.returncode:
+    some = command != "train" and done.returncode == SOME_LEFT_OUT and _of_subjects(done.stderr)
+    if done.returncode and not some:
         refusals = [line for line in done.stderr.splitlines() if line.startswith(f"{command}: ")]
         raise HTTPException(400, without_folders(refusals[-1] if refusals else done.stderr[-1000:]))
-    return done.stdout
+    return done
+
+
+def _of_subjects(said: str) -> str:
+    """The tables of who was left out and why, without progress bars."""
+    lines = [line.rpartition("\r")[2] for line in said.splitlines()]
+    return "\n".join(line for line in lines if "could not be" in line or line.startswith("  "))

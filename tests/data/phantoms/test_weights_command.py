@@ -27,7 +27,7 @@ def test_a_stopped_command_goes_on_and_ends_in_weights_that_say_what_trained_the
         "--validation",
         1,
     ]
-    words += ["--out", out, "--note", "data=a ball, no image of a patient"]
+    words += ["--out", out, "--note", "licence=none", "--flair_echo", 130, "--t2_echo", 45]
     words += [word for pair in TINY for word in ("--id", pair)]
     command = [str(word) for word in words]
     began = time.monotonic()
@@ -38,7 +38,11 @@ def test_a_stopped_command_goes_on_and_ends_in_weights_that_say_what_trained_the
     pool = json.loads((tmp_path / "work" / "pool" / "datalist.json").read_text())
     assert (len(pool["training"]), len(pool["validation"])) == (2, 1)
     about = about_weights(out)
-    assert (about["bundle"], about["data"]) == ("agi_net", "a ball, no image of a patient")
+    assert (about["bundle"], about["licence"]) == ("agi_net", "none")
+    assert about["data"].startswith("phantoms, no image of a patient, simulated by monai_ext ")
+    assert about["data"].endswith(
+        "such as ball with an echo of 130 ms in the FLAIR to be made and of 45 ms or more in T2"
+    )
     assert about["agreement_db"] >= 60
     first = out.read_bytes()
     assert main(command) == 0  # all is done: the same weights again
