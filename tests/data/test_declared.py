@@ -144,6 +144,35 @@ def test_a_header_names_no_file_but_one_beside_it(tmp_path, named):
         read_volume(path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nelementdatafile = LOCAL\n"
+        "ElementDataFile = ../secret.raw\n",
+        "NDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nelementdatafile = LOCAL\n"
+        + "Comment = x\n" * 9000
+        + "ElementDataFile = ../secret.raw\n",
+        "NDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nComment = x\x0bElementDataFile = LOCAL\n"
+        "ElementDataFile = ../secret.raw\n",
+    ],
+)
+def test_a_metaimage_cannot_name_a_second_file_that_only_itk_sees(tmp_path, text):
+    (tmp_path / "a.mhd").write_text("ObjectType = Image\n" + text)
+    (tmp_path.parent / "secret.raw").write_bytes(b"01234567")
+    with pytest.raises(ValueError, match=r"twice|does not end|read from one file beside it alone"):
+        read_volume(tmp_path / "a.mhd")
+
+
+@pytest.mark.parametrize("between", ["data file: a.raw\n", "# x\n" * 20000])
+def test_an_nrrd_cannot_name_a_second_file_that_only_itk_sees(tmp_path, between):
+    text = f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n{between}data file: ../secret.raw\n\n"
+    (tmp_path / "a.nhdr").write_text(text)
+    for file in (tmp_path.parent / "secret.raw", tmp_path / "a.raw"):
+        file.write_bytes(b"01234567")
+    with pytest.raises(ValueError, match=r"twice|does not end"):
+        read_volume(tmp_path / "a.nhdr")
+
+
 def test_a_data_file_that_is_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.raw")
     (tmp_path / "a.nhdr").write_text(

@@ -25,6 +25,10 @@ pytestmark = pytest.mark.skipif(not (LABEL / "monailabel").is_file(), reason="ne
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("label")
     make_studies(folder / "studies", count=4)
+    broken = folder / "studies" / "zz_broken"  # one study that cannot be read, which is to stop no training
+    broken.mkdir()
+    for contrast in ("T1", "T2", "FLAIR"):
+        (broken / f"zz_broken_{contrast}.nii.gz").touch()
     with serving(folder) as server:
         yield server
 
@@ -39,6 +43,7 @@ def bundle(request: pytest.FixtureRequest, server: Server) -> Path:
     assert b"has no weights" in said
     status, said = server.ask(f"/train/{name}?run_sync=true", body={**TINY, **task(request.param)})
     assert status == 200, said
+    assert "zz_broken" in json.loads(said)["left_out"]
     assert trained(server, name).is_file()
     assert not (server.models / name).exists()  # weights that were there would be as they were
     return request.param
@@ -139,7 +144,7 @@ def test_eight_requests_at_once_are_all_answered_and_none_mixed_up(bundle: Path,
         ("nobody/T1", {}, 404, "there is no image 'nobody/T1' among the studies: there are "),
         ("", {"target": "PD"}, 400, "PD"),
         ("", {"images": {"T1": "T1.nii.gz", "T2": "../../T2.nii.gz"}}, 400, "images must be files of the study"),
-        ("", {"contrasts": "T1,T2"}, 400, "contrasts names 2 channels, T1, T2, but the image is "),
+        ("", {"contrasts": "T1,T2"}, 400, "contrasts names 2 channels, T1, T2, but the image has 1"),
     ],
 )
 def test_a_bad_request_is_answered_with_its_reason(bundle: Path, server: Server, where, params, status, said):
@@ -150,6 +155,40 @@ def test_a_bad_request_is_answered_with_its_reason(bundle: Path, server: Server,
     answer = server.infer(bundle.name, where or f"{study}/{name}", **params)
     assert answer[0] == status, answer
     assert said in json.loads(answer[1])["detail"]
+
+
+def test_an_upload_that_cannot_be_read_is_answered_in_words(bundle: Path, server: Server, tmp_path: Path):
+    header = nib.Nifti1Image(np.zeros((2, 2, 2, 2), np.int16), np.eye(4)).header
+    header["dim"][1:4], header["vox_offset"] = 2000, 352
+    (tmp_path / "large.nii").write_bytes(header.binaryblock + bytes(400))
+    (tmp_path / "text.nii").write_text("not found")
+    (tmp_path / "half.nii.gz").write_bytes(
+        scan(server.studies / image(server).partition("/")[0], "T1").read_bytes()[:900]
+    )
+    for name, said in (
+        ("large", b"is too large"),
+        ("text", b"is text, not an image"),
+        ("half", b"truncated or damaged"),
+    ):
+        file = next(tmp_path.glob(f"{name}.*"))
+        status, answer = server.upload(bundle.name, file, contrasts="T1,T2", target="FLAIR")
+        assert status == 400, answer
+        assert said in answer
+
+
+def test_a_study_is_one_subject_however_its_files_begin(bundle: Path, server: Server):
+    study = server.studies / image(server).partition("/")[0]
+    mixed = server.studies / f"mixed_{bundle.name}"
+    mixed.mkdir()
+    for name, contrast in (("sag_T1", "T1"), ("ax_T2", "T2"), ("x_trace", "FLAIR")):
+        shutil.copy(scan(study, contrast), mixed / f"{name}.nii.gz")
+    status, said = server.infer(bundle.name, f"{mixed.name}/ax_T2", output="json", target="FLAIR", amp=False)
+    assert status == 200, said
+    assert set(json.loads(said)["sources"]) == {"T1", "T2"}
+    shutil.copy(scan(study, "T1"), mixed / "cor_T1.nii.gz")
+    status, said = server.infer(bundle.name, f"{mixed.name}/ax_T2", output="json", target="FLAIR")
+    assert status == 400, said
+    assert "cor_T1.nii.gz and sag_T1.nii.gz are both T1: say with images which is which" in json.loads(said)["detail"]
 
 
 def test_a_study_that_lacks_a_source_is_answered_with_what_it_has(bundle: Path, server: Server):
