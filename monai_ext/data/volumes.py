@@ -117,6 +117,22 @@ def read_channels(path: str | Path) -> list[Volume]:
     return [Volume(channel, affine) for channel in np.moveaxis(array, -1, 0)]
 
 
+def read_description(path: str | Path) -> str:
+    """Read what a NIfTI's header says of it.
+
+    Args:
+        path: of an image that `read_volume` takes.
+
+    Returns:
+        Its `descrip`, "" where it has none or is no NIfTI.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith(NIFTI_SUFFIXES):
+        return ""
+    header: Any = nib.load(path).header
+    return bytes(header["descrip"]).split(b"\0")[0].decode("ascii", "replace").strip()
+
+
 def write_volume(
     path: str | Path, volume: Volume, *, dtype: DTypeLike = np.float32, slope: float = 1.0, description: str = ""
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_ext.data.volumes import Volume, read_volume
+from monai_ext.data.volumes import Volume, read_description, read_volume
 from monai_ext.inference.alike import Alike, alike
 from monai_ext.inference.coarse import STEP, Glance, glance
 from monai_ext.inference.recogniser import UPRIGHT, Seen, pose_in_words, recognise, together, trained
@@ -46,8 +46,8 @@ class Finding:
     """One thing that is not as it should be.
 
     Attributes:
-        kind: unreadable, constant, labels, clipped, contrast, pose, cropped, thick, far, duplicate, other_head,
-            mirrored, apart, or skulls.
+        kind: unreadable, synthetic, constant, labels, clipped, contrast, pose, cropped, thick, far, duplicate,
+            other_head, mirrored, apart, or skulls.
         severity: "refuse" where going on gives a wrong picture, "warn" where it may.
         images: the contrasts that it is about, as they were named.
         message: one line: what was seen, how sure that is, what to type.
@@ -234,6 +234,9 @@ def look(images: Mapping[str, Path | str | Volume]) -> Findings:
             findings.append(Finding("unreadable", "refuse", (name,), f"{name}: {error}", trusted=False))
             looks[name] = Look(None, (0.0, 0.0, 0.0))
             continue
+        if not isinstance(image, Volume) and read_description(image).startswith("SYNTHETIC"):
+            message = f"{called} is synthetic by its own words, and was not scanned: give a scan, or go on with {TRUST}"
+            findings.append(Finding("synthetic", "refuse", (name,), message))
         i, j, k = (float(size) for size in volume.spacing)
         fault = _no_scan(name, called, volume)
         try:

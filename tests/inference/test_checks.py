@@ -183,6 +183,16 @@ def test_a_clipped_and_a_cropped_image_are_said_to_be(phantom: Phantom) -> None:
     assert "cropped" in kinds(look({"T1": Volume(image.array[:half].copy(), image.affine)}), "warn")
 
 
+def test_an_image_that_says_that_it_is_synthetic_is_no_scan(phantom: Phantom, tmp_path: Path) -> None:
+    given = {}
+    for name, said in (("T1", "a scanner's own words"), ("T2", "SYNTHETIC T2 by agi_net 1 from T1")):
+        given[name] = tmp_path / f"{name}.nii.gz"
+        write_volume(given[name], phantom.images[name], description=said)
+    (refused,) = look(given).refusals()
+    assert (refused.kind, refused.images) == ("synthetic", ("T2",))
+    assert not look(given).refusals(trust_names=True)
+
+
 def test_a_file_that_cannot_be_read_is_a_finding_and_the_others_are_looked_at(phantom: Phantom, tmp_path: Path) -> None:
     (tmp_path / "T1.nii.gz").write_text("<html>not found</html>")
     write_volume(tmp_path / "T2.nii.gz", phantom.images["T2"])

@@ -29,6 +29,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     broken.mkdir()
     for contrast in ("T1", "T2", "FLAIR"):
         (broken / f"zz_broken_{contrast}.nii.gz").touch()
+    mixed, first = folder / "studies" / "zz_mixed", min((folder / "studies").iterdir())
+    mixed.mkdir()
+    for name, contrast in (("sag_T1", "T1"), ("ax_T2", "T2"), ("x_trace", "FLAIR")):
+        shutil.copy(scan(first, contrast), mixed / f"{name}.nii.gz")
     with serving(folder) as server:
         yield server
 
@@ -177,16 +181,13 @@ def test_an_upload_that_cannot_be_read_is_answered_in_words(bundle: Path, server
 
 
 def test_a_study_is_one_subject_however_its_files_begin(bundle: Path, server: Server):
-    study = server.studies / image(server).partition("/")[0]
-    mixed = server.studies / f"mixed_{bundle.name}"
-    mixed.mkdir()
-    for name, contrast in (("sag_T1", "T1"), ("ax_T2", "T2"), ("x_trace", "FLAIR")):
-        shutil.copy(scan(study, contrast), mixed / f"{name}.nii.gz")
+    mixed = server.studies / "zz_mixed"
     status, said = server.infer(bundle.name, f"{mixed.name}/ax_T2", output="json", target="FLAIR", amp=False)
     assert status == 200, said
     assert set(json.loads(said)["sources"]) == {"T1", "T2"}
-    shutil.copy(scan(study, "T1"), mixed / "cor_T1.nii.gz")
+    shutil.copy(mixed / "sag_T1.nii.gz", mixed / "cor_T1.nii.gz")
     status, said = server.infer(bundle.name, f"{mixed.name}/ax_T2", output="json", target="FLAIR")
+    (mixed / "cor_T1.nii.gz").unlink()
     assert status == 400, said
     assert "cor_T1.nii.gz and sag_T1.nii.gz are both T1: say with images which is which" in json.loads(said)["detail"]
 
