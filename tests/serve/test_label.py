@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     broken.mkdir()
     for contrast in ("T1", "T2", "FLAIR"):
         (broken / f"zz_broken_{contrast}.nii.gz").touch()
-    mixed, first = folder / "studies" / "zz_mixed", min((folder / "studies").iterdir())
+    mixed, first = folder / "studies" / "zz_mixed", min(folder.glob("studies/healthy-*"))
     mixed.mkdir()
     for name, contrast in (("sag_T1", "T1"), ("ax_T2", "T2"), ("x_trace", "FLAIR")):
         shutil.copy(scan(first, contrast), mixed / f"{name}.nii.gz")
