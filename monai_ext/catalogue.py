@@ -39,7 +39,8 @@ def find_bundle(bundle: Path | str) -> Path:
         Traceback (most recent call last):
         ValueError: there is no bundle 'agi-net'; did you mean agi_net?
     """
-    for folder in (bundles_folder() / bundle, Path(bundle)):
+    own = [bundles_folder() / bundle] if str(bundle) in bundle_names() else []  # a name, not a path such as ./agi_net
+    for folder in (*own, Path(bundle)):
         if (folder / "configs" / "metadata.json").is_file():
             return folder.resolve()
     if Path(bundle).is_dir():

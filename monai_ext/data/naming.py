@@ -19,8 +19,9 @@ LABEL_NAMES |= {"lesion", "lesions", "lesionmask", "lesionmsk", "tumormask", "tu
 STRUCTURE = {"anat", "dwi", "nifti", "mri"}  # folders that name neither a person nor a visit
 SESSION = re.compile(
     r"(ses|session|visit)[-_ ][^\W_]+|(ses|session|visit|timepoint|tp|scan|baseline|bl|follow[-_ ]?up|fu)[-_ ]?\d*"
-    r"|(week|month|year|day)[-_ ]?\d+|MR[-_ ]?(\d{1,2}|d\d+)|pre|post"
-    r"|(19|20)\d\d[-_.]?\d\d[-_.]?\d\d|(19[89]|20[0-3])\d([-_.]\d\d)?",
+    r"|(week|month|year|day)[-_ ]?\d+([-_ ]\d+)?|MR[-_ ]?(\d{1,2}|d\d+)|pre|post"
+    r"|(19|20)\d\d[-_.]?\d\d[-_.]?\d\d([-_ T]?\d\d([-_.:]?\d\d){1,2}(\.\d+)?)?([-_ ](MRI?|scan))?"
+    r"|(19[89]|20[0-3])\d([-_.]\d\d)?",
     re.IGNORECASE,
 )
 

@@ -103,6 +103,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         masks: those of the subjects' masks that come along as "masks" (N, H, W), 1 inside; `transform` must move them
             too where it moves images.
         transform: a MONAI dictionary transform over "sources" and "target".
+        size: that of what `transform` makes, where it makes all slices alike; None where it leaves their size.
         failures: joined by subjects that cannot serve, while the others are taken.
 
     Raises:
@@ -133,6 +134,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         neighbours: int = 0,
         masks: Sequence[str] = (),
         transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        size: tuple[int, int] | None = None,
         failures: list[SubjectError] | None = None,
     ) -> None:
         self.sources, self.target = _names("sources", sources), _names("target", target)
@@ -149,7 +151,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.masks = tuple(masks)
         self.contrasts = tuple(dict.fromkeys(self.sources + self.target))
         self.rule, self.count = parse_rule(slices)
-        self.allow_missing, self.neighbours, self.transform = allow_missing, neighbours, transform
+        self.allow_missing, self.neighbours, self.transform, self.size = allow_missing, neighbours, transform, size
 
         self._rows: list[_Row] = []
         chosen: list[np.ndarray] = []
@@ -174,7 +176,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
     @property
     def kinds(self) -> list[Kind]:
         """Each item's dataset, availability and size, for `ModalityConsistentBatches`."""
-        return [self._rows[number].kind for number in self._row_of]
+        kinds = [row.kind if self.size is None else row.kind._replace(size=self.size) for row in self._rows]
+        return [kinds[number] for number in self._row_of]
 
     def __getitem__(self, key: int | Draw) -> dict[str, Any]:
         draw = key if isinstance(key, Draw) else None

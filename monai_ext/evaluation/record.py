@@ -1,5 +1,7 @@
 """What an evaluation's record says of how it was made."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ def describe_run(
         "name": name,
         "version": about.get("version", __version__),
         "split": split,
-        "datalist_sha256": sha256(named_datalists(datalist)[0][1]),
+        "datalist_sha256": _of_all([path for _, path in named_datalists(datalist)]),
         "weights": {"file": file.name, "sha256": sha256(file)},
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "amp": str(wanted_dtype(device, amp) or torch.float32).removeprefix("torch."),
@@ -56,3 +58,9 @@ def describe_run(
         "site": site,
         "software": software(),
     }
+
+
+def _of_all(datalists: Sequence[Path]) -> str:
+    """One datalist's sha256; of several, that of theirs in their order."""
+    digests = [sha256(path) for path in datalists]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -38,7 +38,7 @@ Row = dict[str, Any]
 def whole_run(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a place to write to: what is there becomes the folder's results if all goes well, and is removed if not.
 
-    Nothing else in the folder is touched.
+    Nothing else in the folder is touched but the matrix, which was of the results before.
 
     Args:
         folder: the run folder.
@@ -66,6 +66,8 @@ def whole_run(folder: Path, *, overwrite: bool) -> Iterator[Path]:
             if old.is_dir():
                 shutil.rmtree(old)
             old.unlink(missing_ok=True)
+        for name in (MATRIX, CASES):  # which were of what is replaced
+            (folder / name).unlink(missing_ok=True)
         for name in RESULTS:
             (partial / name).rename(folder / name)
     finally:

@@ -127,6 +127,26 @@ class TaskMatrix:
         self.data, self.predictor, self.output_dir = data, predictor, absolute(Path(output_dir))
         self.source_counts, self.protocol = source_counts, protocol
 
+    def run_after(self, evaluator: Any) -> None:
+        """Evaluate, then write the matrix, whoever could not be evaluated.
+
+        Args:
+            evaluator: of one task, into the same folder, which has a `run`.
+
+        Raises:
+            ValueError: a subject failed in either; each is named, after the others are done.
+        """
+        fault: ValueError | None = None
+        try:
+            evaluator.run()
+        except ValueError as error:
+            if not (self.output_dir / "run.json").is_file():
+                raise
+            fault = error
+        self.run()
+        if fault is not None:
+            raise fault
+
     def run(self) -> None:
         """Synthesise every task of every subject, and write the matrix.
 
@@ -136,12 +156,15 @@ class TaskMatrix:
         cases: list[Row] = []
         failures: list[SubjectError] = list(self.data.failures)
         for index in tqdm(range(len(self.data)), desc="every task", unit="subject"):
+            name = f"number {index}"
             try:
                 item = self.data[index]
+                name = str(item["subject"])
+                cases += self._tasks(item)
             except SubjectError as fault:
                 failures.append(fault)
-                continue
-            cases += self._tasks(item)
+            except (ValueError, RuntimeError, OSError) as error:
+                failures.append(SubjectError(name, None, str(error) or type(error).__name__))
         self._write(cases)
         if report_failures(failures, total=len(self.data) + len(self.data.failures), what="evaluated"):
             raise ValueError(f"{len(failures)} subjects are not in the matrix, the others are")

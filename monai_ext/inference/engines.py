@@ -161,8 +161,9 @@ class Engine:
             _spent[made_of] = _spent.get(made_of, 0.0) + seconds * count
             if _spent[made_of] < PROBE_SECONDS:
                 return None
-            choice = self._probe(network, sample, names, made_of, seconds)
-            remember(question, choice)
+            choice, lasting = self._probe(network, sample, names, made_of, seconds)
+            if lasting:
+                remember(question, choice)
         _choices[question] = choice
         own = (made_of, self._kind(choice.engine))
         gain = (choice.torch_seconds - choice.engine_seconds) * count
@@ -174,10 +175,13 @@ class Engine:
             self.after(error, network)
             return None
 
-    def _probe(self, network: nn.Module, sample: Tensor, names: list[str], made_of: str, seconds: float) -> Choice:
+    def _probe(
+        self, network: nn.Module, sample: Tensor, names: list[str], made_of: str, seconds: float
+    ) -> tuple[Choice, bool]:
+        """The choice, and whether it is worth remembering: every engine that was tried gave an answer."""
         logger.info("which engine is fastest is found out once for these weights")
         begun = time.perf_counter()
-        exact = _exact(network, sample)
+        exact, failed = _exact(network, sample), False
         for name in names:
             if name != names[0] and time.perf_counter() - begun > PROBE_SECONDS / 2:
                 break
@@ -187,14 +191,17 @@ class Engine:
                 load, graph = _timed(functools.partial(self._graph, name, network, sample, made_of))
                 agreement = _agreement(graph(sample), exact)
                 if agreement < AGREEMENT:
-                    raise EngineError(f"{name} {_disagrees(agreement)}")
+                    logger.warning("%s %s: it is left aside", name, _disagrees(agreement))
+                    continue
                 taken, _ = _timed(functools.partial(graph, sample.expand(IN_FLIGHT, -1, -1, -1)), times=2)
             except EngineError as error:
                 logger.warning("%s: it is left aside", error)
+                failed = True
                 continue
             if taken / IN_FLIGHT < FASTER * seconds:
-                return Choice(name, seconds, taken / IN_FLIGHT, load, agreement)
-        return Choice("torch", seconds, seconds, 0.0, LARGEST)
+                return Choice(name, seconds, taken / IN_FLIGHT, load, agreement), True
+        choice = Choice("torch", seconds, seconds, 0.0, LARGEST)
+        return choice, not failed  # a full disk today says nothing of tomorrow
 
     def _graph(self, name: str, network: nn.Module, sample: Tensor, made_of: str) -> Graph:
         own = (made_of, self._kind(name))
@@ -202,9 +209,11 @@ class Engine:
             if own not in _loaded:
                 kind = GRAPHS[name]
                 example = torch.rand(1, sample.shape[1], *EXAMPLE)
-                folder = graph_of(
-                    key(made_of, [name], name), kind.files, lambda folder: kind.convert(network, example, folder)
-                )
+                convert = functools.partial(kind.convert, network, example)
+                try:
+                    folder = graph_of(key(made_of, [name], name), kind.files, convert)
+                except OSError as error:
+                    raise EngineError(f"no graph can be written: {error}") from error
                 dtype = wanted_dtype("cpu", self.amp)
                 graph = kind(folder / kind.files[0], dtype=dtype, threads=torch.get_num_threads())
                 while len(_loaded) >= KEPT:

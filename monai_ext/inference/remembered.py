@@ -60,8 +60,15 @@ def fingerprint(network: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, module in network.named_modules():
+        kind = type(module)
         plain = {key: value for key, value in vars(module).items() if _is_plain(value)}
-        digest.update(repr((name, type(module).__qualname__, sorted(plain.items()))).encode())
+        called = {key: getattr(value, "__qualname__", "") for key, value in vars(module).items() if callable(value)}
+        forward = getattr(kind, "forward", None)
+        code = getattr(forward, "__code__", None)  # of somebody's own network, which may change under one name
+        constants = [one for one in code.co_consts if _is_plain(one)] if code else []
+        written = (code.co_code.hex(), code.co_names, constants) if code else ()
+        told = (name, kind.__module__, kind.__qualname__, sorted(plain.items()), sorted(called.items()), written)
+        digest.update(repr(told).encode())
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -81,7 +88,7 @@ def key(made_of: str, engines: Sequence[str], *facts: object) -> str:
     Returns:
         A name for a file.
     """
-    versions = [version(name) for name in ("torch", *engines)]
+    versions = [version(name) for name in ("torch", "monai", *engines)]
     return hashlib.sha256(repr((made_of, __version__, versions, facts)).encode()).hexdigest()[:32]
 
 
@@ -138,6 +145,7 @@ def remember(name: str, choice: Choice) -> None:
     try:
         with writable(cache_folder()), writable(folder):
             write_json(folder / f"{name}.json", asdict(choice))
+            (folder / f"{name}.json").chmod(0o600)  # whatever the umask: what others may write is not believed
     except (OSError, BuildError) as error:
         _tell(_unusable(error))
 
@@ -181,9 +189,10 @@ def graph_of(name: str, files: Sequence[str], make: Callable[[Path], None]) -> P
             (fresh / file).chmod(0o600)
         write_json(fresh / DIGESTS, {file: sha256(fresh / file) for file in files})
         (fresh / DIGESTS).chmod(0o600)
-        shutil.rmtree(folder / name, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another process may have put its own there meanwhile
-            fresh.rename(folder / name)
+        if not _sound(folder / name, files):  # else another process has put its own there meanwhile, and may run it
+            shutil.rmtree(folder / name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                fresh.rename(folder / name)
     _make_room(folder, keep=name)
     return folder / name
 

@@ -171,6 +171,8 @@ def _check(
     checks.check_rank("x", x, "(B, C, *size) with two or three spatial axes", 4, 5)
     channels, dims = x.shape[1], x.dim() - 2
     checks.check_whole("groups", groups, 1)
+    if channels < 1:
+        raise ValueError(f"x must have channels, got {tuple(x.shape)}")
     if channels % groups:
         raise ValueError(f"groups must divide channels, got groups={groups}, channels={channels}")
     checks.check_shape("weight", weight, "(C, C / groups, 3, ...)", (channels, channels // groups, *[3] * dims))

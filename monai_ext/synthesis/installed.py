@@ -155,9 +155,14 @@ def _of_file(weights: Path, method: str | None) -> list[Method]:
     if method is None:
         bundle, names = about_weights(weights).get("bundle"), bundle_names()
         if bundle is None:
-            raise ValueError(f"{weights} does not say which method it is of: say it with --method {names[0]}")
+            raise ValueError(
+                f"{weights} does not say which method it is of: say it with --method {' or '.join(names) or 'NAME'}"
+            )
         if bundle not in names:  # a path too: weights do not say which configs are run
-            raise ValueError(f"{weights} says that it is of {bundle!r}, which is none of {', '.join(names)}")
+            here = ", ".join(names) or "none"
+            raise ValueError(
+                f"{weights} says that it is of {bundle!r}, which is none of {here}: give its folder by --method"
+            )
         method = bundle
     return [method_of(find_bundle(method), weights)]
 

@@ -59,10 +59,10 @@ def samples(
     if augment:
         crop = Compose([crop, HarmSources(augment, sources=sources)])
     options = {"slices": slices, "neighbours": neighbours, "allow_missing": allow_missing}
-    dataset = SliceDataset(data, sources=sources, target=target, **options)
-    _refuse_cut_heads(dataset, image_size)
-    dataset.transform = crop
-    return dataset
+    whole = SliceDataset(data, sources=sources, target=target, **options)
+    _refuse_cut_heads(whole, image_size)
+    whole.transform, whole.size = crop, (image_size, image_size)
+    return whole
 
 
 def _refuse_cut_heads(dataset: SliceDataset, image_size: int) -> None:

@@ -147,7 +147,8 @@ class PairedAdversarialTrainer(Trainer):
         """Train to the last epoch, from the beginning or, with `resume`, from the newest checkpoint.
 
         Raises:
-            ValueError: there are checkpoints of an earlier training, and no `resume`; or none to resume from.
+            ValueError: there are checkpoints or weights of an earlier training, and no `resume`; or none to resume
+                from.
             LossNotFinite: a term is NaN or infinite.
         """
         if self.checkpoints is not None:
@@ -162,6 +163,11 @@ class PairedAdversarialTrainer(Trainer):
                 raise ValueError(
                     f"{self.checkpoints.folder} holds the checkpoints of an earlier training: go on from them with "
                     "--resume true, or choose another output_dir"
+                )
+            elif self.checkpoints.writes and self.checkpoints.weights.exists():
+                raise ValueError(
+                    f"{self.checkpoints.weights} is there already, and is where this training would write: begin with "
+                    "it by --start_from, and choose another --weights, or remove it"
                 )
         Workflow.run(self)  # not Trainer's, which makes a gradient scaler of its own
 

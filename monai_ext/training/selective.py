@@ -65,6 +65,12 @@ class SelectiveSupervision:
         sources = batch["sources"]
         numbers = None
         if any(batch["dataset"]):
+            unknown = [name for name in batch["dataset"] if name not in self.sites]
+            if unknown:
+                raise ValueError(
+                    f"{unknown[0]!r} is none of the sites that are trained on, {', '.join(self.sites)}: put subjects "
+                    "into its training split, or leave its datalist out"
+                )
             numbers = torch.tensor([self.sites.index(name) for name in batch["dataset"]], device=sources.device)
         if "wanted" not in batch and self.weights["reconstruction"]:
             return {"pred": network(sources, batch["condition"], numbers)}

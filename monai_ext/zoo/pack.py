@@ -201,5 +201,7 @@ def _agreement(network: nn.Module, weights: Mapping[str, Tensor], images: Tensor
     full, rounded = (
         torch.cat([model.eval()(part).clamp(0, 1) for part in images.split(4)]) for model in (network, other)
     )
+    if not bool(full.isfinite().all()):
+        raise ValueError("the network makes values that are not finite of these weights: train again")
     error = float((full - rounded).square().mean())
     return min(120.0, -10 * math.log10(max(error, 1e-12))) if math.isfinite(error) else 0.0

@@ -84,7 +84,7 @@ def _gather(packed: Path, bundle: Path, weights: Path) -> None:
             shutil.copytree(bundle / part, packed / part, ignore=LEFT_BEHIND)
     if (bundle / "LICENSE").is_file():
         shutil.copy(bundle / "LICENSE", packed / "LICENSE")
-    shutil.copytree(PACKAGE, packed / "monai_ext", ignore=LEFT_BEHIND)
+    shutil.copytree(PACKAGE, packed / "monai_ext", ignore=_left_behind)
     if not (packed / "monai_ext" / "cuda_ops").is_dir():  # a checkout has them beside the package, a wheel within
         shutil.copytree(PACKAGE.parent / "cuda_ops", packed / "monai_ext" / "cuda_ops", ignore=LEFT_BEHIND)
     for path in (packed / "monai_ext").rglob("*.py"):
@@ -104,6 +104,11 @@ def _gather(packed: Path, bundle: Path, weights: Path) -> None:
     save_weights(packed / "models" / "model.pt", network, {"bundle": bundle.name, "version": version, **about})
 
 
+def _left_behind(folder: str, names: list[str]) -> set[str]:
+    """What nobody needs there, and the other bundles, which an installed package holds."""
+    return LEFT_BEHIND(folder, names) | ({"bundles"} & set(names) if Path(folder) == PACKAGE else set())
+
+
 def _describe_channels(path: Path, about: Mapping[str, Any]) -> None:
     """The metadata's channels by name, where these weights have other contrasts than the paper's."""
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -119,9 +124,9 @@ def _describe_channels(path: Path, about: Mapping[str, Any]) -> None:
 
 def _own_commands(packed: Path, bundle: Path) -> None:
     """The commands in the README begin in the bundle's own folder now."""
-    shared = bundle.parent / "compact.json"
-    if shared.is_file():
-        shutil.copy(shared, packed / "configs" / shared.name)
+    for shared in (bundle.parent / "compact.json", bundle.parent / "phantoms.json"):
+        if shared.is_file():
+            shutil.copy(shared, packed / "configs" / shared.name)
     readme = packed / "docs" / "README.md"
     if readme.is_file():
         text = readme.read_text(encoding="utf-8")

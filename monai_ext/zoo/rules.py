@@ -150,7 +150,13 @@ def large_files(bundle: Path) -> list[dict[str, str]]:
         return []
     import yaml
 
-    return list((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("large_files", []))
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    entries = content.get("large_files", []) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and isinstance(e.get("path"), str) for e in entries
+    ):
+        raise ValueError(f"{path.name} must list large_files, each with its path")
+    return entries
 
 
 def contents(bundle: Path) -> list[Path]:

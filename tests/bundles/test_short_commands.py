@@ -32,6 +32,14 @@ def test_a_bundle_is_found_by_its_name_and_by_its_path():
     assert find_bundle("agi_net") == find_bundle(AGI_NET) == AGI_NET
 
 
+def test_a_path_is_the_folder_that_it_names_were_there_a_bundle_of_that_name(tmp_path: Path, monkeypatch):
+    shutil.copytree(AGI_NET / "configs", tmp_path / "agi_net" / "configs")
+    monkeypatch.chdir(tmp_path)
+    for path in ("./agi_net", "agi_net/", Path(tmp_path) / "agi_net"):
+        assert find_bundle(path) == (tmp_path / "agi_net").resolve()
+    assert find_bundle("agi_net") == AGI_NET
+
+
 @pytest.mark.parametrize(("name", "hint"), [("agi-net", "did you mean agi_net"), ("zzz", "known are agi_net")])
 def test_a_bundle_that_there_is_not_is_refused_with_the_nearest(name: str, hint: str):
     with pytest.raises(ValueError, match=hint):

@@ -20,6 +20,7 @@ from monai_ext.__main__ import main
 from monai_ext.files import sha256
 from monai_ext.synthesis.bundle import BundleSynthesiser
 from monai_ext.zoo import inside, rules
+from monai_ext.zoo import package as package_module
 from monai_ext.zoo.package import package
 from monai_ext.zoo.verify import verify
 
@@ -102,6 +103,34 @@ def test_its_readme_tells_commands_that_begin_in_its_own_folder(bundle: Path, pa
     text = (packed[0] / "docs" / "README.md").read_text()
     assert "--bundle_root ." in text
     assert f"bundles/{bundle.name}" not in text
+
+
+def test_other_bundles_of_an_installed_package_do_not_come_along(monkeypatch, draft, weights, tmp_path):
+    shutil.copytree(
+        package_module.PACKAGE, tmp_path / "site" / "monai_ext", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copytree(package_module.PACKAGE.parent / "cuda_ops", tmp_path / "site" / "monai_ext" / "cuda_ops")
+    (tmp_path / "site" / "monai_ext" / "bundles" / "fd_gan").mkdir(parents=True)
+    monkeypatch.setattr(package_module, "PACKAGE", tmp_path / "site" / "monai_ext")
+    folder, _ = package(draft, weights=weights, out=tmp_path / "out")
+    assert not (folder / "monai_ext" / "bundles").exists()
+    assert (folder / "monai_ext" / "cuda_ops").is_dir()
+
+
+@pytest.mark.long
+def test_verify_sees_that_code_or_numbers_are_lacking(draft, weights, tmp_path, capsys):
+    folder, _ = package(draft, weights=weights, out=tmp_path / "out")
+    content = torch.load(folder / "models" / "model.pt", weights_only=True)
+    name = next(name for name, value in content.items() if value.is_floating_point())
+    content[name].view(-1)[0] = torch.nan
+    torch.save(content, folder / "models" / "model.pt")
+    about = folder / "models" / "model.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "sha256": sha256(folder / "models" / "model.pt")}))
+    assert main(["verify", str(folder)]) == 1
+    assert "values that are not finite" in capsys.readouterr().out
+    shutil.rmtree(folder / "monai_ext")
+    assert main(["verify", str(folder)]) == 1
+    assert "needs monai_ext, which did not come along" in capsys.readouterr().out
 
 
 def test_the_zip_holds_what_the_folder_holds(packed: tuple[Path, Path]):

@@ -124,6 +124,7 @@ def test_a_name_says_who_when_and_what(layout: str, path: str, expected: Found |
     [
         "visit2", "ses-a", "week-044", "month_6", "year2", "day 30", "MR1", "MR_d0129", "pre", "POST", "baseline",
         "follow-up 1", "followup", "2019", "2019-05", "2019-05-01", "20190501", "2019.05.01",
+        "week-085-2", "2006-04-18_08_20_30.0", "20190501-120000", "20190501_MRI",
     ],
 )  # fmt: skip
 def test_a_visit_is_never_taken_for_a_person(visit: str) -> None:

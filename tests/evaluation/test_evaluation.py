@@ -21,7 +21,7 @@ from monai_ext.data.prepared import SLOPE
 from monai_ext.data.slices import SliceDataset
 from monai_ext.data.volumes import Volume, read_volume, write_volume
 from monai_ext.evaluation.evaluation import Evaluation, PreparedVolumes
-from monai_ext.evaluation.run_folder import SLICE_COLUMNS, SUBJECT_COLUMNS, whole_run
+from monai_ext.evaluation.run_folder import CASES, MATRIX, SLICE_COLUMNS, SUBJECT_COLUMNS, whole_run
 from monai_ext.inference.inferers import SlicesInferer
 
 SHAPE = (20, 24, 8)
@@ -325,7 +325,10 @@ def test_results_are_kept_unless_they_may_be_overwritten(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"run holds results already .*set overwrite"):
         evaluation(tmp_path, predictor=lambda image: image[:1]).run()
     assert (tmp_path / "run" / "subjects.csv").read_bytes() == before
+    for name in (MATRIX, CASES):
+        (tmp_path / "run" / name).write_text("of the weights before")
     evaluation(tmp_path, names="a b", predictor=lambda image: image[:1], overwrite=True).run()
+    assert not any((tmp_path / "run" / name).exists() for name in (MATRIX, CASES))
     assert (tmp_path / "run" / "subjects.csv").read_bytes() != before
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     assert len(list((tmp_path / "run" / "volumes").iterdir())) == 2

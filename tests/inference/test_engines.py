@@ -1,8 +1,11 @@
 """Engines: each gives float32 torch's image; whatever is wrong with one ends in torch, or in a line that says it."""
 
+import errno
 import importlib.util
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -355,6 +358,71 @@ def test_a_graph_that_fails_on_the_way_leaves_the_volume_to_torch(monkeypatch: p
     assert (record.levelno, record.getMessage()) == (logging.WARNING, "openvino failed: no memory: torch goes on")
     with pytest.raises(ValueError, match="openvino failed: no memory; give --engine torch"):
         through(network, "openvino")
+
+
+@needs_openvino
+def test_what_a_probe_found_is_believed_whatever_the_umask(fresh: Path):
+    before = os.umask(0o002)
+    try:
+        through(plain(), "auto")
+    finally:
+        os.umask(before)
+    forget()
+    (path,) = fresh.glob("*.json")
+    assert remembered.recalled(path.stem) is not None
+
+
+@needs_openvino
+@pytest.mark.usefixtures("fresh")
+def test_an_engine_that_failed_once_is_asked_again_by_another_process(monkeypatch: pytest.MonkeyPatch):
+    without(monkeypatch, "onnxruntime")
+    with monkeypatch.context() as passing:
+        passing.setattr(OpenVINOGraph, "convert", lambda *_: (_ for _ in ()).throw(EngineError("no memory")))
+        assert through(plain(), "auto")[1] == "torch"
+    forget()
+    assert through(plain(), "auto")[1] == "openvino"
+
+
+@needs_openvino
+def test_auto_goes_on_with_torch_where_no_folder_can_be_written(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    without(monkeypatch, "onnxruntime")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(remembered.tempfile, "TemporaryDirectory", full)
+    assert through(plain(), "auto")[1] == "torch"
+    assert not fresh.exists() or not any(path.is_dir() for path in fresh.iterdir())
+
+
+@needs_openvino
+def test_a_sound_graph_that_another_process_has_put_there_stays(fresh: Path):
+    through(plain(), "openvino")
+    (graph,) = (path for path in fresh.iterdir() if path.is_dir())
+    kept = {path.name: path.stat().st_ino for path in graph.iterdir()}
+
+    hidden = graph.rename(fresh / "hidden")
+    found = remembered.graph_of(graph.name, OpenVINOGraph.files, lambda folder: makes_from(hidden, graph, folder))
+    assert found == graph
+    assert {path.name: path.stat().st_ino for path in graph.iterdir()} == kept
+
+
+def makes_from(hidden: Path, graph: Path, folder: Path) -> None:
+    """Make a graph, as a process that began before another put one of that name there."""
+    for file in OpenVINOGraph.files:
+        shutil.copy(hidden / file, folder / file)
+    hidden.rename(graph)
+
+
+def test_networks_that_compute_otherwise_have_other_fingerprints():
+    def net(act: Callable[[Tensor], Tensor]) -> nn.Module:
+        network = nn.Conv2d(1, 1, 1, bias=False)
+        network.weight.data.fill_(1.0)
+        network.act = act  # type: ignore[assignment]
+        return network
+
+    assert remembered.fingerprint(net(torch.sigmoid)) != remembered.fingerprint(net(torch.relu))
+    assert remembered.fingerprint(net(torch.relu)) == remembered.fingerprint(net(torch.relu))
 
 
 @needs_openvino

@@ -33,3 +33,13 @@ def test_a_size_that_cuts_heads_is_refused_and_the_message_says_what_fits(head: 
     message = "image_size 24 cuts slices of 64 x 48, such as sub-1's, and 54% of the heads with them"
     with pytest.raises(ValueError, match=f"{message}: give --image_size 64, or prepare"):
         samples(data=[head], sources=["T1"], target=["T2"], slices="every", image_size=24)
+
+
+def test_batches_go_by_the_size_that_the_network_is_shown(head: Subject, tmp_path: Path) -> None:
+    """People of other grids would else never share one."""
+    image = Volume(np.full((40, 44, 3), 0.5, np.float32), np.eye(4))
+    for contrast in ("T1", "T2"):
+        write_volume(tmp_path / f"other_{contrast}.nii", image, dtype=np.uint16, slope=1 / 65535)
+    other = Subject("sub-2", "ours", {c: tmp_path / f"other_{c}.nii" for c in ("T1", "T2")})
+    data = samples(data=[head, other], sources=["T1"], target=["T2"], slices="every", image_size=48)
+    assert {kind.size for kind in data.kinds} == {(48, 48)}

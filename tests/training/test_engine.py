@@ -332,6 +332,13 @@ def test_a_checkpoint_cut_short_is_named_and_the_one_before_it_used(tmp_path: Pa
         assert torch.equal(value, resumed.network.state_dict()[name])
 
 
+def test_weights_that_are_there_are_not_written_over(tmp_path: Path):
+    (tmp_path / "model.pt").write_bytes(b"somebody's best")
+    with pytest.raises(ValueError, match=r"model\.pt is there already.*begin with it by --start_from"):
+        run_with_checkpoints(tmp_path, epochs=1)
+    assert (tmp_path / "model.pt").read_bytes() == b"somebody's best"
+
+
 def test_an_earlier_trainings_checkpoints_are_not_written_over(tmp_path: Path):
     run_with_checkpoints(tmp_path, epochs=1)
     with pytest.raises(ValueError, match="earlier training: go on from them with --resume true"):

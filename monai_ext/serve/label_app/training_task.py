@@ -1,5 +1,6 @@
 """Training a bundle on the studies that a MONAI Label server holds."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
+from monai_ext.files import whole_file
 from monai_ext.inference.subjects import SYNTHETIC
 from monai_ext.serve.label_app.confinement import without_folders
 from monai_ext.synthesis.options import TRAINING, as_words, asked_of_training
@@ -60,8 +62,11 @@ class Training(TrainTask):
         left_out += _run("index", *where, "--split", "75/25/0%", "--exclude", *passed_over).stderr
         left_out += _run("prepare", "--datalist", place / "datalist.json", "--out", place / "prepared").stderr
         run = place / f"run{len(list(place.glob('run*')))}"
-        words = as_words({"dataset_dir": place / "prepared", "output_dir": run, "weights": weights, **options})
+        words = as_words({"dataset_dir": place / "prepared", "output_dir": run, "weights": run / "model.pt", **options})
         log = _run("train", self.bundle_root, *size, *words).stdout
+        for suffix in (".pt", ".json"):
+            with whole_file(weights.with_suffix(suffix)) as partial:
+                shutil.copy(run / f"model{suffix}", partial)
         answer = {"bundle": self.bundle_root.name, "run": run.name, "log": without_folders(log[-2000:])}
         return {**answer, "left_out": without_folders(_of_subjects(left_out))}
 
