@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from monai_ext.data.datalist import Subject, SubjectError, report_failures
+from monai_ext.data.prepared import SIDECAR
 from monai_ext.data.slice_files import read_slices
 from monai_ext.data.slices import SliceDataset, faults_of
+from monai_ext.files import read_json
 
 
 class PreparedVolumes(SliceDataset):
     """Prepared subjects as whole volumes, one item a subject, read when asked for.
 
     An item has "image" (M, I, J, K) and "target" (N, I, J, K), float32 in [0, 1]; "mask" (1, I, J, K), boolean;
-    "affine"; "slices", the numbers of those to evaluate; "available", as of `SliceDataset`, whose rules hold; "subject"
-    and "dataset". Subjects that cannot serve are in `failures`.
+    "affine"; "slices", the numbers of those to evaluate; "available", as of `SliceDataset`, whose rules hold;
+    "subject", a person at a visit; "person"; and "dataset". Subjects that cannot serve are in `failures`.
 
     Args:
         data: prepared subjects, each with its mask.
@@ -50,8 +52,9 @@ class PreparedVolumes(SliceDataset):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What a run's protocol says of the data."""
-        return {"slices": self.rule if self.count is None else [self.rule, self.count]}
+        """What a run's protocol says of the data: slices, and how brains were cut out, "none" of what is as scanned."""
+        masks = sorted({_brain_mask(row.sources, row.targets) for row in self._rows})
+        return {"slices": self.rule if self.count is None else [self.rule, self.count], "brain_mask": masks}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -81,8 +84,18 @@ class PreparedVolumes(SliceDataset):
             "slices": self._slice_of[self._row_of == index],
             "available": torch.tensor(row.kind.available),
             "subject": row.name,
+            "person": row.person,
             "dataset": row.kind.dataset,
         }
+
+
+def _brain_mask(*files: Sequence[str | None]) -> str:
+    """How the brain was cut out of a prepared subject, by the sidecar beside its files."""
+    (first, *_) = (path for paths in files for path in paths if path is not None)
+    try:
+        return str(read_json(Path(first).parent / SIDECAR)["parameters"]["brain_mask"]) or "none"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "not known"
 
 
 def _whole(subject: str, path: Path, depth: int) -> np.ndarray:

@@ -25,6 +25,7 @@ class _Row(NamedTuple):
     """What is kept of a subject: `sources`, `targets` and `masks` are in the order of the dataset's own."""
 
     name: str
+    person: str
     sources: tuple[str | None, ...]
     targets: tuple[str | None, ...]
     masks: tuple[str, ...]
@@ -290,6 +291,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         kind = Kind(dataset=subject.dataset, available=available, size=shape[:2])
         row = _Row(
             name=subject.name,
+            person=subject.subject,
             sources=tuple(None if path is None else str(path) for path in sources),
             targets=tuple(None if path is None else str(path) for path in targets),
             masks=tuple(str(path) for path in truths),

@@ -66,6 +66,7 @@ class _Result:
 
     index: int
     subject: str
+    person: str
     dataset: str
     rows: list[Row] = field(default_factory=list)
     slice_rows: list[Row] = field(default_factory=list)
@@ -208,7 +209,7 @@ class Evaluation:
                 if not (low >= 0 and high <= HIGHEST):
                     raise ValueError(f"its {key} must be in [0, 1], got {low:g} to {high:g}: prepare it")
             bar.set_postfix_str(name)
-            result = _Result(index, name, str(item["dataset"]))
+            result = _Result(index, name, str(item.get("person", name)), str(item["dataset"]))
             prediction = self._predict(item["image"], item)
             unharmed = self._compare(prediction, item)
             bar.update()
@@ -298,6 +299,7 @@ class Evaluation:
             "protocol": {**clipped, **getattr(self.data, "protocol", {}), **self.protocol.described()},
             "perturbations": [perturbation.described() for perturbation in self.perturbations],
             "subjects": len(results),
+            "people": {result.subject: result.person for result in results if result.person != result.subject},
             "failed": [{"subject": fault.subject, "reason": fault.reason} for fault in failures],
             "kept": dict(kept_cases),
         }

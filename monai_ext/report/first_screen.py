@@ -72,7 +72,7 @@ def _findings(comparison: Comparison, tests: dict[str, list[PairedTest]]) -> str
     lines = []
     for target in comparison.targets:
         means = [
-            (run.label, mean_interval(comparison.values(run, unharmed(target, "brain"), "psnr")))
+            (run.label, mean_interval(comparison.means(run, unharmed(target, "brain"), "psnr")))
             for run in comparison.runs
         ]
         intervals = [

@@ -150,7 +150,7 @@ def _robustness(comparison: Comparison) -> str:
                 for method, run in enumerate(comparison.runs):
                     keys = [Key(kind, contrast, level, target, "brain") for level in entry["levels"]]
                     present = [key for key in keys if key in run.scores]
-                    means = [mean_interval(comparison.values(run, key, metric)) for key in present]
+                    means = [mean_interval(comparison.means(run, key, metric)) for key in present]
                     if present:
                         lines.append(Line(run.label, method, [key.level for key in present], means))
                 title = f"{target}, {harm}: {LOOKS[metric].name}"
@@ -249,9 +249,10 @@ def _how(comparison: Comparison) -> str:
     )
     body = (
         "<h3>Protocol</h3><div class=scroll><table class=wide><tbody>" + rows + "</tbody></table></div>"
-        "<h3>Statistics</h3><p>The subject is the unit. Means and differences have percentile bootstrap intervals "
-        f"over subjects: {RESAMPLES:,} resamples with the seed {SEED}. Methods are compared in pairs on the same "
-        "subjects, by the paired t test and Wilcoxon’s signed-rank test, both two-sided; each test’s p values are "
+        "<h3>Statistics</h3><p>The person is the unit, by the mean over the visits. Means and differences have "
+        f"percentile bootstrap intervals over people: {RESAMPLES:,} resamples with the seed {SEED}. Methods are "
+        "compared in pairs on the same subjects, by the paired t test and Wilcoxon’s signed-rank test, both two-sided; "
+        "each test’s p values are "
         "corrected by Holm’s method over all pairs, figures and regions of a target.</p><h3>Runs</h3>"
     )
     for run in comparison.runs:

@@ -48,6 +48,11 @@ class Run:
     scores: Mapping[Key, Mapping[str, Mapping[str, float]]]  # key -> subject -> metric
     slices: Mapping[tuple[str, str], int]  # evaluated slices of (subject, target)
 
+    def person(self, subject: str) -> str:
+        """Whose visit a subject of the tables is."""
+        people = self.about.get("people")
+        return str(people.get(subject, subject)) if isinstance(people, dict) else subject
+
     def volume(self, subject: str, name: str) -> Path:
         return self.folder / "volumes" / subject / f"{name}.nii.gz"
 
@@ -70,6 +75,19 @@ class Comparison:
         names = self.subjects[key.target] if subjects is None else subjects
         return np.array([scores.get(name, {}).get(metric, math.nan) for name in names])
 
+    def people(self, subjects: Sequence[str]) -> dict[str, list[int]]:
+        """Who they are, and which of these subjects are each one's visits."""
+        visits: dict[str, list[int]] = {}
+        for number, name in enumerate(subjects):
+            visits.setdefault(f"{self.runs[0].datasets.get(name, '')}/{self.runs[0].person(name)}", []).append(number)
+        return visits
+
+    def means(self, run: Run, key: Key, metric: str, subjects: Sequence[str] | None = None) -> NDArray[np.float64]:
+        """A figure a person, the mean over the visits: visits of one person are no independent samples."""
+        values = self.values(run, key, metric, subjects)
+        names = self.subjects[key.target] if subjects is None else subjects
+        return np.array([mean_of(values[visits]) for visits in self.people(names).values()])
+
     @cached_property
     def perturbations(self) -> list[dict[str, Any]]:
         """Each kind of each contrast that any run has, with all of its levels."""
@@ -84,6 +102,12 @@ class Comparison:
     @property
     def every_subject(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for target in self.targets for name in self.subjects[target]))
+
+
+def mean_of(values: NDArray[np.float64]) -> float:
+    """The mean of those that are there, NaN of none."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else math.nan
 
 
 def read_run(folder: Path) -> Run:
@@ -189,7 +213,18 @@ def compare(runs: Sequence[Run], *, allow_differences: bool = False) -> Comparis
         failed = [fault["subject"] for fault in run.about.get("failed", [])]
         if failed:
             remarks.append(f"{run.label} could not be evaluated on {', '.join(failed)}.")
-    return Comparison(tuple(labelled), tuple(targets), subjects, tuple(remarks))
+    comparison = Comparison(tuple(labelled), tuple(targets), subjects, ())
+    people = comparison.people(comparison.every_subject)
+    visits = len(comparison.every_subject)
+    if len(people) < visits:
+        remarks.append(
+            f"{visits} subjects are visits of {len(people)} people: a person counts once, by the mean over the visits."
+        )
+    if any("none" in run.about["protocol"].get("brain_mask", ()) for run in labelled):
+        remarks.append(
+            "Nothing was cut out of the scans: “brain” is all that they show, of heads as scanned skull and scalp too."
+        )
+    return replace(comparison, remarks=tuple(remarks))
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:

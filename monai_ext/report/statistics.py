@@ -1,6 +1,6 @@
 """How sure a mean over subjects is, and whether two methods differ: bootstrap, paired tests, Holm's correction.
 
-The subject is the unit: slices of one head are no independent samples.
+The person is the unit: neither slices of one head nor visits of one person are independent samples.
 """
 
 import math

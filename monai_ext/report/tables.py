@@ -67,7 +67,7 @@ def tests_of(comparison: Comparison, target: str) -> list[PairedTest]:
     for region in REGIONS:
         for metric in METRICS:
             key = unharmed(target, region)
-            methods = [(run.label, comparison.values(run, key, metric)) for run in comparison.runs]
+            methods = [(run.label, comparison.means(run, key, metric)) for run in comparison.runs]
             if not all(np.isnan(figures).all() for _, figures in methods):
                 values[region, metric] = methods
     return paired_tests(values)
@@ -90,13 +90,13 @@ def figures_table(comparison: Comparison, target: str, tests: Sequence[PairedTes
             cells = []
             for metric in METRICS:
                 digits = LOOKS[metric].digits
-                estimate = mean_interval(comparison.values(run, unharmed(target, region), metric))
+                estimate = mean_interval(comparison.means(run, unharmed(target, region), metric))
                 mark = ' class="best"' if best[metric] == run.label else ""
                 interval = spread(estimate, digits)
                 ci = f"<span class=ci>{interval}</span>" if interval else ""
                 cells.append(f"<td><span{mark}>{number(estimate.mean, digits)}</span>{ci}</td>")
             rows.append(f"<tr><th scope=row>{key_mark(method)}{escape(run.label)}</th>{''.join(cells)}</tr>")
-    n = len(comparison.subjects[target])
+    n = len(comparison.people(comparison.subjects[target]))
     caption = f"{escape(target)}, mean over {plural(n, 'subject')}; below it the 95% confidence interval"
     return (
         f'<div class=scroll><table class="wide figures"><caption>{caption}</caption>'
@@ -241,8 +241,7 @@ def heat_map(comparison: Comparison, metric: str, *, region: str = "brain") -> s
         for dataset in sorted({datasets[name] for name in comparison.subjects[target]}):
             names = [name for name in comparison.subjects[target] if datasets[name] == dataset]
             intervals = [
-                mean_interval(comparison.values(run, unharmed(target, region), metric, names))
-                for run in comparison.runs
+                mean_interval(comparison.means(run, unharmed(target, region), metric, names)) for run in comparison.runs
             ]
             shares = shades([interval.mean for interval in intervals], higher=look.higher)
             cells = "".join(
@@ -250,7 +249,8 @@ def heat_map(comparison: Comparison, metric: str, *, region: str = "brain") -> s
                 f"<span class=ci>{spread(interval, look.digits)}</span></td>"
                 for interval, share in zip(intervals, shares, strict=True)
             )
-            name = f"{escape(dataset)}, {escape(target)}<span class=ci>{plural(len(names), 'subject')}</span>"
+            people = plural(len(comparison.people(names)), "subject")
+            name = f"{escape(dataset)}, {escape(target)}<span class=ci>{people}</span>"
             rows.append(f"<tr><th scope=row>{name}</th>{cells}</tr>")
     caption = f"{look.heading} in the {REGION_NAMES[region].lower()}; the deeper the colour, the better in its row"
     return (

@@ -14,7 +14,7 @@ import numpy as np
 from monai_ext.evaluation.run_folder import CASE_COLUMNS, CASES, MEASURED
 from monai_ext.modalities import MODALITIES
 from monai_ext.report.matrix import REGION_WORDS, matrix_of, region_of
-from monai_ext.report.runs import Run, rows_of
+from monai_ext.report.runs import Run, mean_of, rows_of
 from monai_ext.report.statistics import ALPHA, PairedTest, corrected, least_wilcoxon, paired_test
 from monai_ext.report.tables import FEW, LOOKS, better, cannot_tell, cells_of, in_words, narrow, plural
 
@@ -92,7 +92,18 @@ def read_cases(run: Run, region: str) -> Cases:
         task, subject = _key(row), row["subject"]
         if cases.setdefault(task, {}).setdefault(subject, figures) is not figures:
             raise ValueError(f"{path}, line {line}: {subject} is there twice for {_named([task])}, {region}")
-    return cases
+    return {task: _of_people(run, figures) for task, figures in cases.items()}
+
+
+def _of_people(run: Run, cases: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """A person's figures are the means over the visits."""
+    visits: dict[str, list[Mapping[str, float]]] = {}
+    for subject, figures in cases.items():
+        visits.setdefault(run.person(subject), []).append(figures)
+    return {
+        person: {name: mean_of(np.array([one[name] for one in each])) for name in MEASURED}
+        for person, each in visits.items()
+    }
 
 
 def compare_tasks(runs: Sequence[Run]) -> list[TaskComparison]:

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from methods import BETTER, WORSE, Method
 from PIL import Image
 
 from monai_ext.__main__ import main
-from monai_ext.report import viewer
+from monai_ext.report import tables, viewer
 from monai_ext.report.charts import nice_ticks
 from monai_ext.report.pictures import Stored, three_views
 from monai_ext.report.runs import compare, read_run, unharmed
@@ -131,6 +132,26 @@ def test_charts_can_be_read_aloud(page: str) -> None:
     charts = re.findall(r'<svg class="chart".*?</svg>', page, flags=re.S)
     assert len(charts) == 6 + 2
     assert all(re.match(r'<svg class="chart" role="img" [^>]*><title>.+?</title><desc>.+?</desc>', c) for c in charts)
+
+
+def test_visits_of_one_person_count_once_in_intervals_and_tests(
+    evaluate: Callable[..., Path], phantoms: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    items = [{**item, "person": f"person {number // 4}"} for number, item in enumerate(phantoms)]
+    runs = [read_run(evaluate(tmp_path / m.name, m, items=items, keep="none")) for m in (BETTER, WORSE)]
+    comparison = compare(runs)
+    assert any("12 subjects are visits of 3 people" in line for line in comparison.remarks)
+    key = unharmed("PD", "brain")
+    each, people = comparison.values(runs[0], key, "psnr"), comparison.means(runs[0], key, "psnr")
+    np.testing.assert_allclose(people, each.reshape(3, 4).mean(1))
+    assert {test.difference.n for test in tables.tests_of(comparison, "PD") if test.metric == "psnr"} == {3}
+
+
+def test_of_heads_as_scanned_it_is_said_that_brain_is_all_that_they_show(two_runs: tuple[Path, Path]) -> None:
+    run = read_run(two_runs[0])
+    whole = replace(run, about={**run.about, "protocol": {**run.about["protocol"], "brain_mask": ["none"]}})
+    assert not any("Nothing was cut out" in line for line in compare([run]).remarks)
+    assert any("Nothing was cut out of the scans" in line for line in compare([whole]).remarks)
 
 
 def test_runs_with_other_subjects_are_compared_on_the_common_ones(
