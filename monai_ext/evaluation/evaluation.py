@@ -186,8 +186,9 @@ class Evaluation:
             for index in range(len(self.data)):
                 try:
                     result, prediction = self._evaluate(index, bar)
-                    if any(result.subject == other.subject for other in results):
-                        raise SubjectError(result.subject, None, "is there twice; give each visit once")
+                    for other in results:
+                        if other.subject == result.subject:
+                            raise SubjectError(result.subject, None, _twice(result.dataset, other.dataset))
                 except SubjectError as fault:
                     failures.append(fault)
                 else:
@@ -303,6 +304,12 @@ class Evaluation:
             "failed": [{"subject": fault.subject, "reason": fault.reason} for fault in failures],
             "kept": dict(kept_cases),
         }
+
+
+def _twice(dataset: str, other: str) -> str:
+    if dataset == other:
+        return "is there twice; give each visit once"
+    return f"is a name in {other} and in {dataset}: evaluate the datasets one at a time, or rename one of the two"
 
 
 def chosen_cases(rows: Sequence[Row]) -> dict[str, str]:

@@ -273,7 +273,7 @@ def with_cagr(
         rolling, attention: as of CAGR.
 
     Returns:
-        The network.
+        The network; of one that is itself a convolution, what takes its place.
 
     Raises:
         ValueError: a layer that is named cannot be replaced, and why; or none of the network's can be.
@@ -282,9 +282,8 @@ def with_cagr(
         >>> from monai.networks.nets import BasicUNet
         >>> unet = with_cagr(BasicUNet(spatial_dims=2, in_channels=2, out_channels=1), groups=8)
     """
-    convolutions = {
-        name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Conv3d)
-    }
+    every = network.named_modules(remove_duplicate=False)  # one that is used at two places has two names
+    convolutions = {name: module for name, module in every if isinstance(module, nn.Conv2d | nn.Conv3d)}
     for name in layers or ():
         reason = "it is no convolution in 2D or 3D of this network"
         if name in convolutions:
@@ -297,9 +296,10 @@ def with_cagr(
             raise ValueError(
                 f"CAGR with groups={groups} can take the place of no convolution of {type(network).__name__}"
             )
+    blocks: dict[nn.Module, CAGR] = {}
     for name in layers:
         conv = convolutions[name]
-        block = CAGR(
+        blocks[conv] = block = blocks.get(conv) or CAGR(
             conv.in_channels,
             conv.out_channels,
             kernel_size=conv.kernel_size[0],
@@ -310,8 +310,10 @@ def with_cagr(
             bias=conv.bias is not None,
         )
         block.conv.weight, block.conv.bias = conv.weight, conv.bias
+        if not name:
+            return block.to(conv.weight)
         parent, _, own = name.rpartition(".")
-        setattr(network.get_submodule(parent), own, block.to(conv.weight.device))
+        setattr(network.get_submodule(parent), own, block.to(conv.weight))
     return network
 
 

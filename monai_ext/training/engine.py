@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from monai_ext.runtime import autocast, wanted_dtype
 from monai_ext.training.checkpoints import Checkpoints
 from monai_ext.training.objectives import Objective
-from monai_ext.training.schedules import set_rates
+from monai_ext.training.schedules import rates_of, set_rates, set_rates_of
 
 
 class LossNotFinite(FloatingPointError):
@@ -153,7 +153,11 @@ class PairedAdversarialTrainer(Trainer):
         """
         if self.checkpoints is not None:
             if self.resume:
+                optimizers = [one for one in (self.optimizer, self.discriminator_optimizer) if one is not None]
+                asked = [rates_of(optimizer) for optimizer in optimizers]
                 self.state.epoch = self.checkpoints.restore(self)
+                for optimizer, rates in zip(optimizers, asked, strict=True):  # a rate that was lowered is meant
+                    set_rates_of(optimizer, rates, self.schedulers)
                 set_rates(self.schedulers)  # as a training of this length has them, if it is to be longer than it was
                 self.state.iteration = self.state.epoch * (self.state.epoch_length or 0)
                 if self.state.epoch >= self.state.max_epochs:

@@ -59,6 +59,35 @@ def constant_then_linear(optimizer: Optimizer, *, epochs: int, constant: int) ->
     return LambdaLR(optimizer, lambda epoch: min(1.0, max(0, epochs - epoch) / (epochs - constant)))
 
 
+def rates_of(optimizer: Optimizer) -> list[float]:
+    """Give the rates that an optimizer was built with, one a group, whatever a schedule has made of them.
+
+    Args:
+        optimizer: whose rates.
+    """
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+
+
+def set_rates_of(optimizer: Optimizer, rates: Sequence[float], schedulers: Iterable[Any]) -> None:
+    """Give an optimizer, and its schedules, other rates to begin with.
+
+    Args:
+        optimizer: whose rates.
+        rates: one a group.
+        schedulers: of all optimizers; this one's are left as they are, and it too, unless all are a factor by the
+            epoch (`LambdaLR`).
+    """
+    own = [scheduler for scheduler in schedulers if getattr(scheduler, "optimizer", None) is optimizer]
+    if not all(isinstance(scheduler, LambdaLR) for scheduler in own):
+        return
+    for scheduler in own:
+        scheduler.base_lrs = list(rates)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+        if "initial_lr" in group:
+            group["initial_lr"] = rate
+
+
 def set_rates(schedulers: Iterable[Any]) -> None:
     """Give optimizers the rates of the epoch that their schedules stand at, which may not be those they had there.
 

@@ -194,3 +194,12 @@ def test_a_convolution_that_cagr_cannot_stand_in_for_is_refused_with_the_reason(
 def test_bad_arguments_are_refused_by_name(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         AGINet(**options)
+
+
+def test_cagr_stands_wherever_a_convolution_stood_in_its_dtype() -> None:
+    shared = nn.Conv2d(8, 8, 3, padding=1)
+    network = with_cagr(nn.Sequential(shared, nn.ReLU(), shared).double(), groups=2)
+    assert isinstance(network[0], CAGR)
+    assert network[2] is network[0]
+    assert network(torch.rand(1, 8, 6, 6, dtype=torch.float64)).dtype == torch.float64
+    assert isinstance(with_cagr(nn.Conv2d(8, 8, 3, padding=1), groups=2), CAGR)

@@ -5,7 +5,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_ext.data.batching import Kind, ModalityConsistentBatches
-from monai_ext.training.schedules import constant_then_linear, epochs_of, set_rates
+from monai_ext.training.schedules import constant_then_linear, epochs_of, rates_of, set_rates, set_rates_of
 
 
 def rates(*, epochs: int, constant: int) -> list[float]:
@@ -53,3 +53,23 @@ def test_a_training_that_is_made_longer_has_the_longer_ones_rate():
     long.optimizer.load_state_dict(short.optimizer.state_dict())
     set_rates([long, object()])
     assert long.optimizer.param_groups[0]["lr"] == 0.5 * 0.75
+
+
+def test_a_training_that_is_resumed_at_another_rate_has_that_rate() -> None:
+    def built(rate: float) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+        return optimizer, constant_then_linear(optimizer, epochs=4, constant=2)
+
+    (before, schedule), (after, again) = built(1.0), built(0.1)
+    for _ in range(3):
+        before.step()
+        schedule.step()
+    asked = rates_of(after)
+    after.load_state_dict(before.state_dict())
+    again.load_state_dict(schedule.state_dict())
+    set_rates_of(after, asked, [again])
+    set_rates([again])
+    assert after.param_groups[0]["lr"] == pytest.approx(0.05)
+    after.step()
+    again.step()
+    assert after.param_groups[0]["lr"] == 0
