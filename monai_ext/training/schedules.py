@@ -60,10 +60,13 @@ def constant_then_linear(optimizer: Optimizer, *, epochs: int, constant: int) ->
 
 
 def rates_of(optimizer: Optimizer) -> list[float]:
-    """Give the rates that an optimizer was built with, one a group, whatever a schedule has made of them.
+    """Give the rates that an optimizer was built with, whatever a schedule has made of them.
 
     Args:
         optimizer: whose rates.
+
+    Returns:
+        One a group.
     """
     return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
 

@@ -12,9 +12,6 @@ class ShownPSNR(PSNRMetric):
 
     A black item that is made exactly would make the mean of every epoch infinite, and the first the best for good.
 
-    Args:
-        max_val: the range of the images.
-
     Example:
         >>> metric = ShownPSNR(max_val=1.0)
         >>> target = torch.tensor([0.5, 0.0]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4)  # the second shows nothing

@@ -283,7 +283,7 @@ def test_a_sheared_series_is_refused(first, two, tmp_path, capsys):
     for path in (two / "T1").iterdir():
         x, y, z = pydicom.dcmread(path).ImagePositionPatient
         change(path, ImagePositionPatient=[x, y + z / 10, z])
-    assert "is sheared: its slices drift sideways by 4.5 mm" in refusal(first, two, tmp_path, capsys)
+    assert "is sheared: its slices drift sideways by 4.50 mm" in refusal(first, two, tmp_path, capsys)
 
 
 def test_a_single_slice_is_refused(first, two, tmp_path, capsys):
