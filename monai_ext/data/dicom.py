@@ -100,6 +100,7 @@ def read_study(folder: Path) -> list[Series]:
                 if not uid or not header.get("SOPInstanceUID"):
                     raise ValueError("it has no SeriesInstanceUID or no SOPInstanceUID")
                 key = (uid, str(header.get("EchoTime")), _b(header), "ADC" in image_type)
+                _number(header, "EchoTime")
                 contrast_of(header)  # reads what tells a contrast: a value that cannot be read shows here
                 grouped.setdefault(key, []).append((path, header))
     if not grouped:
@@ -196,7 +197,7 @@ def contrast_of(header: Any) -> str | None:
 
 
 def is_synthetic(header: Any) -> bool:
-    """Say whether a series was computed by this software, or says of itself that it is synthetic.
+    """Say whether a series was computed by this software; scanners have synthetic series too, of what they measured.
 
     Args:
         header: pydicom's dataset of one of its instances.
@@ -204,8 +205,8 @@ def is_synthetic(header: Any) -> bool:
     Returns:
         Whether it is: then it shows what a network guessed, and is no source for another.
     """
-    described = str(header.get("SeriesDescription", "")).strip().upper()
-    return _text(header, "Manufacturer") == MANUFACTURER or described.startswith(SYNTHETIC)
+    described = re.match(rf"{SYNTHETIC} \w+ \(", str(header.get("SeriesDescription", "")))
+    return _text(header, "Manufacturer") == MANUFACTURER or described is not None
 
 
 def choose(study: Sequence[Series], contrasts: Sequence[str], chosen: Mapping[str, str]) -> dict[str, Series]:

@@ -105,6 +105,14 @@ def test_a_series_that_was_computed_is_no_source_and_no_acquired_contrast(study,
         choose(scans, [target], {target: computed.number})
 
 
+def test_a_scanners_own_synthetic_series_is_a_scan(study):
+    header = read_study(study)[0].headers[0].copy()
+    header.Manufacturer, header.SeriesDescription = "GE MEDICAL SYSTEMS", "Synthetic T1W (MAGiC)"
+    assert contrast_of(header) == "T1"
+    header.SeriesDescription = "SYNTHETIC T1 (agi_net 0.2.0) from T2"  # ours, whose maker an archive has changed
+    assert contrast_of(header) is None
+
+
 def written_of(array: np.ndarray, study: Path, folder: Path) -> list[pydicom.Dataset]:
     """The images of a reproducible series with these voxels, at the T1's place."""
     reference = sorted_slices(choose(read_study(study), ["T1"], {})["T1"])
