@@ -91,7 +91,7 @@ class PreparedVolumes(SliceDataset):
 
 def _brain_mask(*files: Sequence[str | None]) -> str:
     """How the brain was cut out of a prepared subject, by the sidecar beside its files."""
-    (first, *_) = (path for paths in files for path in paths if path is not None)
+    first = next(path for paths in files for path in paths if path is not None)
     try:
         return str(read_json(Path(first).parent / SIDECAR)["parameters"]["brain_mask"]) or "none"
     except (OSError, ValueError, KeyError, TypeError):

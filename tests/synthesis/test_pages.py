@@ -3,6 +3,8 @@
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,11 +81,17 @@ def test_training_on_ones_own_data_and_using_it(tmp_path, monkeypatch, capsys):
         (tmp_path / "patients" / "p1").mkdir(parents=True, exist_ok=True)
         shutil.copy(tmp_path / "DATA" / "healthy-001" / f"{contrast}.nii.gz", tmp_path / "patients" / "p1")
     lines = commands("docs/your-hospital.md")
-    assert [words[0] for words in lines] == ["index", "prepare", "train", "evaluate", "train", "synthesise"]
+    assert [words[0] for words in lines] == ["index", "prepare", "train", "evaluate", "train", "evaluate", "synthesise"]
     for words in lines:
         assert main(words) == 0, words
     assert (tmp_path / "synthetic" / "p1" / "FLAIR_synthetic.nii.gz").is_file()
     assert any((tmp_path / "evaluated").iterdir())
+    (tmp_path / "bundles").symlink_to(ROOT / "bundles")
+    text = (ROOT / "docs/your-hospital.md").read_text(encoding="utf-8")
+    adapt, use = (shlex.split(line) for line in text.splitlines() if line.startswith("python -m monai.bundle run"))
+    for words in ((*adapt, "--epochs", "1", "--slices", "['middle', 2]"), use):
+        subprocess.run([sys.executable, *words[1:]], check=True, capture_output=True)
+    assert (tmp_path / "synthetic_ours" / "p1" / "FLAIR_synthetic.nii.gz").is_file()
     assert list((tmp_path / "prepared").rglob("*.png"))  # the pictures of --qc
     capsys.readouterr()
     for words in within_sentences("docs/your-hospital.md"):
