@@ -38,7 +38,7 @@ from monai_ext.files import absolute, write_json
 from monai_ext.modalities import make_task
 from monai_ext.provenance import warning
 
-__all__ = ["Evaluation", "PreparedVolumes"]
+__all__ = ["Evaluation", "PreparedVolumes", "SomeFailed"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,10 @@ ABOUT = (
 )  # fmt: skip
 DATA_RANGE = 1.0
 HIGHEST = 1 + 1e-4  # of prepared images: 16 bits times a slope rounded to single precision
+
+
+class SomeFailed(ValueError):
+    """Some subjects could not be evaluated; what is of the others is written."""
 
 
 class Items(Interface):
@@ -175,7 +179,7 @@ class Evaluation:
         print(f"written to {self.output_dir}")
         if failures:
             total = len(results) + len(failures)
-            raise ValueError(f"{len(failures)} of {total} subjects could not be evaluated, the others were")
+            raise SomeFailed(f"{len(failures)} of {total} subjects could not be evaluated, the others were")
 
     def _evaluate_all(self, predicted: Path) -> tuple[list[_Result], list[SubjectError]]:
         """Every subject's result, in order, with its unharmed prediction stored in `predicted`."""

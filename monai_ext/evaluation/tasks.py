@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from monai_ext.data.datalist import SubjectError, report_failures
 from monai_ext.data.prepared_volumes import PreparedVolumes
+from monai_ext.evaluation.evaluation import SomeFailed
 from monai_ext.evaluation.metrics import FIGURES, compare_volumes
 from monai_ext.evaluation.protocol import OURS, REGIONS, Protocol
 from monai_ext.evaluation.run_folder import CASE_COLUMNS, CASES, MATRIX, MATRIX_COLUMNS, MEASURED, Row, write_table
@@ -136,12 +137,10 @@ class TaskMatrix:
         Raises:
             ValueError: a subject failed in either; each is named, after the others are done.
         """
-        fault: ValueError | None = None
+        fault: SomeFailed | None = None
         try:
             evaluator.run()
-        except ValueError as error:
-            if not (self.output_dir / "run.json").is_file():
-                raise
+        except SomeFailed as error:
             fault = error
         self.run()
         if fault is not None:

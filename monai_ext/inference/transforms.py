@@ -117,8 +117,7 @@ class PrepareSubjectd(Transform):
             scaled = gridded.image(contrast)
             image[inputs.index(contrast)] = torch.from_numpy(scaled.array)
             records[contrast] = scaled.record
-        given = [inputs.index(contrast) for contrast in files]
-        shown = image[given].amax(dim=(1, 2)) > 0  # (sources, K)
+        shown = torch.stack([image[inputs.index(contrast)].amax(dim=(0, 1)) > 0 for contrast in files])  # (sources, K)
         assert maker.task is not None
         computed = shown.all(0) if maker.task.every_source else shown.any(0)
         image[..., ~computed] = 0

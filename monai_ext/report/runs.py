@@ -79,7 +79,8 @@ class Comparison:
         """Who they are, and which of these subjects are each one's visits."""
         visits: dict[str, list[int]] = {}
         for number, name in enumerate(subjects):
-            visits.setdefault(f"{self.runs[0].datasets.get(name, '')}/{self.runs[0].person(name)}", []).append(number)
+            person = next((run.person(name) for run in self.runs if run.person(name) != name), name)
+            visits.setdefault(f"{self.runs[0].datasets.get(name, '')}/{person}", []).append(number)
         return visits
 
     def means(self, run: Run, key: Key, metric: str, subjects: Sequence[str] | None = None) -> NDArray[np.float64]:

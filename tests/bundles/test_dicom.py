@@ -105,6 +105,17 @@ def test_a_series_that_was_computed_is_no_source_and_no_acquired_contrast(study,
         choose(scans, [target], {target: computed.number})
 
 
+def test_one_of_a_series_of_two_echoes_is_named_by_its_echo(two):
+    for number, path in enumerate(sorted((two / "T1").rglob("*.dcm"))):
+        change(path, SeriesDescription="TSE", EchoTime=14 if number % 2 else 96)
+    scans = read_study(two)
+    with pytest.raises(ValueError, match="all match T1: say which with --series T1=NUMBER@ECHO"):
+        choose(scans, ["T1"], {"T1": "1"})
+    chosen = choose(scans, ["T1"], {"T1": "1@96"})["T1"]
+    assert {float(header.EchoTime) for header in chosen.headers} == {96.0}
+    assert "echo 96" in str(chosen)
+
+
 def test_a_scanners_own_synthetic_series_is_a_scan(study):
     header = read_study(study)[0].headers[0].copy()
     header.Manufacturer, header.SeriesDescription = "GE MEDICAL SYSTEMS", "Synthetic T1W (MAGiC)"

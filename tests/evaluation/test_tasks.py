@@ -10,6 +10,7 @@ from monai.inferers import SimpleInferer
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
+from monai_ext.evaluation.evaluation import SomeFailed
 from monai_ext.evaluation.protocol import Protocol
 from monai_ext.evaluation.tasks import Predictor, TaskMatrix
 from monai_ext.networks import PMMSynth
@@ -132,3 +133,37 @@ def test_a_site_that_the_weights_do_not_know_is_refused(network):
 def test_counts_that_mean_nothing_are_refused(volumes, tmp_path, counts):
     with pytest.raises(ValueError, match="source_counts must be numbers from 1, or -1"):
         TaskMatrix(data=volumes, predictor=mean_of_given, output_dir=tmp_path, source_counts=counts)
+
+
+class Evaluated:
+    """An evaluation that ends as it is told to."""
+
+    def __init__(self, end: Exception | None = None) -> None:
+        self.end = end
+
+    def run(self) -> None:
+        if self.end is not None:
+            raise self.end
+
+
+def test_the_matrix_is_written_where_some_could_not_be_evaluated_and_not_where_nothing_was(volumes, tmp_path):
+    some, none = tmp_path / "some", tmp_path / "none"
+    for folder in (some, none):
+        folder.mkdir()
+        (folder / "run.json").write_text("{}")  # of an evaluation before, too
+    with pytest.raises(SomeFailed, match="1 of 3"):
+        TaskMatrix(data=volumes, predictor=mean_of_given, output_dir=some).run_after(Evaluated(SomeFailed("1 of 3")))
+    assert set(rows(some)) == EVERY
+    with pytest.raises(ValueError, match="holds results already"):
+        TaskMatrix(data=volumes, predictor=mean_of_given, output_dir=none).run_after(
+            Evaluated(ValueError("holds results already"))
+        )
+    assert not (none / "matrix.csv").exists()
+
+
+def test_a_subject_that_fails_is_named_and_the_others_are_in_the_matrix(volumes, tmp_path, capsys):
+    volumes[1] = {**volumes[1], "mask": torch.zeros(1, 20, 20, 12, dtype=torch.bool)}
+    with pytest.raises(ValueError, match="1 subjects are not in the matrix"):
+        TaskMatrix(data=volumes, predictor=mean_of_given, output_dir=tmp_path).run()
+    assert {case["subject"] for case in table(tmp_path / "matrix_cases.csv", region="brain")} == {"p"}
+    assert "q" in capsys.readouterr().err

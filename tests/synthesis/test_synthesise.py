@@ -198,6 +198,15 @@ class TestStudies:
         assert str(image) in capsys.readouterr().out
         line = refused(capsys, study, "--target", "FLAIR", "-o", tmp_path / "out")
         assert "is there already" in line
+        shutil.rmtree(tmp_path / "out" / "SYNTHETIC_FLAIR")
+        assert f"{image} is there already" in refused(capsys, study, "--target", "FLAIR", "-o", tmp_path / "out")
+        assert typed(study, "--target", "FLAIR", "-o", tmp_path / "out", "--overwrite") == 0
+        before = {path.name: path.read_bytes() for path in (tmp_path / "out" / "SYNTHETIC_FLAIR").iterdir()}
+        assert typed(study, "--target", "FLAIR", "-o", tmp_path / "out", "--overwrite") == 0
+        after = {path.name: path.read_bytes() for path in (tmp_path / "out" / "SYNTHETIC_FLAIR").iterdir()}
+        assert before.keys() == after.keys()
+        assert before != after  # a series anew has UIDs of its own
+        assert not list((tmp_path / "out").glob(".partial*"))
 
     def test_series_of_two_frames_of_reference_are_registered_unless_asked_otherwise(self, tmp_path, capsys, caplog):
         study = write_study(tmp_path / "study", "T1")
